@@ -1,0 +1,48 @@
+"""Package metadata; the version lives in pds_jax/version.py."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "pds_jax" / "version.py").read_text()).group(1)
+
+setup(
+    name="pds_jax",
+    version=VERSION,
+    description="Preconditioned Diffusion Sampling for score-based generative models, in JAX/Flax",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pds_jax", "pds_jax.*", "configs", "configs.*"]),
+    package_data={"pds_jax": ["py.typed"]},
+    install_requires=[
+        "jax>=0.6.2",
+        "flax>=0.10.7",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.11.15",
+        "ml_collections>=1.0.0",
+        "absl-py>=2.1.0",
+        "numpy>=1.26",
+        "scipy>=1.12",
+        "diffrax>=0.7.0",
+        "safetensors>=0.4.5",
+        "tensorflow-datasets>=4.9.7",
+        "tqdm>=4.66",
+        "Pillow>=10.3",
+        "matplotlib>=3.8",
+        "scikit-learn>=1.4",
+        "scikit-image>=0.23",
+        "tensorboardX>=2.6.2",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.6.2"],
+        "metrics": ["torch-fidelity>=0.3.0"],
+        "convert": ["torch>=2.4", "diffusers>=0.31"],
+        "notebooks": ["jupyter>=1.0", "ipywidgets>=8.1"],
+        "test": ["pytest>=8.2", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
+    },
+    entry_points={"console_scripts": ["pds_jax = pds_jax.main:run"]},
+)
