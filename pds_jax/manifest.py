@@ -1,0 +1,126 @@
+"""What a sampling run was, and which of its images are done.
+
+A run's folder holds ``manifest.json`` (identity, versions, seconds) and one small file a batch in ``shards/``
+with the SHA-256 of every image. A killed run loses at most the batch it was in; a second run with the same
+identity goes on; another identity is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+from collections.abc import Iterable
+from typing import Any
+
+from pds_jax import files, images
+from pds_jax.types import PdsError
+from pds_jax.version import __version__
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the numerical libraries."""
+    found = {"pds_jax": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        found[name] = importlib.metadata.version(name)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Turn a configuration into what JSON can hold: infinities become strings, tuples lists."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+class RunFolder:
+    """The output folder of one sampling run."""
+
+    def __init__(self, folder: str | os.PathLike[str], identity: dict[str, Any]):
+        """Open or make the folder.
+
+        Args:
+          folder: where images and manifest go.
+          identity: everything that decides the images except the seeds.
+
+        Raises:
+          PdsError: the folder holds another run, or cannot be written.
+        """
+        self.folder = pathlib.Path(folder)
+        self.identity = plain(identity)
+        if self.manifest_path.exists():
+            self._check_same_run()
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise PdsError(
+                f"{self.folder} is not empty and holds no manifest.json of a run; choose another --eval_folder"
+            )
+        else:
+            files.write_json(self.manifest_path, {"identity": self.identity, "state": "running"})
+
+    @property
+    def manifest_path(self) -> pathlib.Path:
+        """Where the manifest is."""
+        return self.folder / "manifest.json"
+
+    def _check_same_run(self) -> None:
+        there = files.read_json(self.manifest_path).get("identity")
+        if there == self.identity:
+            return
+        difference = _first_difference(there, self.identity, "")
+        raise PdsError(
+            f"{self.folder} holds another run: {difference}; choose another --eval_folder or delete that one"
+        )
+
+    def done(self) -> dict[int, str]:
+        """Seeds whose image is there and unharmed, with the image's SHA-256."""
+        good: dict[int, str] = {}
+        for shard in sorted((self.folder / "shards").glob("*.json")):
+            try:
+                entries = files.read_json(shard)
+            except PdsError:
+                continue  # a torn shard file: its images are simply made again
+            for seed_text, digest in entries.items():
+                path = images.seed_path(self.folder, int(seed_text))
+                if path.is_file() and files.sha256(path) == digest:
+                    good[int(seed_text)] = digest
+        return good
+
+    def save_batch(self, seeds: Iterable[int], batch: Any) -> None:
+        """Write one batch of images, then its shard file.
+
+        Args:
+          seeds: one seed an image.
+          batch: (B, H, W, C) uint8 or float in [0, 1].
+        """
+        entries = {
+            str(seed): images.save_png(images.seed_path(self.folder, seed), image)
+            for seed, image in zip(seeds, batch, strict=True)
+        }
+        first, last = min(map(int, entries)), max(map(int, entries))
+        files.write_json(self.folder / "shards" / f"{first:07d}-{last:07d}.json", entries)
+
+    def finish(self, **facts: Any) -> None:
+        """Write the manifest of a complete run: identity, versions and the facts given."""
+        files.write_json(
+            self.manifest_path,
+            {"identity": self.identity, "state": "complete", "versions": versions(), **plain(facts)},
+        )
+
+
+def _first_difference(old: Any, new: Any, path: str) -> str:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(set(old) | set(new)):
+            if old.get(key) != new.get(key):
+                return _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+    return f"{path} was {json.dumps(old)} there and is {json.dumps(new)} now"

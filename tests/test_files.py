@@ -1,0 +1,49 @@
+import os
+import stat
+
+import pytest
+
+from pds_jax import files
+from pds_jax.types import PdsError
+
+
+def test_seed_ranges_are_inclusive_and_ordered():
+    assert files.parse_seeds("0-3,9,5-6") == [0, 1, 2, 3, 9, 5, 6]
+
+
+@pytest.mark.parametrize("text", ["", "a", "3-", "-3", "5-2", "1,,2", "1.5", "0-3,2", f"{2**32}", "0-99999999"])
+def test_bad_seeds_are_refused(text):
+    with pytest.raises(PdsError, match="--seeds="):
+        files.parse_seeds(text)
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(tmp_path):
+    path = tmp_path / "a.txt"
+    files.atomic_write(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(PdsError, match="No space left"):
+        files.atomic_write(path, fail)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_file_where_a_folder_should_be_is_reported(tmp_path):
+    (tmp_path / "x").write_text("file")
+    with pytest.raises(PdsError, match="cannot write"):
+        files.write_json(tmp_path / "x" / "y.json", {})
+
+
+def test_written_files_are_readable_by_others(tmp_path):
+    files.write_json(tmp_path / "a.json", {"b": 1})
+    assert stat.S_IMODE(os.stat(tmp_path / "a.json").st_mode) == 0o644
+    assert files.read_json(tmp_path / "a.json") == {"b": 1}
+
+
+def test_broken_json_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(PdsError, match="a.json"):
+        files.read_json(tmp_path / "a.json")

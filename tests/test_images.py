@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from pds_jax import images
+from pds_jax.types import PdsError
+
+
+def test_the_uint8_rule_clips_and_floors():
+    x = np.array([-0.1, 0.0, 0.5, 0.999, 1.0, 1.2]).reshape(1, 6, 1)
+    assert images.to_uint8(x).ravel().tolist() == [0, 0, 127, 254, 255, 255]
+
+
+def test_nan_is_never_written():
+    with pytest.raises(PdsError, match="NaN"):
+        images.to_uint8(np.full((2, 2, 1), np.nan))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_png_round_trip(tmp_path, channels):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, channels), dtype=np.uint8)
+    images.save_png(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(images.load_png(tmp_path / "a.png"), image)
+
+
+def test_two_channels_are_refused(tmp_path):
+    with pytest.raises(PdsError, match="npz"):
+        images.save_png(tmp_path / "a.png", np.zeros((4, 4, 2)))
+
+
+def test_grid_places_every_image():
+    pixels = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1) * np.ones((5, 3, 4, 1), np.uint8)
+    canvas = images.grid(pixels, columns=3, pad=1)
+    assert canvas.shape == (2 * 4 + 1, 3 * 5 + 1, 1)
+    for index in range(5):
+        assert canvas[1 + 4 * (index // 3), 1 + 5 * (index % 3), 0] == index
+
+
+def test_a_broken_png_is_named(tmp_path):
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
+    with pytest.raises(PdsError, match="b.png"):
+        images.load_png(tmp_path / "b.png")
