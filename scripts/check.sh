@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The tests: a virtual environment, the install, ruff, types, tests, doctests.
+#   scripts/check.sh          what CI runs
+#   scripts/check.sh --all    the slow tests too
+# PDS_VENV: folder of the virtual environment (default .venv). PDS_TORCH: the torch that the converter tests use.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv="${PDS_VENV:-.venv}"
+slow=()
+[ "${1:-}" = "--all" ] && slow=(--slow)
+
+[ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
+"$venv/bin/python" -m pip install --quiet --upgrade pip
+"$venv/bin/python" -m pip install --quiet "${PDS_TORCH:-torch==2.13.0}" -e '.[test,convert]'
+
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+"$venv/bin/ruff" check .
+"$venv/bin/mypy"
+"$venv/bin/python" -m pytest -q -n 2 --dist loadfile ${slow[@]+"${slow[@]}"}
+"$venv/bin/python" -m pytest -q --doctest-modules pds_jax
