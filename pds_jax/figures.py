@@ -1,0 +1,205 @@
+"""The pictures of the project, in one style: comparison grids, curves against NFE, spectra, filters, strips."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pds_jax.files import atomic_write
+from pds_jax.images import grid, to_uint8
+
+_STYLE = {
+    "font.size": 11,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def _pyplot() -> Any:
+    # Imported here: the sampling path must not pay for matplotlib.
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(_STYLE)
+    return plt
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a matplotlib figure as PNG, atomically, and close it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, bbox_inches="tight")
+    _pyplot().close(figure)
+    atomic_write(path, lambda file: file.write(buffer.getvalue()))
+
+
+def _show(axis: Any, picture: np.ndarray) -> None:
+    pixels = to_uint8(picture)
+    axis.imshow(
+        pixels[..., 0] if pixels.shape[-1] == 1 else pixels,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+    )
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.grid(False)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def comparison(cells: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike[str], title: str = "") -> None:
+    """Rows of image grids: one row a sampler, one column a number of network evaluations.
+
+    Args:
+      cells: row label -> column label -> images (n, H, W, C), uint8 or float in [0, 1]; every row has the same columns.
+      path: the PNG to write.
+      title: above everything.
+    """
+    plt = _pyplot()
+    columns = list(next(iter(cells.values())))
+    figure, axes = plt.subplots(
+        len(cells), len(columns), figsize=(3.2 * len(columns) + 0.8, 3.3 * len(cells)), squeeze=False
+    )
+    for row, (label, images_by_column) in enumerate(cells.items()):
+        for column, name in enumerate(columns):
+            axis = axes[row][column]
+            _show(axis, grid(images_by_column[name], pad=1))
+            if row == 0:
+                axis.set_title(name)
+            if column == 0:
+                axis.set_ylabel(label, fontsize=12)
+    if title:
+        figure.suptitle(title)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def curves(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    path: str | os.PathLike[str],
+    *,
+    xlabel: str,
+    ylabel: str,
+    floor: float | None = None,
+    title: str = "",
+    logx: bool = True,
+    logy: bool = True,
+) -> None:
+    """Curves of a figure of merit, for instance Fréchet distance against NFE.
+
+    Args:
+      lines: label -> points (x, y).
+      path: the PNG to write.
+      xlabel: of the horizontal axis.
+      ylabel: of the vertical axis.
+      floor: value that as many real images reach, drawn as a dashed line.
+      title: above the axes.
+      logx: logarithmic horizontal axis.
+      logy: logarithmic vertical axis.
+    """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7.2, 4.8))
+    for index, (label, points) in enumerate(lines.items()):
+        xs, ys = zip(*sorted(points), strict=True)
+        axis.plot(xs, ys, marker="osv^Dx*"[index % 7], label=label, linewidth=1.8, markersize=5)
+    if floor is not None:
+        axis.axhline(floor, color="0.4", linestyle="--", linewidth=1.2, label="as many real images")
+    axis.set_xscale("log" if logx else "linear")
+    axis.set_yscale("log" if logy else "linear")
+    if logx:
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        axis.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 8 else 0)
+        axis.minorticks_off()
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    axis.set_title(title)
+    axis.legend(fontsize=9)
+    save(figure, path)
+
+
+def spectra(powers: Mapping[str, np.ndarray], path: str | os.PathLike[str], title: str = "") -> None:
+    """Radially averaged power spectra on one pair of logarithmic axes.
+
+    Args:
+      powers: label -> (H, W // 2 + 1, C) power per frequency.
+      path: the PNG to write.
+      title: above the axes.
+    """
+    lines = {}
+    for label, power in powers.items():
+        radius, mean = radial_mean(power)
+        lines[label] = list(zip(radius[1:], mean[1:], strict=True))
+    curves(lines, path, xlabel="frequency |k| (cycles per image)", ylabel="power", title=title, logx=True)
+
+
+def radial_mean(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average a half-plane spectrum over rings of equal rounded |k| and over channels.
+
+    Args:
+      power: (H, W // 2 + 1, C).
+
+    Returns:
+      Radii (n,) and mean power (n,).
+    """
+    power = np.asarray(power, np.float64)
+    rows = np.fft.fftfreq(power.shape[0], 1.0 / power.shape[0])
+    radius = np.rint(np.hypot(rows[:, None], np.arange(power.shape[1])[None, :])).astype(int)
+    count = np.bincount(radius.ravel())
+    total = np.bincount(radius.ravel(), weights=power.mean(axis=-1).ravel())
+    return np.flatnonzero(count), total[count > 0] / count[count > 0]
+
+
+def filters(freq: np.ndarray | None, space: np.ndarray | None, path: str | os.PathLike[str], title: str = "") -> None:
+    """The filters of M as maps: R over frequencies (zero frequency in the centre) and A over pixels.
+
+    Args:
+      freq: (H, W, C) filter R on the full plane, or None.
+      space: (H, W, C) filter A, or None.
+      path: the PNG to write.
+      title: above everything.
+    """
+    plt = _pyplot()
+    maps = {"R (frequency)": None if freq is None else np.fft.fftshift(np.asarray(freq), axes=(0, 1)),
+            "A (pixels)": None if space is None else np.asarray(space)}
+    shown = {name: value for name, value in maps.items() if value is not None}
+    figure, axes = plt.subplots(1, max(1, len(shown)), figsize=(4.6 * max(1, len(shown)), 4), squeeze=False)
+    for axis, (name, value) in zip(axes[0], shown.items(), strict=False):
+        image = axis.imshow(value.mean(axis=-1), cmap="viridis")
+        axis.set_title(name)
+        axis.grid(False)
+        figure.colorbar(image, ax=axis, fraction=0.046)
+    if title:
+        figure.suptitle(title)
+    save(figure, path)
+
+
+def strip(trajectory: np.ndarray, path: str | os.PathLike[str], labels: Sequence[str], title: str = "") -> None:
+    """A trajectory: one row an image, one column a recorded step.
+
+    Args:
+      trajectory: (steps, n, H, W, C), uint8 or float in [0, 1].
+      path: the PNG to write.
+      labels: one a step.
+      title: above everything.
+    """
+    plt = _pyplot()
+    steps, count = trajectory.shape[:2]
+    figure, axes = plt.subplots(count, steps, figsize=(0.9 * steps, 0.9 * count + 0.4), squeeze=False)
+    for row in range(count):
+        for column in range(steps):
+            _show(axes[row][column], trajectory[column, row])
+            if row == 0:
+                axes[row][column].set_title(labels[column], fontsize=8)
+    if title:
+        figure.suptitle(title)
+    save(figure, path)
