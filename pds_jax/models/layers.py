@@ -1,0 +1,161 @@
+"""Layers that the architectures share: initialisers, convolutions, embeddings, the blocks of DDPM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pds_jax.types import Array, PdsError
+
+Activation = Callable[[Array], Array]
+Dtype = jnp.dtype | type
+
+
+def _leaky_relu(x: Array) -> Array:
+    return nn.leaky_relu(x, negative_slope=0.2)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "elu": nn.elu,
+    "relu": nn.relu,
+    "lrelu": _leaky_relu,
+    "swish": nn.swish,
+}
+
+
+def get_act(name: str) -> Activation:
+    """Activation by its name in score_sde's configs.
+
+    Args:
+      name: one of ``elu, relu, lrelu, swish``, in any case.
+
+    Returns:
+      The elementwise function.
+
+    Raises:
+      PdsError: for another name.
+    """
+    if str(name).lower() not in ACTIVATIONS:
+        raise PdsError(f"model.nonlinearity={name!r} is unknown; known: {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[str(name).lower()]
+
+
+def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
+    """DDPM's initialiser: uniform with variance scale / mean(fan in, fan out); scale 0 becomes 1e-10.
+
+    Args:
+      scale: variance scale.
+
+    Returns:
+      A flax initialiser.
+    """
+    return nn.initializers.variance_scaling(1e-10 if scale == 0 else scale, "fan_avg", "uniform")
+
+
+def conv3x3(
+    features: int, *, stride: int = 1, init_scale: float = 1.0, bias: bool = True, dilation: int = 1, dtype: Dtype
+) -> nn.Conv:
+    """3x3 convolution with DDPM's initialisation and XLA's SAME padding, a submodule named ``Conv_n``."""
+    return nn.Conv(
+        features,
+        (3, 3),
+        strides=(stride, stride),
+        kernel_dilation=(dilation, dilation),
+        padding="SAME",
+        use_bias=bias,
+        kernel_init=default_init(init_scale),
+        dtype=dtype,
+    )
+
+
+def conv1x1(features: int, *, init_scale: float = 1.0, bias: bool = True, dtype: Dtype) -> nn.Conv:
+    """1x1 convolution with DDPM's initialisation, a submodule named ``Conv_n``."""
+    return nn.Conv(features, (1, 1), use_bias=bias, kernel_init=default_init(init_scale), dtype=dtype)
+
+
+def group_count(channels: int) -> int:
+    """Groups of the NCSN++ normalisation: min(C // 4, 32).
+
+    Args:
+      channels: C.
+
+    Returns:
+      Number of groups.
+
+    Raises:
+      PdsError: if they do not divide C.
+    """
+    groups = min(channels // 4, 32)
+    if groups == 0 or channels % groups:
+        raise PdsError(
+            f"a layer of {channels} channels cannot be split into min(C // 4, 32) = {groups} groups; "
+            "choose model.nf and model.ch_mult so that every width is a multiple of 4, above 128 of 32"
+        )
+    return groups
+
+
+def get_timestep_embedding(timesteps: Array, embedding_dim: int, max_positions: int = 10000) -> Array:
+    """Sinusoidal embedding [sin(t ω_i), cos(t ω_i)], ω_i = max_positions^(-i / (n - 1)), n = dim // 2.
+
+    Args:
+      timesteps: (B,) int or float labels.
+      embedding_dim: length of the embedding; an odd one ends in a zero.
+      max_positions: ratio of the longest to the shortest period.
+
+    Returns:
+      (B, embedding_dim) float32.
+
+    Raises:
+      PdsError: if embedding_dim is below 4.
+    """
+    half = embedding_dim // 2
+    if half < 2:
+        raise PdsError(f"a positional embedding needs at least 4 channels, got {embedding_dim}")
+    omega = np.exp(-math.log(max_positions) / (half - 1) * np.arange(half)).astype(np.float32)
+    angles = timesteps.astype(jnp.float32)[:, None] * omega[None]
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return jnp.pad(embedding, [(0, 0), (0, embedding_dim % 2)])
+
+
+class NIN(nn.Module):
+    """Network in network: the same linear map at every pixel, y = x W + b."""
+
+    num_units: int
+    init_scale: float = 0.1
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Map channels.
+
+        Args:
+          x: (..., C).
+
+        Returns:
+          (..., num_units).
+        """
+        w = self.param("W", default_init(self.init_scale), (x.shape[-1], self.num_units))
+        b = self.param("b", nn.initializers.zeros, (self.num_units,))
+        y = jnp.matmul(x, w.astype(self.dtype))
+        return y + b.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+
+
+def attention(q: Array, k: Array, v: Array) -> Array:
+    """Softmax attention of one head over all pixels, softmax(q kᵀ / √C) v.
+
+    Args:
+      q: (B, H, W, C).
+      k: (B, H, W, C).
+      v: (B, H, W, C).
+
+    Returns:
+      (B, H, W, C).
+    """
+    b, h, w, c = q.shape
+    flat = [a.reshape(b, h * w, 1, c) for a in (q, k, v)]
+    return jax.nn.dot_product_attention(*flat).reshape(b, h, w, c)

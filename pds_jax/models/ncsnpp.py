@@ -1,0 +1,250 @@
+"""NCSN++ and DDPM++ (Song et al. 2021, "Score-Based Generative Modeling through SDEs", appendix H).
+
+A U-Net of residual blocks with attention at chosen resolutions, and three ways in and out: the plain ones, and
+pyramids of the input or the output (``progressive_input``, ``progressive``) that are summed or concatenated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from pds_jax.models import layerspp
+from pds_jax.models.layers import Dtype, conv3x3, default_init, get_act, get_timestep_embedding
+from pds_jax.models.utils import (
+    check_divisible,
+    choice,
+    divide_by_sigma,
+    get_dtype,
+    get_sigmas,
+    image_size,
+    register_model,
+    remat_keeping_name,
+)
+from pds_jax.types import Array, PdsError
+
+EMBEDDINGS = ("fourier", "positional")
+RESBLOCKS = ("ddpm", "biggan")
+PROGRESSIVE = ("none", "output_skip", "residual")
+PROGRESSIVE_INPUT = ("none", "input_skip", "residual")
+COMBINE = ("sum", "cat")
+
+
+class NCSNpp(nn.Module):
+    """NCSN++; every field is the option of the same name in score_sde's ``config.model``.
+
+    ``attn_resolutions`` are heights. ``sigmas`` are the noise levels that a positional embedding's label indexes,
+    needed only with ``scale_by_sigma``.
+    """
+
+    nf: int
+    ch_mult: tuple[int, ...]
+    num_res_blocks: int
+    attn_resolutions: tuple[int, ...]
+    nonlinearity: str = "swish"
+    dropout: float = 0.0
+    resamp_with_conv: bool = True
+    conditional: bool = True
+    fir: bool = True
+    fir_kernel: tuple[float, ...] = (1, 3, 3, 1)
+    skip_rescale: bool = True
+    resblock_type: str = "biggan"
+    progressive: str = "none"
+    progressive_input: str = "residual"
+    progressive_combine: str = "sum"
+    embedding_type: str = "fourier"
+    fourier_scale: float = 16.0
+    init_scale: float = 0.0
+    scale_by_sigma: bool = True
+    centered: bool = False
+    sigmas: tuple[float, ...] = ()
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse unknown options before any work."""
+        choice("model.embedding_type", self.embedding_type, EMBEDDINGS)
+        choice("model.resblock_type", self.resblock_type, RESBLOCKS)
+        choice("model.progressive", self.progressive, PROGRESSIVE)
+        choice("model.progressive_input", self.progressive_input, PROGRESSIVE_INPUT)
+        choice("model.progressive_combine", self.progressive_combine, COMBINE)
+        get_act(self.nonlinearity)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: Array, time_cond: Array, train: bool = True) -> Array:
+        """Evaluate the network.
+
+        Args:
+          x: (B, H, W, C) images in the data's range ([0, 1], or [-1, 1] if centered).
+          time_cond: (B,) noise level: σ for a Fourier embedding, a label for a positional one.
+          train: whether dropout is on; it then needs a ``dropout`` rng.
+
+        Returns:
+          (B, H, W, C) float32.
+
+        Raises:
+          PdsError: if H or W is not a multiple of 2^(levels - 1).
+        """
+        check_divisible(x.shape[1:3], len(self.ch_mult))
+        block, attend, resample = self._parts()
+        temb = self._embed(time_cond)
+        x = (x if self.centered else 2 * x - 1).astype(self.dtype)
+
+        skips = self._encode(x, temb, train, block, attend, resample)
+        h = block()(skips[-1], temb, train)
+        h = attend()(h)
+        h = block()(h, temb, train)
+        h = self._decode(h, skips, x.shape[-1], temb, train, block, attend, resample)
+        return divide_by_sigma(h, self._sigma(time_cond)) if self.scale_by_sigma else h.astype(jnp.float32)
+
+    def _parts(self) -> tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]:
+        """The residual block, the attention block and the keywords of resampling layers."""
+        shared = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale, "dtype": self.dtype}
+        resample = {"fir": self.fir, "fir_kernel": self.fir_kernel, "dtype": self.dtype}
+        options = {"act": get_act(self.nonlinearity), "dropout": self.dropout, **shared}
+        if self.resblock_type == "biggan":
+            cls = remat_keeping_name(layerspp.ResnetBlockBigGANpp, self.remat)
+            block = partial(cls, fir=self.fir, fir_kernel=self.fir_kernel, **options)
+        else:
+            block = partial(remat_keeping_name(layerspp.ResnetBlockDDPMpp, self.remat), **options)
+        return block, partial(layerspp.AttnBlockpp, **shared), resample
+
+    def _embed(self, time_cond: Array) -> Array | None:
+        """(B, 4 nf) embedding of the noise level, or None for an unconditional network."""
+        if self.embedding_type == "fourier":
+            log_sigma = jnp.log(time_cond.astype(jnp.float32))
+            temb = layerspp.GaussianFourierProjection(self.nf, self.fourier_scale)(log_sigma)
+        else:
+            temb = get_timestep_embedding(time_cond, self.nf)
+        if not self.conditional:
+            return None
+        dense = partial(nn.Dense, 4 * self.nf, kernel_init=default_init(), dtype=self.dtype)
+        temb = dense()(temb)
+        return dense()(get_act(self.nonlinearity)(temb))
+
+    def _sigma(self, time_cond: Array) -> Array:
+        """(B,) noise level that the output is divided by."""
+        if self.embedding_type == "fourier":
+            return time_cond
+        return jnp.asarray(self.sigmas, jnp.float32)[time_cond.astype(jnp.int32)]
+
+    def _encode(
+        self,
+        x: Array,
+        temb: Array | None,
+        train: bool,
+        block: Callable[..., Any],
+        attend: Callable[..., Any],
+        resample: dict[str, Any],
+    ) -> list[Array]:
+        """Contracting path: every activation that the expanding path concatenates."""
+        pyramid = x
+        skips = [conv3x3(self.nf, dtype=self.dtype)(x)]
+        for level, mult in enumerate(self.ch_mult):
+            for _ in range(self.num_res_blocks):
+                h = block(out_ch=self.nf * mult)(skips[-1], temb, train)
+                skips.append(attend()(h) if h.shape[1] in self.attn_resolutions else h)
+            if level == len(self.ch_mult) - 1:
+                break
+            if self.resblock_type == "ddpm":
+                h = layerspp.Downsample(with_conv=self.resamp_with_conv, **resample)(skips[-1])
+            else:
+                h = block(down=True)(skips[-1], temb, train)
+            if self.progressive_input == "input_skip":
+                pyramid = layerspp.Downsample(with_conv=False, **resample)(pyramid)
+                h = layerspp.Combine(self.progressive_combine, dtype=self.dtype)(pyramid, h)
+            elif self.progressive_input == "residual":
+                pyramid = layerspp.Downsample(out_ch=h.shape[-1], with_conv=True, **resample)(pyramid)
+                h = pyramid = layerspp.rescaled_sum(pyramid, h, self.skip_rescale)
+            skips.append(h)
+        return skips
+
+    def _decode(
+        self,
+        h: Array,
+        skips: list[Array],
+        channels: int,
+        temb: Array | None,
+        train: bool,
+        block: Callable[..., Any],
+        attend: Callable[..., Any],
+        resample: dict[str, Any],
+    ) -> Array:
+        """Expanding path, (B, H, W, channels)."""
+        act = get_act(self.nonlinearity)
+        head = partial(conv3x3, init_scale=self.init_scale, dtype=self.dtype)
+        pyramid = None
+        for level, mult in reversed(list(enumerate(self.ch_mult))):
+            for _ in range(self.num_res_blocks + 1):
+                h = block(out_ch=self.nf * mult)(jnp.concatenate([h, skips.pop()], axis=-1), temb, train)
+            if h.shape[1] in self.attn_resolutions:
+                h = attend()(h)
+
+            if self.progressive == "output_skip":
+                if pyramid is not None:
+                    pyramid = layerspp.Upsample(with_conv=False, **resample)(pyramid)
+                out = head(channels)(act(layerspp.group_norm(h, self.dtype)))
+                pyramid = out if pyramid is None else pyramid + out
+            elif self.progressive == "residual" and pyramid is None:
+                pyramid = conv3x3(h.shape[-1], dtype=self.dtype)(act(layerspp.group_norm(h, self.dtype)))
+            elif self.progressive == "residual":
+                pyramid = layerspp.Upsample(out_ch=h.shape[-1], with_conv=True, **resample)(pyramid)
+                h = pyramid = layerspp.rescaled_sum(pyramid, h, self.skip_rescale)
+
+            if level != 0 and self.resblock_type == "ddpm":
+                h = layerspp.Upsample(with_conv=self.resamp_with_conv, **resample)(h)
+            elif level != 0:
+                h = block(up=True)(h, temb, train)
+        if pyramid is not None and self.progressive == "output_skip":
+            return pyramid
+        return head(channels)(act(layerspp.group_norm(h, self.dtype)))
+
+
+@register_model("ncsnpp")
+def from_config(config: Any) -> NCSNpp:
+    """NCSN++ or DDPM++ from a score_sde config.
+
+    Args:
+      config: sections data, model and training.
+
+    Returns:
+      The module.
+
+    Raises:
+      PdsError: for an unknown option, an image size that does not divide, or a Fourier embedding without
+        continuous training (its label is σ itself).
+    """
+    model = config.model
+    if model.embedding_type == "fourier" and not config.training.continuous:
+        raise PdsError("model.embedding_type='fourier' needs training.continuous=True: its label is σ, not an index")
+    check_divisible(image_size(config), len(model.ch_mult))
+    return NCSNpp(
+        nf=model.nf,
+        ch_mult=tuple(model.ch_mult),
+        num_res_blocks=model.num_res_blocks,
+        attn_resolutions=tuple(model.attn_resolutions),
+        nonlinearity=model.nonlinearity,
+        dropout=model.dropout,
+        resamp_with_conv=model.resamp_with_conv,
+        conditional=model.conditional,
+        fir=model.fir,
+        fir_kernel=tuple(model.get("fir_kernel", (1, 3, 3, 1))),
+        skip_rescale=model.skip_rescale,
+        resblock_type=model.resblock_type.lower(),
+        progressive=model.progressive.lower(),
+        progressive_input=model.progressive_input.lower(),
+        progressive_combine=model.get("progressive_combine", "sum").lower(),
+        embedding_type=model.embedding_type.lower(),
+        fourier_scale=float(model.get("fourier_scale", 16.0)),
+        init_scale=float(model.init_scale),
+        scale_by_sigma=model.scale_by_sigma,
+        centered=config.data.centered,
+        sigmas=tuple(get_sigmas(config).tolist()) if model.scale_by_sigma else (),
+        dtype=get_dtype(config),
+        remat=bool(model.get("remat", False)),
+    )

@@ -1,0 +1,170 @@
+"""The registry of networks, and building one from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pds_jax.models.layers import Dtype
+from pds_jax.types import Array, Key, PdsError
+
+Builder = Callable[[Any], nn.Module]
+MODELS: dict[str, Builder] = {}
+_DTYPES: dict[str, Dtype] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def register_model(name: str) -> Callable[[Builder], Builder]:
+    """Decorator that enters a builder, config -> module, into ``MODELS``.
+
+    Args:
+      name: value of ``config.model.name``.
+
+    Returns:
+      The decorator.
+
+    Raises:
+      PdsError: if the name is taken.
+    """
+
+    def register(builder: Builder) -> Builder:
+        if name in MODELS:
+            raise PdsError(f"a model named {name!r} is registered already")
+        MODELS[name] = builder
+        return builder
+
+    return register
+
+
+def get_model(name: str) -> Builder:
+    """Builder of a network by name.
+
+    Args:
+      name: ``config.model.name``.
+
+    Returns:
+      A function config -> flax module.
+
+    Raises:
+      PdsError: for an unknown name.
+    """
+    return MODELS[choice("model.name", name, MODELS)]
+
+
+def create_model(config: Any) -> nn.Module:
+    """Build the network that a config describes.
+
+    Args:
+      config: a score_sde config (ml_collections or alike): sections data, model, training.
+
+    Returns:
+      A flax module, called as ``module.apply({'params': params}, x, time_cond, train=False)``.
+
+    Raises:
+      PdsError: for an option the network does not know; the message lists the known ones.
+    """
+    return get_model(config.model.name)(config)
+
+
+def init_model(rng: Key, config: Any) -> dict[str, Any]:
+    """Initial parameters of the network that a config describes.
+
+    Args:
+      rng: a key.
+      config: see :func:`create_model`.
+
+    Returns:
+      The parameter tree, nested dicts of float32 with score_sde's names.
+    """
+    model = create_model(config)
+    x = jnp.zeros((1, *image_size(config), config.data.num_channels), jnp.float32)
+    params_rng, dropout_rng = jax.random.split(rng)
+    variables = jax.jit(model.init)({"params": params_rng, "dropout": dropout_rng}, x, jnp.ones((1,), jnp.float32))
+    return variables["params"]
+
+
+def image_size(config: Any) -> tuple[int, int]:
+    """(H, W) of a config's images; ``data.image_size`` may be one number or a pair."""
+    size = config.data.image_size
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def get_sigmas(config: Any) -> np.ndarray:
+    """Noise levels of SMLD, a geometric sequence from σ_max down to σ_min.
+
+    Args:
+      config: with model.sigma_max, model.sigma_min, model.num_scales.
+
+    Returns:
+      (num_scales,) float32.
+    """
+    model = config.model
+    ends = np.log(np.float64(model.sigma_max)), np.log(np.float64(model.sigma_min))
+    return np.exp(np.linspace(*ends, model.num_scales)).astype(np.float32)
+
+
+def get_dtype(config: Any) -> Dtype:
+    """Compute dtype, ``model.dtype``: float32 (default) or bfloat16; parameters and output stay float32."""
+    return _DTYPES[choice("model.dtype", config.model.get("dtype", "float32"), _DTYPES)]
+
+
+def choice(what: str, value: str, known: Any) -> str:
+    """Check an option of a config.
+
+    Args:
+      what: the option's name, for the message.
+      value: its value.
+      known: the known values.
+
+    Returns:
+      The value.
+
+    Raises:
+      PdsError: if the value is not known.
+    """
+    if value not in known:
+        raise PdsError(f"{what}={value!r} is unknown; known: {', '.join(sorted(known))}")
+    return value
+
+
+def check_divisible(shape: Sequence[int], levels: int) -> None:
+    """Check that images can be halved ``levels - 1`` times.
+
+    Args:
+      shape: (H, W).
+      levels: number of resolutions.
+
+    Raises:
+      PdsError: if H or W is not a multiple of 2^(levels - 1).
+    """
+    factor = 2 ** (levels - 1)
+    if any(size % factor or size == 0 for size in shape):
+        raise PdsError(
+            f"images of {shape[0]}x{shape[1]} pixels do not fit a network of {levels} resolutions: "
+            f"height and width must be multiples of {factor}"
+        )
+
+
+def remat_keeping_name(module: type[nn.Module], enabled: bool) -> type[nn.Module]:
+    """The module class, with its activations recomputed in the backward pass if ``enabled``.
+
+    flax names submodules after their class; keeping the class name keeps the parameter tree.
+    The module is called as (x, temb, train).
+    """
+    if not enabled:
+        return module
+    wrapped = nn.remat(module, static_argnums=(3,))
+    wrapped.__name__ = module.__name__
+    return wrapped
+
+
+def divide_by_sigma(h: Array, sigma: Array) -> Array:
+    """h_b / σ_b in float32, the output scaling of the networks of SMLD."""
+    return h.astype(jnp.float32) / sigma.astype(jnp.float32)[:, None, None, None]
