@@ -1,0 +1,17 @@
+"""NCSN++ cont. on CIFAR-10, sub-VP SDE.
+
+pds_jax --mode=train --config=configs/subvp/cifar10_ncsnpp_continuous.py --workdir=runs/subvp_cifar10_ncsnpp_continuous
+Published: no figure known to us for this file.
+"""
+
+import ml_collections
+
+from configs import default_cifar10_configs
+from configs.common import finish, ncsnpp_vp, vp
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = default_cifar10_configs.get_default_configs()
+    vp(config, sde="subvpsde")
+    ncsnpp_vp(config.model)
+    return finish(config, arg)

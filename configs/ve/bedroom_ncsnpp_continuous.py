@@ -1,0 +1,19 @@
+"""NCSN++ cont. on LSUN bedroom 256x256, VE SDE.
+
+pds_jax --mode=train --config=configs/ve/bedroom_ncsnpp_continuous.py --workdir=runs/ve_bedroom_ncsnpp_continuous
+Published: samples only, no figure.
+The PDS release's file of this name differs only in the sizes of its authors' runs (see default_lsun_configs).
+"""
+
+import ml_collections
+
+from configs import default_lsun_configs
+from configs.common import finish, ncsnpp_256, ve
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = default_lsun_configs.get_default_configs()
+    ve(config)
+    config.data.category = "bedroom"
+    ncsnpp_256(config.model, sigma_max=378.0)
+    return finish(config, arg)

@@ -1,0 +1,16 @@
+"""NCSN (v1) on CelebA 64x64 with techniques 1, 2 and 4 of NCSNv2.
+
+pds_jax --mode=train --config=configs/ve/ncsn/celeba_124.py --workdir=runs/ve_ncsn_celeba_124
+Published: no figure known to us for this file.
+"""
+
+import ml_collections
+
+from configs import default_celeba_configs
+from configs.common import finish, ncsn
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = default_celeba_configs.get_default_configs()
+    ncsn(config, n_steps_each=5, snr=0.128, num_scales=500, ema_rate=0.0)
+    return finish(config, arg)

@@ -1,0 +1,16 @@
+"""NCSN (v1) on CelebA 64x64 with technique 5 of NCSNv2.
+
+pds_jax --mode=train --config=configs/ve/ncsn/celeba_5.py --workdir=runs/ve_ncsn_celeba_5
+Published: no figure known to us for this file.
+"""
+
+import ml_collections
+
+from configs import default_celeba_configs
+from configs.common import finish, ncsn
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = default_celeba_configs.get_default_configs()
+    ncsn(config, n_steps_each=100, snr=0.316, sigma_max=1.0, num_scales=10, ema_rate=0.999)
+    return finish(config, arg)

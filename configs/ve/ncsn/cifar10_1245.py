@@ -1,0 +1,16 @@
+"""NCSN (v1) on CIFAR-10 with techniques 1, 2, 4 and 5 of NCSNv2.
+
+pds_jax --mode=train --config=configs/ve/ncsn/cifar10_1245.py --workdir=runs/ve_ncsn_cifar10_1245
+Published: no figure known to us for this file.
+"""
+
+import ml_collections
+
+from configs import default_cifar10_configs
+from configs.common import finish, ncsn
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = default_cifar10_configs.get_default_configs()
+    ncsn(config, n_steps_each=5, snr=0.176, num_scales=232, ema_rate=0.999)
+    return finish(config, arg)
