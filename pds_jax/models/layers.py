@@ -159,3 +159,20 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     b, h, w, c = q.shape
     flat = [a.reshape(b, h * w, 1, c) for a in (q, k, v)]
     return jax.nn.dot_product_attention(*flat).reshape(b, h, w, c)
+
+
+def add_embedding(h: Array, temb: Array | None, act: Activation, dtype: Dtype) -> Array:
+    """h + Dense(act(temb)), the same at every pixel; a submodule named ``Dense_n``.
+
+    Args:
+      h: (B, H, W, C).
+      temb: (B, D), or None for an unconditional network.
+      act: activation.
+      dtype: compute dtype.
+
+    Returns:
+      (B, H, W, C).
+    """
+    if temb is None:
+        return h
+    return h + nn.Dense(h.shape[-1], kernel_init=default_init(), dtype=dtype)(act(temb))[:, None, None, :]

@@ -10,7 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.models import up_or_down_sampling as resampling
-from pds_jax.models.layers import NIN, Activation, Dtype, attention, conv1x1, conv3x3, default_init, group_count
+from pds_jax.models.layers import (
+    NIN,
+    Activation,
+    Dtype,
+    add_embedding,
+    attention,
+    conv1x1,
+    conv3x3,
+    default_init,
+    group_count,
+)
 from pds_jax.types import Array, PdsError
 
 
@@ -195,23 +205,6 @@ def _resampler(up: bool, down: bool, fir: bool, fir_kernel: tuple[float, ...]) -
     if down:
         return (lambda x: resampling.downsample_2d(x, fir_kernel)) if fir else resampling.naive_downsample_2d
     return lambda x: x
-
-
-def add_embedding(h: Array, temb: Array | None, act: Activation, dtype: Dtype) -> Array:
-    """h + Dense(act(temb)), the same at every pixel; a submodule named ``Dense_n``.
-
-    Args:
-      h: (B, H, W, C).
-      temb: (B, D), or None for an unconditional network.
-      act: activation.
-      dtype: compute dtype.
-
-    Returns:
-      (B, H, W, C).
-    """
-    if temb is None:
-        return h
-    return h + nn.Dense(h.shape[-1], kernel_init=default_init(), dtype=dtype)(act(temb))[:, None, None, :]
 
 
 class ResnetBlockDDPMpp(nn.Module):

@@ -104,7 +104,7 @@ class NCSNpp(nn.Module):
 
     def _parts(self) -> tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]:
         """The residual block, the attention block and the keywords of resampling layers."""
-        shared = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale, "dtype": self.dtype}
+        shared: dict[str, Any] = {"skip_rescale": self.skip_rescale, "init_scale": self.init_scale, "dtype": self.dtype}
         resample = {"fir": self.fir, "fir_kernel": self.fir_kernel, "dtype": self.dtype}
         options = {"act": get_act(self.nonlinearity), "dropout": self.dropout, **shared}
         if self.resblock_type == "biggan":
@@ -178,7 +178,7 @@ class NCSNpp(nn.Module):
         """Expanding path, (B, H, W, channels)."""
         act = get_act(self.nonlinearity)
         head = partial(conv3x3, init_scale=self.init_scale, dtype=self.dtype)
-        pyramid = None
+        pyramid: Array | None = None
         for level, mult in reversed(list(enumerate(self.ch_mult))):
             for _ in range(self.num_res_blocks + 1):
                 h = block(out_ch=self.nf * mult)(jnp.concatenate([h, skips.pop()], axis=-1), temb, train)
@@ -186,15 +186,16 @@ class NCSNpp(nn.Module):
                 h = attend()(h)
 
             if self.progressive == "output_skip":
-                if pyramid is not None:
-                    pyramid = layerspp.Upsample(with_conv=False, **resample)(pyramid)
                 out = head(channels)(act(layerspp.group_norm(h, self.dtype)))
-                pyramid = out if pyramid is None else pyramid + out
-            elif self.progressive == "residual" and pyramid is None:
-                pyramid = conv3x3(h.shape[-1], dtype=self.dtype)(act(layerspp.group_norm(h, self.dtype)))
+                if pyramid is not None:
+                    out = out + layerspp.Upsample(with_conv=False, **resample)(pyramid)
+                pyramid = out
             elif self.progressive == "residual":
-                pyramid = layerspp.Upsample(out_ch=h.shape[-1], with_conv=True, **resample)(pyramid)
-                h = pyramid = layerspp.rescaled_sum(pyramid, h, self.skip_rescale)
+                if pyramid is None:
+                    pyramid = conv3x3(h.shape[-1], dtype=self.dtype)(act(layerspp.group_norm(h, self.dtype)))
+                else:
+                    pyramid = layerspp.Upsample(out_ch=h.shape[-1], with_conv=True, **resample)(pyramid)
+                    h = pyramid = layerspp.rescaled_sum(pyramid, h, self.skip_rescale)
 
             if level != 0 and self.resblock_type == "ddpm":
                 h = layerspp.Upsample(with_conv=self.resamp_with_conv, **resample)(h)

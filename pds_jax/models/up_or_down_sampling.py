@@ -56,7 +56,9 @@ def _shifted_sum(x: Array, terms: list[tuple[int, float]], axis: int, length: in
     return sum(parts[1:], parts[0])
 
 
-def upfirdn1d(x: Array, taps: np.ndarray, axis: int, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)) -> Array:
+def upfirdn1d(
+    x: Array, taps: np.ndarray, axis: int, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
+) -> Array:
     """Upsample by ``up``, filter, downsample by ``down`` along one axis: y = ↓d (k ∗ pad(↑u x)).
 
     Args:
