@@ -502,6 +502,8 @@ def _from_raw(
     present = r_f if r_f is not None else r_a
     if present is None or (not traced and math.isinf(float(alpha))):
         return identity()
+    if r_f is not None and r_a is not None and r_f.shape != r_a.shape:
+        raise PdsError(f"the frequency mask is of images {r_f.shape}, the space mask of images {r_a.shape}")
     if r_f is not None:
         r_f = _even(r_f)
     height, width, channels = present.shape
