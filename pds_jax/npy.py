@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
+import tokenize
+import warnings
 import zipfile
 import zlib
 from typing import IO
@@ -13,6 +16,8 @@ import numpy as np
 from pds_jax.types import PdsError
 
 _MAX_BYTES = 4 << 30
+# What NumPy's header parser was seen to raise on damaged headers.
+_HEADER_ERRORS = (ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError, MemoryError, RecursionError)
 
 
 def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
@@ -67,20 +72,26 @@ def _read_array(file: IO[bytes], size: int, where: str) -> np.ndarray:
     if size > _MAX_BYTES:
         raise PdsError(f"{where} holds {size} bytes, more than the {_MAX_BYTES} that are read")
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else (
-            np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read_header(file)
-    except ValueError as error:
-        raise PdsError(f"{where} is not a .npy array ({error})") from error
+        shape, fortran, dtype = _read_header(file)
+    except _HEADER_ERRORS as error:
+        raise PdsError(f"{where} is not a .npy array ({error}); make or copy it again") from error
     if dtype.hasobject:
         raise PdsError(f"{where} holds pickled Python objects, which are never loaded; save a plain float array")
     data = file.read()
-    expected = int(np.prod(shape, dtype=object)) * dtype.itemsize
-    if len(data) != expected:
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected or min(shape, default=1) < 0:
         raise PdsError(
             f"{where} is truncated or damaged: {len(data)} bytes of data, its header says {expected}"
         )
     array = np.frombuffer(data, dtype=dtype)
     return array.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype from the start of an array."""
+    version = np.lib.format.read_magic(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers written by Python 2, which read well
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        return np.lib.format.read_array_header_2_0(file)
