@@ -1,0 +1,71 @@
+"""Checkpoints of other programs in, ours out: ``sniff``, ``load_checkpoint``, ``export``.
+
+Files are never trusted: nothing in them is run, every leaf is accounted for, damage is a typed error.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from pds_jax.convert import diffusers, safetensors_io, score_sde, score_sde_torch
+from pds_jax.convert.hub import fetch, is_hub_id
+from pds_jax.convert.sniffing import KINDS, sniff
+from pds_jax.convert.tree import ConversionError, Report, template
+
+__all__ = ["EXPORTS", "KINDS", "ConversionError", "Report", "export", "load_checkpoint", "sniff"]
+
+EXPORTS = {
+    "safetensors": safetensors_io.export,
+    "score_sde_torch": score_sde_torch.export,
+    "diffusers": diffusers.export,
+}
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str], config: Any, *, use_ema: bool = True, allow_download: bool = False
+) -> tuple[dict[str, Any], Report]:
+    """Read the parameters of any known checkpoint into our tree.
+
+    Args:
+      path: a file or folder, or with ``allow_download`` a Hugging Face Hub id such as ``google/ncsnpp-church-256``.
+      config: the score_sde config that the network was trained with.
+      use_ema: the moving average of the weights (default), or the raw ones, where a file has both.
+      allow_download: fetch a Hub id; without it nothing is ever fetched.
+
+    Returns:
+      (parameters, report): nested dicts of float32 arrays with score_sde's names, and what became of every leaf.
+
+    Raises:
+      PdsError: unknown or damaged file, or one that does not fit the config; the first leaf is named.
+    """
+    if not pathlib.Path(path).exists() and is_hub_id(str(path)):
+        path = fetch(str(path), allow_download)
+    kind = sniff(path)
+    shapes = template(config)
+    if kind == "score_sde_flax":
+        return score_sde.load(path, shapes, use_ema)
+    if kind == "score_sde_torch":
+        return score_sde_torch.load(path, config, shapes, use_ema)
+    if kind == "diffusers":
+        return diffusers.load(path, config, shapes)
+    return safetensors_io.load(path, shapes)
+
+
+def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str], kind: str = "safetensors") -> None:
+    """Write parameters for another program, or as our own model.
+
+    Args:
+      params: nested dicts of arrays, of the config's network.
+      config: a score_sde config.
+      path: a folder (``safetensors``, ``diffusers``) or a file (``score_sde_torch``).
+      kind: one of ``safetensors``, ``score_sde_torch``, ``diffusers``.
+
+    Raises:
+      PdsError: unknown kind, a network that the kind cannot hold, parameters of another network, or no such place.
+    """
+    if kind not in EXPORTS:
+        raise ConversionError(f"cannot write kind {kind!r}; known: {', '.join(EXPORTS)}")
+    EXPORTS[kind](params, config, path)

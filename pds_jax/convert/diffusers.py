@@ -1,0 +1,330 @@
+"""Folders of diffusers that hold an NCSN++: a ``UNet2DModel`` of skip blocks, alone or inside a pipeline.
+
+Such a model is NCSN++ with ``progressive='output_skip'``, ``progressive_input='input_skip'``; its attention blocks
+normalise in 32 groups whatever their width, so narrow ones compute something else and are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pds_jax import files
+from pds_jax.convert import safetensors_io
+from pds_jax.convert.names import diffusers_pairs
+from pds_jax.convert.pickles import Tensor
+from pds_jax.convert.torch_files import opened
+from pds_jax.convert.tree import ConversionError, Leaf, Report, Shape, assemble, check_params, template
+from pds_jax.models.utils import image_size
+
+CLASS = "UNet2DModel"
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+_HEADER_LIMIT = 1 << 20
+
+# Options that our network needs in score_sde's config to be a UNet2DModel of skip blocks.
+_OURS: dict[str, Any] = {
+    "name": "ncsnpp",
+    "resblock_type": "biggan",
+    "progressive": "output_skip",
+    "progressive_input": "input_skip",
+    "progressive_combine": "sum",
+    "embedding_type": "fourier",
+    "nonlinearity": "swish",
+    "fir": True,
+    "fir_kernel": (1, 3, 3, 1),
+    "skip_rescale": True,
+    "conditional": True,
+    "scale_by_sigma": True,
+}
+# What an absent field of config.json means, as UNet2DModel's constructor has it.
+_DEFAULTS: dict[str, Any] = {
+    "sample_size": None,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "layers_per_block": 2,
+    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+
+
+def unet_folder(path: str | os.PathLike[str]) -> pathlib.Path | None:
+    """The folder with the UNet's ``config.json``: the path itself, its ``unet``, or the parent of a weights file."""
+    given = pathlib.Path(path)
+    candidates = [given / "unet", given] if given.is_dir() else [given.parent]
+    for folder in candidates:
+        if _class_of(folder / "config.json") == CLASS:
+            return folder
+    return None
+
+
+def _class_of(path: pathlib.Path) -> Any:
+    if not path.is_file() or path.stat().st_size > _HEADER_LIMIT:
+        return None
+    try:
+        config = files.read_json(path)
+    except (ValueError, RecursionError):
+        return None
+    return config.get("_class_name") if isinstance(config, dict) else None
+
+
+def load(path: str | os.PathLike[str], config: Any, shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], Report]:
+    """Parameters from a diffusers folder.
+
+    Args:
+      path: the pipeline's folder, its ``unet`` folder, or the weights file in it.
+      config: our config of the same network; every option is compared with ``config.json``.
+      shapes: path and shape of every parameter of the network.
+
+    Returns:
+      (parameter tree, report); diffusers keeps one set of weights, the moving average by custom.
+
+    Raises:
+      ConversionError: damaged, of another network, or one that computes otherwise than NCSN++.
+    """
+    folder = unet_folder(path)
+    if folder is None:
+        raise ConversionError(f"{path}: no config.json of a {CLASS} here or in 'unet'")
+    report = Report("diffusers", str(path), "as saved")
+    compare(read_config(folder / "config.json"), config, str(folder / "config.json"))
+    _note_scheduler(folder.parent / "scheduler" / "scheduler_config.json", config, report)
+    pairs = diffusers_pairs(config, shapes)
+    given = pathlib.Path(path)
+    weights = given if given.is_file() else _weights_file(folder)
+    if weights.suffix == ".safetensors":
+        sources = safetensors_io.leaves(weights)
+        return assemble(pairs, _without_twin(sources, report), shapes, report), report
+    with opened(weights) as (state, leaf):
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            raise ConversionError(f"{weights}: not a dictionary of tensors")
+        sources = {str(name): leaf(value) for name, value in state.items()}
+        return assemble(pairs, _without_twin(sources, report), shapes, report), report
+
+
+def _weights_file(folder: pathlib.Path) -> pathlib.Path:
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise ConversionError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
+
+
+def _without_twin(sources: dict[str, Leaf], report: Report) -> dict[str, Leaf]:
+    """Drop the second copy of the Fourier frequencies, which some versions of diffusers save."""
+    twin, weight = sources.get("time_proj.W"), sources.get("time_proj.weight")
+    if twin is None or weight is None:
+        return sources
+    if twin.shape != weight.shape or not np.array_equal(twin.read(), weight.read()):
+        raise ConversionError(f"{report.path}: 'time_proj.W' and 'time_proj.weight' should be equal and are not")
+    report.unused.append("time_proj.W: the same as time_proj.weight")
+    return {name: leaf for name, leaf in sources.items() if name != "time_proj.W"}
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """``config.json`` of a UNet2DModel with the defaults filled in.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Its fields.
+
+    Raises:
+      ConversionError: it is no such file or lacks the description of the blocks.
+    """
+    fields = files.read_json(path)
+    if not isinstance(fields, dict) or fields.get("_class_name") != CLASS:
+        raise ConversionError(f"{path} does not describe a {CLASS}")
+    for name in ("block_out_channels", "down_block_types", "up_block_types"):
+        if not isinstance(fields.get(name), list):
+            raise ConversionError(f"{path}: {name!r} is missing or not a list")
+    return {**_DEFAULTS, **fields}
+
+
+def compare(theirs: Mapping[str, Any], config: Any, where: str) -> None:
+    """Check that a UNet2DModel's config.json and our config describe the same computation.
+
+    Args:
+      theirs: fields of config.json.
+      config: our config.
+      where: the file's name, for messages.
+
+    Raises:
+      ConversionError: naming the first field that differs and both values.
+    """
+    for name, value in expected_config(config).items():
+        found = theirs[name]
+        if name == "norm_num_groups" and _same_groups(found, config):
+            continue
+        if not _equal(found, value):
+            raise ConversionError(
+                f"{where}: {name} is {found!r}, but our config stands for {value!r}; "
+                "start from configs/ve/church_ncsnpp_continuous.py and set its model and data fields accordingly"
+            )
+    refuse_narrow_attention(config)
+
+
+def _equal(found: Any, value: Any) -> bool:
+    if isinstance(value, float) and isinstance(found, int | float):
+        return math.isclose(found, value, rel_tol=1e-6)
+    return bool(found == value) and isinstance(found, bool) == isinstance(value, bool)
+
+
+def _same_groups(found: Any, config: Any) -> bool:
+    """A number is fine if it is what NCSN++ has at the widths where diffusers uses it: the first and the last."""
+    widths = (config.model.nf, config.model.nf * config.model.ch_mult[-1])
+    return all(found == min(width // 4, 32) for width in widths)
+
+
+def expected_config(config: Any) -> dict[str, Any]:
+    """Fields of config.json that our config stands for.
+
+    Args:
+      config: our config.
+
+    Returns:
+      ``{field: value}``, complete enough for UNet2DModel.
+
+    Raises:
+      ConversionError: the network is of a kind that UNet2DModel cannot be.
+    """
+    model = config.model
+    for name, value in _OURS.items():
+        found = model.get(name)
+        found = tuple(found) if isinstance(value, tuple) and found is not None else found
+        if found != value:
+            raise ConversionError(f"diffusers has only NCSN++ with model.{name}={value!r}; this config has {found!r}")
+    if config.data.num_channels != 3:
+        raise ConversionError(f"diffusers' skip blocks have 3 channels; this config has {config.data.num_channels}")
+    size = image_size(config)
+    attend = [size[0] // 2**level in tuple(model.attn_resolutions) for level in range(len(model.ch_mult))]
+    return {
+        "sample_size": size[0] if size[0] == size[1] else list(size),
+        "in_channels": 3,
+        "out_channels": 3,
+        "center_input_sample": not config.data.centered,
+        "time_embedding_type": "fourier",
+        "time_embedding_dim": None,
+        "block_out_channels": [model.nf * mult for mult in model.ch_mult],
+        "layers_per_block": model.num_res_blocks,
+        "down_block_types": [f"{'Attn' * on}SkipDownBlock2D" for on in attend],
+        "up_block_types": [f"{'Attn' * on}SkipUpBlock2D" for on in reversed(attend)],
+        "mid_block_type": "UNetMidBlock2D",
+        "mid_block_scale_factor": math.sqrt(2),
+        "act_fn": "silu",
+        "attention_head_dim": None,
+        "norm_num_groups": None,
+        "attn_norm_num_groups": None,
+        "norm_eps": 1e-6,
+        "resnet_time_scale_shift": "default",
+        "add_attention": True,
+        "class_embed_type": None,
+        "num_class_embeds": None,
+    }
+
+
+def refuse_narrow_attention(config: Any) -> None:
+    """Refuse widths at which diffusers' attention blocks normalise in other groups than NCSN++.
+
+    diffusers takes 32 groups for the attention, and min(a + b // 4, 32) instead of min((a + b) // 4, 32) for the
+    residual blocks beside it on the way up, a and b being the two widths that are concatenated.
+
+    Args:
+      config: our config.
+
+    Raises:
+      ConversionError: naming the block and both numbers of groups.
+    """
+    for place, theirs, ours in _groups(config):
+        if theirs != ours:
+            raise ConversionError(
+                f"at this width diffusers' {place} normalises in {theirs} groups and NCSN++ in {ours}, so the two "
+                "compute different things from the same weights; attention levels need at least 128 channels there"
+            )
+
+
+def _groups(config: Any) -> Iterator[tuple[str, int, int]]:
+    """(place, groups in diffusers, groups in NCSN++) of the layers beside and in the skip blocks' attention."""
+    model = config.model
+    widths = [model.nf * mult for mult in model.ch_mult]
+    previous = widths[-1]
+    for level in reversed(range(len(widths))):
+        width, below = widths[level], widths[max(level - 1, 0)]
+        if image_size(config)[0] // 2**level in tuple(model.attn_resolutions):
+            yield f"attention at level {level}", 32, min(width // 4, 32)
+            for i in range(model.num_res_blocks + 1):
+                a = previous if i == 0 else width
+                b = below if i == model.num_res_blocks else width
+                yield f"up block {i} at level {level}", min(a + b // 4, 32), min((a + b) // 4, 32)
+        previous = width
+
+
+def _note_scheduler(path: pathlib.Path, config: Any, report: Report) -> None:
+    """Note where the pipeline's noise schedule differs from the config's."""
+    if not path.is_file():
+        return
+    fields = files.read_json(path)
+    ours = {"sigma_min": "sigma_min", "sigma_max": "sigma_max", "num_train_timesteps": "num_scales"}
+    for name, field in ours.items():
+        found = fields.get(name) if isinstance(fields, dict) else None
+        if isinstance(found, int | float) and not math.isclose(found, config.model[field], rel_tol=1e-6):
+            report.notes.append(f"the scheduler has {name}={found}, the config model.{field}={config.model[field]}")
+
+
+def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str]) -> None:
+    """Write a pipeline folder that ``diffusers.ScoreSdeVePipeline.from_pretrained`` loads.
+
+    Args:
+      params: the parameter tree.
+      config: the configuration it belongs to.
+      path: the folder.
+
+    Raises:
+      PdsError: diffusers has no such network, parameters and configuration do not agree, or the folder cannot be
+        written.
+    """
+    from pds_jax.convert.score_sde_torch import to_torch
+
+    folder = pathlib.Path(path)
+    fields = expected_config(config)
+    refuse_narrow_attention(config)
+    flat = check_params(params, config)
+    arrays = to_torch(flat, diffusers_pairs(config, template(config)))
+    safetensors_io.write_arrays(folder / "unet" / WEIGHTS[0], arrays, {"format": "pt"})
+    files.write_json(folder / "unet" / "config.json", {"_class_name": CLASS, **fields})
+    files.write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
+    files.write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "ScoreSdeVePipeline",
+            "scheduler": ["diffusers", "ScoreSdeVeScheduler"],
+            "unet": ["diffusers", CLASS],
+        },
+    )
+
+
+def _scheduler(config: Any) -> dict[str, Any]:
+    return {
+        "_class_name": "ScoreSdeVeScheduler",
+        "num_train_timesteps": config.model.num_scales,
+        "sigma_min": config.model.sigma_min,
+        "sigma_max": config.model.sigma_max,
+        "snr": config.sampling.snr,
+        "sampling_eps": 1e-5,
+        "correct_steps": config.sampling.n_steps_each,
+    }

@@ -1,0 +1,305 @@
+"""Names of the same parameter in three libraries: flax (ours), score_sde_pytorch and diffusers.
+
+score_sde_pytorch keeps the layers of NCSN++ and DDPM in one list, ``all_modules.N``, in the order in which its
+constructor makes them; flax numbers the layers of each class in the order in which they are called. The two orders are
+the same, so one walk over the config, in that order, gives both names of every layer, and the place that diffusers'
+``UNet2DModel`` keeps it in.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pds_jax.convert.tree import ConversionError, Pair, Shape
+from pds_jax.models.utils import image_size
+
+HWIO_FROM_OIHW = (2, 3, 1, 0)
+TRANSPOSE = (1, 0)
+FROZEN = "GaussianFourierProjection_0/W"
+
+# Order in which the constructors of score_sde_pytorch's blocks register their layers.
+_BLOCK = ("GroupNorm_0", "Conv_0", "Conv2d_0", "Dense_0", "GroupNorm_1", "Conv_1", "Conv_2") + tuple(
+    f"NIN_{i}" for i in range(4)
+)
+_RESIDUAL = {
+    "conv1": "Conv_0",
+    "normalize2": "InstanceNorm_1",
+    "conv2": "Conv_1",
+    "conv2.conv": "ConvMeanPool_0/Conv_0",
+    "shortcut": "Conv_2",
+    "shortcut.conv": "ConvMeanPool_1/Conv_0",
+    "normalize1": "InstanceNorm_0",
+}
+_LEAVES = {
+    "alpha": "alpha",
+    "gamma": "gamma",
+    "kernel": "weight",
+    "weight": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "W": "W",
+    "bias": "bias",
+    "b": "b",
+    "beta": "beta",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer of the walk: its class in flax, its place in diffusers, whether PyTorch's list holds it."""
+
+    cls: str
+    place: str = ""
+    listed: bool = True
+
+
+def walk(config: Any) -> Iterator[Layer]:
+    """Layers of NCSN++, DDPM++ or DDPM in the order of construction.
+
+    Args:
+      config: a score_sde config with model.name ncsnpp or ddpm.
+
+    Yields:
+      Every layer, those without parameters too, because they count.
+    """
+    model = config.model
+    plus = model.name == "ncsnpp"
+    block = f"ResnetBlock{_block_type(config)}"
+    attention = "AttnBlockpp" if plus else "AttnBlock"
+    levels = len(model.ch_mult)
+    attend = [image_size(config)[0] // 2**level in tuple(model.attn_resolutions) for level in range(levels)]
+    progressive = model.progressive.lower() if plus else "none"
+    progressive_input = model.progressive_input.lower() if plus else "none"
+
+    if plus and model.embedding_type.lower() == "fourier":
+        yield Layer("GaussianFourierProjection", "time_proj")
+    if model.conditional:
+        yield Layer("Dense", "time_embedding.linear_1")
+        yield Layer("Dense", "time_embedding.linear_2")
+    yield Layer("Conv", "conv_in")
+    for level in range(levels):
+        place = f"down_blocks.{level}"
+        for i in range(model.num_res_blocks):
+            yield Layer(block, f"{place}.resnets.{i}")
+            if attend[level]:
+                yield Layer(attention, f"{place}.attentions.{i}")
+        if level != levels - 1:
+            yield Layer(block if block.endswith("BigGANpp") else "Downsample", f"{place}.resnet_down")
+            yield from _input_pyramid(progressive_input, place)
+    yield Layer(block, "mid_block.resnets.0")
+    yield Layer(attention, "mid_block.attentions.0")
+    yield Layer(block, "mid_block.resnets.1")
+    for level in reversed(range(levels)):
+        place = f"up_blocks.{levels - 1 - level}"
+        for i in range(model.num_res_blocks + 1):
+            yield Layer(block, f"{place}.resnets.{i}")
+        if attend[level]:
+            yield Layer(attention, f"{place}.attentions.0")
+        yield from _output_pyramid(progressive, place, first=level == levels - 1, last=level == 0)
+        if level != 0:
+            yield Layer(block if block.endswith("BigGANpp") else "Upsample", f"{place}.resnet_up")
+    if progressive != "output_skip":
+        yield Layer("GroupNorm", "conv_norm_out")
+        yield Layer("Conv", "conv_out")
+
+
+def _block_type(config: Any) -> str:
+    if config.model.name == "ddpm":
+        return "DDPM"
+    return {"biggan": "BigGANpp", "ddpm": "DDPMpp"}[config.model.resblock_type.lower()]
+
+
+def _input_pyramid(progressive_input: str, place: str) -> Iterator[Layer]:
+    if progressive_input == "input_skip":
+        yield Layer("Downsample", listed=False)
+        yield Layer("Combine", f"{place}.skip_conv")
+    elif progressive_input == "residual":
+        yield Layer("Downsample")
+
+
+def _output_pyramid(progressive: str, place: str, first: bool, last: bool) -> Iterator[Layer]:
+    if progressive == "residual" and not first:
+        yield Layer("Upsample")
+    elif progressive != "none":
+        if not first:
+            yield Layer("Upsample", listed=False)
+        yield Layer("GroupNorm", "conv_norm_out" if last else f"{place}.skip_norm")
+        yield Layer("Conv", "conv_out" if last else f"{place}.skip_conv")
+
+
+def _leaf_pairs(target: str, source: str, shapes: Mapping[str, Shape]) -> Iterator[Pair]:
+    """Pairs of the leaves of one flax module, in the order in which PyTorch registers them."""
+    for leaf, name in _LEAVES.items():
+        path = f"{target}/{leaf}"
+        if path in shapes:
+            yield Pair(path, f"{source}.{name}", _axes(leaf, shapes[path]))
+
+
+def _axes(leaf: str, shape: Shape) -> tuple[int, ...] | None:
+    if leaf in ("kernel", "weight"):
+        return HWIO_FROM_OIHW if len(shape) == 4 else TRANSPOSE
+    return None
+
+
+def _listed_pairs(config: Any, shapes: Mapping[str, Shape]) -> Iterator[Pair]:
+    """Pairs of NCSN++, DDPM++ and DDPM."""
+    numbers: collections.Counter[str] = collections.Counter()
+    index = 0
+    for layer in walk(config):
+        target, source = f"{layer.cls}_{numbers[layer.cls]}", f"all_modules.{index}"
+        numbers[layer.cls] += 1
+        index += layer.listed
+        yield from _leaf_pairs(target, source, shapes)
+        for inner in _BLOCK:
+            yield from _leaf_pairs(f"{target}/{inner}", f"{source}.{inner}", shapes)
+
+
+def _stages(config: Any) -> tuple[list[str], list[str], list[str]]:
+    """NCSN(v2)'s stages as PyTorch names them: residual ones, refining ones by call, refining ones by construction."""
+    if config.model.name in ("ncsnv2_64", "ncsn"):
+        stages = ["1", "2", "3", "4"]
+        return stages, stages, stages
+    if config.model.name == "ncsnv2_128":
+        stages = ["1", "2", "3", "4", "5"]
+        return stages, stages, stages
+    return ["1", "2", "3", "31", "4", "5"], ["1", "2", "31", "3", "4", "5"], ["1", "2", "3", "31", "4", "5"]
+
+
+def _ncsn_pairs(config: Any, shapes: Mapping[str, Shape]) -> Iterator[Pair]:
+    """Pairs of NCSN and NCSNv2, whose PyTorch layers have names of their own."""
+    conditional = config.model.name == "ncsn"
+    prefix = "Cond" if conditional else ""
+    block = "ConditionalResidualBlock" if conditional else "ResidualBlock"
+
+    def norm(target: str, number: int, source: str) -> Iterator[Pair]:
+        if conditional:
+            embed = f"{target}ConditionalInstanceNorm2dPlus_{number}/Embed_0"
+            yield from _leaf_pairs(embed, f"{source}.embed", shapes)
+        else:
+            yield from _leaf_pairs(f"{target}InstanceNorm2dPlus_{number}", source, shapes)
+
+    def rcu(target: str, source: str) -> Iterator[Pair]:
+        number = 0
+        while f"{target}/Conv_{number}/kernel" in shapes:
+            place = f"{source}.{number // 2 + 1}_{number % 2 + 1}"
+            yield from norm(f"{target}/", number, f"{place}_norm")
+            yield from _leaf_pairs(f"{target}/Conv_{number}", f"{place}_conv", shapes)
+            number += 1
+
+    def convs_then_norms(target: str, source: str) -> Iterator[Pair]:
+        for number in range(2):
+            yield from _leaf_pairs(f"{target}/Conv_{number}", f"{source}.convs.{number}", shapes)
+        for number in range(2):
+            yield from norm(f"{target}/", number, f"{source}.norms.{number}")
+
+    residual, called, constructed = _stages(config)
+    yield from _leaf_pairs("Conv_0", "begin_conv", shapes)
+    yield from norm("", 0, "normalizer")
+    yield from _leaf_pairs("Conv_1", "end_conv", shapes)
+    for number in range(2 * len(residual)):
+        target, source = f"{block}_{number}", f"res{residual[number // 2]}.{number % 2}"
+        for name, inner in _RESIDUAL.items():
+            if inner.startswith("InstanceNorm_"):
+                yield from norm(f"{target}/", int(inner[-1]), f"{source}.{name}")
+            else:
+                yield from _leaf_pairs(f"{target}/{inner}", f"{source}.{name}", shapes)
+    for stage in constructed:
+        number = called.index(stage)
+        target, source = f"{prefix}RefineBlock_{number}", f"refine{stage}"
+        inputs = 1 if number == 0 else 2
+        for i in range(inputs):
+            yield from rcu(f"{target}/{prefix}RCUBlock_{i}", f"{source}.adapt_convs.{i}")
+        yield from rcu(f"{target}/{prefix}RCUBlock_{inputs}", f"{source}.output_convs")
+        yield from convs_then_norms(f"{target}/{prefix}MSFBlock_0", f"{source}.msf")
+        yield from convs_then_norms(f"{target}/{prefix}CRPBlock_0", f"{source}.crp")
+
+
+def torch_pairs(config: Any, shapes: Mapping[str, Shape]) -> list[Pair]:
+    """Which leaf of a score_sde_pytorch model (without ``module.``) is which parameter.
+
+    Args:
+      config: a score_sde config.
+      shapes: path and shape of every parameter of its network.
+
+    Returns:
+      A pair for every parameter, in the order of PyTorch's ``model.parameters()``.
+
+    Raises:
+      ConversionError: score_sde_pytorch has no such network.
+    """
+    name = config.model.name
+    if name in ("ncsnpp", "ddpm"):
+        pairs = list(_listed_pairs(config, shapes))
+    elif name in ("ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256"):
+        pairs = list(_ncsn_pairs(config, shapes))
+    else:
+        raise ConversionError(f"model.name={name!r} has no counterpart in score_sde_pytorch")
+    return _complete(pairs, shapes, "score_sde_pytorch")
+
+
+def _complete(pairs: list[Pair], shapes: Mapping[str, Shape], library: str) -> list[Pair]:
+    missing = set(shapes) - {pair.target for pair in pairs}
+    if missing:
+        raise ConversionError(f"parameter {sorted(missing)[0]!r} has no counterpart in {library}")
+    return pairs
+
+
+_DIFFUSERS_BLOCK = {
+    "GroupNorm_0": "norm1",
+    "Conv_0": "conv1",
+    "Dense_0": "time_emb_proj",
+    "GroupNorm_1": "norm2",
+    "Conv_1": "conv2",
+    "Conv_2": "conv_shortcut",
+}
+# The second name is the one of diffusers before 0.13, which the published folders still use.
+_DIFFUSERS_ATTENTION = {
+    "GroupNorm_0": ("group_norm", "group_norm"),
+    "NIN_0": ("to_q", "query"),
+    "NIN_1": ("to_k", "key"),
+    "NIN_2": ("to_v", "value"),
+    "NIN_3": ("to_out.0", "proj_attn"),
+}
+
+
+def diffusers_pairs(config: Any, shapes: Mapping[str, Shape]) -> list[Pair]:
+    """Which leaf of a diffusers ``UNet2DModel`` of skip blocks is which parameter of NCSN++.
+
+    Args:
+      config: a score_sde config with output_skip and input_skip.
+      shapes: path and shape of every parameter of its network.
+
+    Returns:
+      A pair for every parameter.
+
+    Raises:
+      ConversionError: a layer has no place there.
+    """
+    numbers: collections.Counter[str] = collections.Counter()
+    pairs: list[Pair] = []
+    for layer in walk(config):
+        target = f"{layer.cls}_{numbers[layer.cls]}"
+        numbers[layer.cls] += 1
+        if layer.cls == "GaussianFourierProjection":
+            pairs.append(Pair(f"{target}/W", f"{layer.place}.weight", aliases=(f"{layer.place}.W",)))
+        elif layer.cls == "Combine":
+            pairs += _leaf_pairs(f"{target}/Conv_0", layer.place, shapes)
+        elif layer.cls == "AttnBlockpp":
+            for inner, (new, old) in _DIFFUSERS_ATTENTION.items():
+                pairs += _attention_pairs(f"{target}/{inner}", layer.place, new, old, shapes)
+        elif layer.cls == "ResnetBlockBigGANpp":
+            for inner, name in _DIFFUSERS_BLOCK.items():
+                pairs += _leaf_pairs(f"{target}/{inner}", f"{layer.place}.{name}", shapes)
+        elif layer.place:
+            pairs += _leaf_pairs(target, layer.place, shapes)
+    return _complete(pairs, shapes, "diffusers")
+
+
+def _attention_pairs(target: str, place: str, new: str, old: str, shapes: Mapping[str, Shape]) -> Iterator[Pair]:
+    """An attention layer's pairs; diffusers has Linear (out, in) where we have NIN (in, out)."""
+    for leaf, name, axes in (("scale", "weight", None), ("bias", "bias", None), ("W", "weight", TRANSPOSE), ("b", "bias", None)):
+        if f"{target}/{leaf}" in shapes:
+            yield Pair(f"{target}/{leaf}", f"{place}.{new}.{name}", axes, (f"{place}.{old}.{name}",))

@@ -1,0 +1,109 @@
+"""Models in safetensors: one file of arrays named ``a/b/c`` and the configuration in ``config.json`` beside it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pds_jax import files
+from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params
+
+MODEL = "model.safetensors"
+CONFIG = "config.json"
+_DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
+
+
+def leaves(path: str | os.PathLike[str]) -> dict[str, Leaf]:
+    """Leaves of a safetensors file, not read yet.
+
+    Args:
+      path: the file.
+
+    Returns:
+      ``{name: leaf}``.
+
+    Raises:
+      ConversionError: the file is damaged or missing.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
+            return {
+                name: Leaf(
+                    tuple(part.get_shape()),
+                    _DTYPES.get(part.get_dtype(), part.get_dtype()),
+                    functools.partial(_read, path, name),
+                )
+                for name, part in slices.items()
+            }
+    except Exception as error:  # SafetensorError and OSError, which share no narrower base
+        raise ConversionError(f"{path} is not a readable safetensors file: {error}") from error
+
+
+def _read(path: str | os.PathLike[str], name: str) -> np.ndarray:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+    except Exception as error:  # SafetensorError and OSError, which share no narrower base
+        raise ConversionError(f"{path}: cannot read {name!r}: {error}") from error
+
+
+def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write named arrays, atomically.
+
+    Args:
+      path: the file.
+      arrays: ``{name: array}``.
+      metadata: strings for the header.
+
+    Raises:
+      PdsError: the place cannot be written.
+    """
+    from safetensors.numpy import save
+
+    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
+    files.atomic_write(path, lambda file: file.write(data))
+
+
+def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], Report]:
+    """Parameters of one of our own models.
+
+    Args:
+      path: the file, or the folder that holds ``model.safetensors``.
+      shapes: path and shape of every parameter of the network.
+
+    Returns:
+      (parameter tree, report).
+
+    Raises:
+      ConversionError: the file is damaged or belongs to another network.
+    """
+    file = pathlib.Path(path)
+    file = file / MODEL if file.is_dir() else file
+    report = Report("safetensors", str(path), "as saved")
+    return assemble([Pair(name, name) for name in shapes], leaves(file), shapes, report), report
+
+
+def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str]) -> None:
+    """Write a folder with ``model.safetensors`` and ``config.json``.
+
+    Args:
+      params: the parameter tree.
+      config: the configuration it belongs to.
+      path: the folder.
+
+    Raises:
+      PdsError: parameters and configuration do not agree, or the folder cannot be written.
+    """
+    folder = pathlib.Path(path)
+    write_arrays(folder / MODEL, check_params(params, config), {"format": "pds_jax"})
+    files.write_json(folder / CONFIG, config.to_dict())

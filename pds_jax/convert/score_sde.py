@@ -1,0 +1,156 @@
+"""Checkpoints of score_sde (JAX): a msgpack of the whole training state, written by ``flax.training.checkpoints``.
+
+The file is decoded here rather than by flax, so that every array is checked before it is made: its bytes must be as
+many as its shape needs, its dtype a plain one, no name may occur twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+
+from pds_jax.convert.torch_files import open_plain
+from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, count, flatten
+
+_NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
+_CHUNKED = "__msgpack_chunked_array__"
+_DTYPES: dict[str, np.dtype] = {
+    name: np.dtype(name)
+    for name in ("float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool").split()
+}
+_DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+_STATE = ("optimizer", "params_ema")
+
+
+def decode(data: Any) -> Any:
+    """Nested dicts of :class:`Leaf`, numbers and strings from flax's msgpack.
+
+    Args:
+      data: bytes, or anything with a buffer.
+
+    Returns:
+      The decoded object.
+
+    Raises:
+      ConversionError: malformed data.
+    """
+    try:
+        return msgpack.unpackb(
+            data, ext_hook=_extension, object_pairs_hook=_dictionary, raw=False, strict_map_key=False
+        )
+    except ConversionError:
+        raise
+    except Exception as error:  # msgpack raises ValueError, its subclasses, TypeError and bare exceptions
+        raise ConversionError(f"damaged, or not a msgpack of flax: {error}") from error
+
+
+def _dictionary(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if not isinstance(key, str) or "/" in key:
+            raise ConversionError("a name in the file is not a plain string")
+        if key in result:
+            raise ConversionError(f"the name {key!r} occurs twice")
+        result[key] = value
+    return _join_chunks(result) if _CHUNKED in result else result
+
+
+def _extension(code: int, data: bytes) -> Any:
+    if code == _COMPLEX:
+        return None  # a complex number: flax can write one, score_sde never does
+    if code not in (_NDARRAY, _SCALAR):
+        raise ConversionError(f"unknown msgpack extension {code}")
+    shape, name, buffer = msgpack.unpackb(data, raw=False)
+    if name not in _DTYPES or not isinstance(buffer, bytes):
+        raise ConversionError("an array is of an unknown dtype")
+    _check_shape(shape)
+    if math.prod(shape) * _DTYPES[name].itemsize != len(buffer):
+        raise ConversionError(f"an array of shape {tuple(shape)} and {name} has {len(buffer)} bytes")
+    return Leaf(tuple(shape), name, functools.partial(_array, buffer, name, tuple(shape)))
+
+
+def _check_shape(shape: Any) -> None:
+    if not isinstance(shape, list) or len(shape) > 16 or not all(type(n) is int and 0 <= n < 2**48 for n in shape):
+        raise ConversionError("an array's shape is malformed")
+
+
+def _array(buffer: bytes, name: str, shape: Shape) -> np.ndarray:
+    return np.frombuffer(buffer, _DTYPES[name]).reshape(shape)
+
+
+def _join_chunks(pieces: dict[str, Any]) -> Leaf:
+    """An array above 1 GB, which flax writes in flat pieces."""
+    shape = [pieces["shape"][str(i)] for i in range(len(pieces["shape"]))]
+    chunks = [pieces["chunks"][str(i)] for i in range(len(pieces["chunks"]))]
+    _check_shape(shape)
+    if not chunks or not all(isinstance(chunk, Leaf) for chunk in chunks):
+        raise ConversionError("an array in pieces is malformed")
+    if len({chunk.dtype for chunk in chunks}) != 1 or sum(math.prod(c.shape) for c in chunks) != math.prod(shape):
+        raise ConversionError("the pieces of an array do not add up")
+    return Leaf(tuple(shape), chunks[0].dtype, functools.partial(_concatenate, chunks, tuple(shape)))
+
+
+def _concatenate(chunks: list[Leaf], shape: Shape) -> np.ndarray:
+    return np.concatenate([chunk.read().ravel() for chunk in chunks]).reshape(shape)
+
+
+def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: bool) -> tuple[dict[str, Any], Report]:
+    """Parameters from a ``checkpoint_N`` of score_sde, or from a bare parameter tree that flax serialised.
+
+    Args:
+      path: the file.
+      shapes: path and shape of every parameter of the network.
+      use_ema: the moving average ``params_ema``, or the raw weights ``optimizer.target``.
+
+    Returns:
+      (parameter tree, report); GroupNorm leaves are (C,) whatever they were.
+
+    Raises:
+      ConversionError: damaged, or of another network.
+    """
+    with open_plain(path) as file:
+        data = file.read()
+    try:
+        state = decode(data)
+    except ConversionError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    if not isinstance(state, dict):
+        raise ConversionError(f"{path}: the file holds one {type(state).__name__}, not a training state")
+    report = Report("score_sde_flax", str(path), "ema" if use_ema else "raw")
+    tree = _choose(state, use_ema, report)
+    sources = flatten(tree)
+    for name, leaf in sources.items():
+        if not isinstance(leaf, Leaf):
+            raise ConversionError(f"{path}: {name!r} is not an array")
+    return assemble([Pair(name, name) for name in shapes], sources, shapes, report), report
+
+
+def _choose(state: dict[str, Any], use_ema: bool, report: Report) -> dict[str, Any]:
+    """The tree of weights in a training state; the rest goes to the report."""
+    path = report.path
+    if not any(name in state for name in _STATE):
+        report.weights = "raw"
+        report.notes.append("the file is a bare parameter tree; it has no moving average to choose")
+        return state.get("params", state) if set(state) == {"params"} else state
+    optimizer = state.get("optimizer", {})
+    trees = {"ema": state.get("params_ema"), "raw": optimizer.get("target") if isinstance(optimizer, dict) else None}
+    chosen, other = ("ema", "raw") if use_ema else ("raw", "ema")
+    where = {"ema": "params_ema", "raw": "optimizer/target"}
+    tree = trees[chosen]
+    if not isinstance(tree, dict) or not tree:
+        raise ConversionError(f"{path}: the training state has no {where[chosen]!r}, its names are {sorted(state)}")
+    if isinstance(state.get("model_state"), dict) and flatten(state["model_state"]):
+        raise ConversionError(f"{path}: model_state is not empty; networks with running statistics are not supported")
+    if isinstance(trees[other], dict):
+        report.unused += count(flatten(trees[other]), f"{where[other]}, the {other} weights")
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict):
+        report.unused += count(flatten(optimizer["state"]), "optimizer/state, the optimiser's moments")
+    report.unused += [f"{name}: training state" for name in state if name not in _STATE]
+    return tree

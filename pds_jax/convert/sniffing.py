@@ -1,0 +1,73 @@
+"""What kind of checkpoint a path holds, from its content and never from its name."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pathlib
+import struct
+
+from pds_jax.convert import diffusers, safetensors_io
+from pds_jax.convert.torch_files import GZIP_MAGIC, ZIP_MAGIC
+from pds_jax.convert.tree import ConversionError
+
+KINDS = ("score_sde_flax", "score_sde_torch", "diffusers", "safetensors")
+_LOOKED_FOR = (
+    "score_sde's checkpoint_N (msgpack), score_sde_pytorch's .pth (zip or pickle, also gzipped), a diffusers folder "
+    "(config.json of a UNet2DModel, here or in unet/), or our model.safetensors (with config.json)"
+)
+_HEAD = 64
+
+
+def sniff(path: str | os.PathLike[str]) -> str:
+    """Kind of a checkpoint.
+
+    Args:
+      path: a file or a folder.
+
+    Returns:
+      One of ``score_sde_flax``, ``score_sde_torch``, ``diffusers``, ``safetensors``.
+
+    Raises:
+      ConversionError: there is nothing, or nothing known; the message lists what was looked for.
+    """
+    place = pathlib.Path(path)
+    if not place.exists():
+        raise ConversionError(f"{path} does not exist; a checkpoint is one of: {_LOOKED_FOR}")
+    if place.is_dir():
+        kind = _sniff_folder(place)
+    else:
+        kind = _sniff_file(place)
+    if kind is None:
+        raise ConversionError(f"{path} is no checkpoint that is known here; looked for {_LOOKED_FOR}")
+    return kind
+
+
+def _sniff_folder(folder: pathlib.Path) -> str | None:
+    if diffusers.unet_folder(folder) is not None:
+        return "diffusers"
+    return "safetensors" if (folder / safetensors_io.MODEL).is_file() else None
+
+
+def _sniff_file(path: pathlib.Path) -> str | None:
+    head = _head(path)
+    if head.startswith(ZIP_MAGIC) or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        return "diffusers" if diffusers.unet_folder(path) is not None else "score_sde_torch"
+    if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
+        return "diffusers" if diffusers.unet_folder(path) is not None else "safetensors"
+    if head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+        return "score_sde_flax"
+    return None
+
+
+def _head(path: pathlib.Path) -> bytes:
+    """The first bytes, after undoing gzip."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+        if head.startswith(GZIP_MAGIC):
+            with gzip.open(path) as packed:
+                return packed.read(_HEAD)
+    except Exception as error:  # OSError, EOFError, zlib.error
+        raise ConversionError(f"cannot read {path}: {error}") from error
+    return head

@@ -1,0 +1,267 @@
+"""Parameter trees by path, leaves that are read late, the report of a conversion, and putting a tree together.
+
+A tree is a flat dict ``{"ResnetBlockBigGANpp_0/Conv_0/kernel": ...}`` here; :func:`nest` makes the nested one.
+Nothing is read before every name and every shape agrees with the network of the config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from pds_jax.models import init_model
+from pds_jax.types import PdsError
+
+Shape = tuple[int, ...]
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
+class ConversionError(PdsError):
+    """A checkpoint that is damaged, unknown, or not of the network that the config describes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a checkpoint, not read yet."""
+
+    shape: Shape
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Which leaf of the source is which leaf of ours: ours = source.transpose(axes), reshaped to our shape.
+
+    ``aliases`` are other names that the source may use.
+    """
+
+    target: str
+    source: str
+    axes: tuple[int, ...] | None = None
+    aliases: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Report:
+    """What a conversion did with every leaf.
+
+    Attributes:
+      kind: the kind of the source.
+      path: the source.
+      weights: ``"ema"`` or ``"raw"``.
+      mapped: (source leaf, our leaf) of every parameter.
+      reshaped: (our leaf, source shape, our shape) where axes or shape changed.
+      unused: leaves of the source that no parameter comes from, each with the reason.
+      notes: what a user should know, for example a noise schedule that the config does not share.
+    """
+
+    kind: str
+    path: str
+    weights: str
+    mapped: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    reshaped: list[tuple[str, Shape, Shape]] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and notes, ready for JSON."""
+        return {
+            "kind": self.kind,
+            "path": self.path,
+            "weights": self.weights,
+            "mapped": len(self.mapped),
+            "reshaped": len(self.reshaped),
+            "unused": len(self.unused),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.path}: {self.kind}, {self.weights} weights",
+            f"mapped {len(self.mapped)} leaves, reshaped {len(self.reshaped)} of them, left {len(self.unused)} unused",
+        ]
+        lines += [f"  mapped   {target} <- {source}" for source, target in self.mapped]
+        lines += [f"  reshaped {target} {old} -> {new}" for target, old, new in self.reshaped]
+        lines += [f"  unused   {what}" for what in self.unused]
+        lines += [f"  note     {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dicts by path ``a/b/c``, in the order of the dicts."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{path}/"))
+        else:
+            flat[path] = value
+    return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts from leaves by path, the inverse of :func:`flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def template(config: Any) -> dict[str, Shape]:
+    """Path and shape of every parameter of the network that a config describes; nothing is computed.
+
+    Args:
+      config: a score_sde config.
+
+    Returns:
+      ``{path: shape}``.
+
+    Raises:
+      PdsError: the config describes no network.
+    """
+    return dict(_template(json.dumps(config.to_dict(), sort_keys=True, default=str)))
+
+
+@functools.lru_cache(maxsize=16)
+def _template(config_json: str) -> tuple[tuple[str, Shape], ...]:
+    config = ml_collections.ConfigDict(json.loads(config_json))
+    tree = jax.eval_shape(functools.partial(init_model, config=config), jax.random.key(0))
+    return tuple((path, tuple(leaf.shape)) for path, leaf in flatten(tree).items())
+
+
+def source_shape(shape: Shape, axes: tuple[int, ...] | None) -> Shape:
+    """Shape of the source leaf that ``transpose(axes)`` turns into ``shape``."""
+    if axes is None:
+        return shape
+    return tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+
+
+def _same_but_for_ones(a: Shape, b: Shape) -> bool:
+    """(1, 1, 1, C) and (C,): the old and the new layout of a norm's leaves."""
+    return a[-1:] == b[-1:] and set(a[:-1]) <= {1} and set(b[:-1]) <= {1}
+
+
+def assemble(
+    pairs: Sequence[Pair], sources: Mapping[str, Leaf], shapes: Mapping[str, Shape], report: Report
+) -> dict[str, Any]:
+    """Check that source and network agree leaf by leaf, then read the parameters.
+
+    Args:
+      pairs: every parameter of the network with its source.
+      sources: every leaf of the source that should become a parameter.
+      shapes: path and shape of every parameter of the network.
+      report: filled with what was mapped and reshaped.
+
+    Returns:
+      The nested parameter tree, float32.
+
+    Raises:
+      ConversionError: a leaf is missing, left over, of another shape, not of floats, or not finite.
+    """
+    found = _match(pairs, sources, report.path)
+    for pair, name in found:
+        _check_leaf(pair, name, sources[name], shapes[pair.target], report.path)
+    params = {}
+    for pair, name in found:
+        leaf, shape = sources[name], shapes[pair.target]
+        value = leaf.read()
+        if pair.axes is not None:
+            value = value.transpose(pair.axes)
+        params[pair.target] = _to_float32(value, name, report.path).reshape(shape)
+        report.mapped.append((name, pair.target))
+        if leaf.shape != shape:
+            report.reshaped.append((pair.target, leaf.shape, shape))
+    return nest({path: params[path] for path in shapes})
+
+
+def _match(pairs: Sequence[Pair], sources: Mapping[str, Leaf], path: str) -> list[tuple[Pair, str]]:
+    """The name under which the source holds each parameter; missing and left-over leaves are errors."""
+    found, missing = [], []
+    for pair in pairs:
+        name = next((name for name in (pair.source, *pair.aliases) if name in sources), None)
+        if name is None:
+            missing.append(pair)
+        else:
+            found.append((pair, name))
+    used = {name for _, name in found}
+    left_over = [name for name in sources if name not in used]
+    hint = (
+        f"the checkpoint has {len(sources)} leaves, the network of the config needs {len(pairs)}; "
+        "is this the config it was trained with?"
+    )
+    if missing:
+        first = missing[0]
+        also = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        extra = f"; it has a left-over leaf {left_over[0]!r}" if left_over else ""
+        raise ConversionError(f"{path}: leaf {first.source!r}, our {first.target!r}, is missing{also}{extra}; {hint}")
+    if left_over:
+        also = f" (and {len(left_over) - 1} more)" if len(left_over) > 1 else ""
+        raise ConversionError(f"{path}: leaf {left_over[0]!r} is left over{also}: the network has no such one; {hint}")
+    return found
+
+
+def _check_leaf(pair: Pair, name: str, leaf: Leaf, shape: Shape, path: str) -> None:
+    expected = source_shape(shape, pair.axes)
+    if leaf.shape != expected and not _same_but_for_ones(leaf.shape, expected):
+        raise ConversionError(
+            f"{path}: leaf {name!r} has shape {leaf.shape}, but our {pair.target!r} of shape {shape} needs {expected}; "
+            "is this the config it was trained with?"
+        )
+    if leaf.dtype not in FLOATS:
+        raise ConversionError(f"{path}: leaf {name!r} is of {leaf.dtype}; weights are one of {', '.join(FLOATS)}")
+
+
+def _to_float32(value: np.ndarray, name: str, path: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        value = np.ascontiguousarray(value, np.float32)
+    if not np.isfinite(value).all():
+        raise ConversionError(f"{path}: leaf {name!r} holds NaN or infinity; the file is damaged or training diverged")
+    return value
+
+
+def check_params(params: Mapping[str, Any], config: Any) -> dict[str, np.ndarray]:
+    """Check a parameter tree against the network of a config, before it is written.
+
+    Args:
+      params: nested dicts of arrays.
+      config: a score_sde config.
+
+    Returns:
+      ``{path: array}``, float32, in the network's order.
+
+    Raises:
+      ConversionError: see :func:`assemble`.
+    """
+    shapes = template(config)
+    flat = {path: np.asarray(value) for path, value in flatten(params).items()}
+    sources = {
+        path: Leaf(tuple(value.shape), value.dtype.name, functools.partial(_identity, value))
+        for path, value in flat.items()
+    }
+    for path, shape in shapes.items():
+        if path in sources and sources[path].shape != shape:
+            raise ConversionError(f"parameter {path!r} has shape {sources[path].shape}, the config's network needs {shape}")
+    report = Report("params", "the parameters", "raw")
+    return flatten(assemble([Pair(path, path) for path in shapes], sources, shapes, report))
+
+
+def _identity(value: np.ndarray) -> np.ndarray:
+    return value
+
+
+def count(names: Iterable[str], what: str) -> list[str]:
+    """One line for many unused leaves, none for none."""
+    number = sum(1 for _ in names)
+    return [f"{what}: {number} leaves"] if number else []
