@@ -1,0 +1,179 @@
+"""From a network to a score function: the only file that knows both.
+
+    VE             s = net(x, σ(t))                        continuous
+                   s = net(x, round((1 − t)(N − 1)))       trained on N discrete levels; label 0 is the noisiest
+    VP and subVP   s = −net(x, 999 t)/std(t)               continuous (subVP always)
+    VP             s = −net(x, t (N − 1))/std_k            discrete, std_k from the table at k = int(t (N − 1))
+
+Source: Song et al., ICLR 2021, and the conventions of its code. ``parametrisation="wiener"`` is ours, see
+:func:`get_score_fn`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+import numpy as np
+
+from pds_jax.models.analytic import plane_mean, wiener_step
+from pds_jax.ops import batch_mul
+from pds_jax.sde_lib import SDE, VESDE, VPSDE
+from pds_jax.types import Array, PdsError
+
+PARAMETRISATIONS = ("score_sde", "wiener")
+LABELS = ("training", "sampler")
+
+
+@flax.struct.dataclass
+class ModelScore:
+    """Score function of a network; a pytree, so new parameters compile nothing.
+
+    Attributes:
+      params: the network's parameters.
+      sde: the SDE, with the N that labels count in.
+      rngs: keys for dropout in training, or None.
+      mean: (H, W, C) of the data in the model's range; parametrisation "wiener" only.
+      power: (H, W // 2 + 1, C) likewise.
+      model: the network, with ``apply({'params': params}, x, time_cond, train=...)``.
+      continuous: whether the network was trained on continuous times.
+      train: whether dropout is on.
+    """
+
+    params: Any
+    sde: SDE
+    rngs: Any = None
+    mean: Any = None
+    power: Any = None
+    model: Any = flax.struct.field(pytree_node=False, default=None)
+    continuous: bool = flax.struct.field(pytree_node=False, default=True)
+    train: bool = flax.struct.field(pytree_node=False, default=False)
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        """Score at x (B, H, W, C), t (B,); float32, shaped as x."""
+        if self.power is not None:
+            return self._wiener(x, t)
+        if isinstance(self.sde, VESDE):
+            label = self.sde.std(t) if self.continuous else self._label_of_level(t)
+            return self._network(x, label)
+        if self.continuous or not isinstance(self.sde, VPSDE):
+            return batch_mul(-1 / self.sde.std(t), self._network(x, 999 * t))
+        label = t * jnp.float32(self.sde.N - 1)
+        std = jnp.asarray(self.sde.sqrt_1m_alphas_cumprod)[label.astype(jnp.int32)]
+        return batch_mul(-1 / std, self._network(x, label))
+
+    def _label_of_level(self, t: Array) -> Array:
+        return jnp.round((self.sde.T - t) * jnp.float32(self.sde.N - 1)).astype(jnp.int32)
+
+    def _network(self, x: Array, label: Array) -> Array:
+        out = self.model.apply({"params": self.params}, x, label, train=self.train, rngs=self.rngs)
+        return out.astype(jnp.float32)
+
+    def _wiener(self, x: Array, t: Array) -> Array:
+        scale, std = self.sde.mean_scale(t), self.sde.std(t)
+        x_bar, level = batch_mul(1 / scale, x), std / scale
+        c_in, tau = wiener_scales(self.power, level, x.shape[2])
+        net_in = batch_mul(c_in, x_bar - jnp.asarray(self.mean)[None])
+        if not getattr(self.model, "centered", True):
+            net_in = (net_in + 1) / 2  # the network itself maps [0, 1] to [-1, 1]
+        label = level if isinstance(self.sde, VESDE) else 999 * t
+        # s = (m D − x)/std² with D = D_W + τ net, in units that stay O(1) at every noise level.
+        residual = wiener_step(x_bar, level, self.mean, self.power) + batch_mul(tau, self._network(net_in, label))
+        return batch_mul(scale / jnp.square(std), residual)
+
+
+def wiener_scales(power: Array, level: Array, width: int) -> tuple[Array, Array]:
+    """Scales of the "wiener" parametrisation: c_in = (mean P + σ̄²)^{-1/2}, τ = (mean Pσ̄²/(P + σ̄²))^{1/2}.
+
+    τ² is the mean posterior variance of Gaussian data with spectrum P, so the target of the network, (x_0 − D_W)/τ,
+    has unit variance when the data are Gaussian.
+
+    Args:
+      power: (H, W // 2 + 1, C) spectrum P in the model's range.
+      level: (B,) noise level σ̄ of x̄ = x/m_t.
+      width: W.
+
+    Returns:
+      c_in and τ, both (B,).
+    """
+    p, variance = jnp.asarray(power)[None], jnp.square(level)[:, None, None, None]
+    c_in = 1 / jnp.sqrt(plane_mean(jnp.asarray(power), width) + jnp.square(level))
+    return c_in, jnp.sqrt(plane_mean(p * variance / (p + variance), width))
+
+
+def get_score_fn(
+    sde: SDE,
+    model: Any,
+    params: Any,
+    *,
+    continuous: bool = True,
+    train: bool = False,
+    parametrisation: str = "score_sde",
+    statistics: Any = None,
+    rngs: Any = None,
+    labels: str = "training",
+    num_scales: int | None = None,
+) -> ModelScore:
+    """Score function of a network, see the top of this module.
+
+    A network trained on discrete levels must be asked for the level at hand. The original codes take its label from
+    the sampler's own, shortened N and so index another noise level as soon as speed_up > 1; here labels count in
+    the N of training unless ``labels="sampler"`` asks for their behaviour.
+
+    ``parametrisation="wiener"`` (derived here): the network gives what the linear denoiser D_W of the data's mean μ
+    and spectrum P leaves over,
+
+        D(x̄) = D_W(x̄) + τ(σ̄) net(c_in (x̄ − μ), σ̄),    s = (m_t D − x)/std²,    x̄ = x/m_t, σ̄ = std/m_t,
+
+    with c_in and τ of :func:`wiener_scales`. A network that outputs zero is then the exact score of N(μ, P).
+
+    Args:
+      sde: the SDE; of training, or of the sampler with its fewer levels.
+      model: the network.
+      params: its parameters, traced.
+      continuous: whether it was trained on continuous times (config.training.continuous).
+      train: whether dropout is on.
+      parametrisation: "score_sde" or "wiener" (config.model.parametrisation).
+      statistics: for "wiener", (mean, power) in the model's range, ``Statistics.to_range(config.data.centered)``.
+      rngs: keys by name for the network, {'dropout': key} where train.
+      labels: "training" or "sampler", where a discrete network's labels count from.
+      num_scales: number of levels in training (config.model.num_scales); None if it is sde.N.
+
+    Returns:
+      The score function.
+
+    Raises:
+      PdsError: unknown parametrisation or labels; "wiener" without statistics, with ``scale_by_sigma`` or discrete.
+    """
+    if parametrisation not in PARAMETRISATIONS:
+        raise PdsError(f"unknown parametrisation {parametrisation!r}; known: {', '.join(PARAMETRISATIONS)}")
+    if labels not in LABELS:
+        raise PdsError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}")
+    mean, power = _moments(statistics, model, continuous) if parametrisation == "wiener" else (None, None)
+    if labels == "training" and num_scales is not None and not continuous:
+        sde = sde.with_num_scales(num_scales)
+    return ModelScore(
+        params=params, sde=sde, rngs=rngs, mean=mean, power=power, model=model, continuous=continuous, train=train
+    )
+
+
+def _moments(statistics: Any, model: Any, continuous: bool) -> tuple[Any, Any]:
+    if statistics is None:
+        raise PdsError(
+            "parametrisation 'wiener' needs the statistics of the training data: pass --statistics, or keep "
+            "statistics.npz beside the checkpoint"
+        )
+    if not continuous:
+        raise PdsError("parametrisation 'wiener' needs config.training.continuous = True")
+    if getattr(model, "scale_by_sigma", False):
+        raise PdsError("parametrisation 'wiener' scales by itself: set config.model.scale_by_sigma = False")
+    if hasattr(statistics, "to_range"):
+        if not hasattr(model, "centered"):
+            raise PdsError("pass statistics.to_range(config.data.centered): the model does not say what its range is")
+        statistics = statistics.to_range(model.centered)
+    mean, power = (v if hasattr(v, "dtype") else np.asarray(v, np.float32) for v in statistics)
+    height, width, channels = mean.shape
+    if power.shape != (height, width // 2 + 1, channels):
+        raise PdsError(f"statistics: the power of images {mean.shape} cannot have shape {power.shape}")
+    return mean, power

@@ -1,0 +1,196 @@
+"""Score functions of networks: labels and scalings, the Wiener parametrisation, refusals."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pds_jax import score_fn, time_grids
+from pds_jax.ops import batch_mul
+from pds_jax.sde_lib import VESDE, VPSDE, subVPSDE
+from pds_jax.types import PdsError
+
+
+class Echo(nn.Module):
+    """A network that answers a + label, so that a test can read which label it was given."""
+
+    centered: bool = True
+    scale_by_sigma: bool = False
+
+    @nn.compact
+    def __call__(self, x, time_cond, train=True):
+        a = self.param("a", nn.initializers.zeros, ())
+        out = jnp.zeros_like(x) + a + time_cond.astype(jnp.float32)[:, None, None, None]
+        return out + 100.0 if train else out
+
+
+PARAMS = {"a": jnp.float32(0)}
+X = jax.random.normal(jax.random.key(0), (3, 8, 6, 2))
+T = jnp.array([1.0, 0.5, 1e-3])
+
+
+def labels_of(score, scale=None):
+    out = score(X, T)
+    assert out.dtype == jnp.float32 and out.shape == X.shape
+    return np.asarray(out[:, 0, 0, 0] if scale is None else -out[:, 0, 0, 0] * scale)
+
+
+def test_labels_of_each_kind():
+    ve, vp, sub = VESDE(N=1000), VPSDE(N=1000), subVPSDE(N=1000)
+    np.testing.assert_allclose(labels_of(score_fn.get_score_fn(ve, Echo(), PARAMS)), ve.std(T), rtol=1e-6)
+    discrete = score_fn.get_score_fn(ve, Echo(), PARAMS, continuous=False)
+    np.testing.assert_array_equal(labels_of(discrete), [0, 500, 998])  # 499.5 rounds to even, 0 is the noisiest
+    for sde in (vp, sub):
+        got = labels_of(score_fn.get_score_fn(sde, Echo(), PARAMS), sde.std(T))
+        np.testing.assert_allclose(got, 999 * T, rtol=1e-5)
+    std = vp.sqrt_1m_alphas_cumprod[(np.asarray(T) * 999).astype(int)]
+    discrete = score_fn.get_score_fn(vp, Echo(), PARAMS, continuous=False)
+    np.testing.assert_allclose(labels_of(discrete, std), 999 * T, rtol=1e-5)
+    # subVP has no discrete form
+    np.testing.assert_array_equal(
+        score_fn.get_score_fn(sub, Echo(), PARAMS, continuous=False)(X, T),
+        score_fn.get_score_fn(sub, Echo(), PARAMS)(X, T),
+    )
+
+
+def test_discrete_labels_count_in_training_levels():
+    """A 232-scale network sampled with N = 20: at t = 0.05 the level of label 219, not 18."""
+    sampler = VESDE(N=20)
+    t = jnp.full((3,), 0.05)
+    kept = score_fn.get_score_fn(sampler, Echo(), PARAMS, continuous=False, num_scales=232)(X, t)
+    original = score_fn.get_score_fn(
+        sampler, Echo(), PARAMS, continuous=False, num_scales=232, labels="sampler"
+    )(X, t)
+    assert float(kept[0, 0, 0, 0]) == 219 and float(original[0, 0, 0, 0]) == 18
+    times = time_grids.uniform(1.0, 5e-4, 20)
+    sigma = sampler.discrete_sigmas[np.asarray(sampler.index(jnp.asarray(times)))]
+    training = VESDE(N=232)
+    label = np.round((1 - times) * 231).astype(int)
+    assert np.abs(np.log(training.discrete_sigmas[:232][::-1][label] / sigma)).max() < np.log(5000) / 231
+
+
+def test_train_and_rngs_reach_the_network():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x, time_cond, train=True):
+            return nn.Dropout(0.5, deterministic=not train)(jnp.ones_like(x))
+
+    eager = score_fn.get_score_fn(VESDE(), Noisy(), {})(X, T)
+    np.testing.assert_array_equal(eager, np.ones_like(X))
+    dropped = score_fn.get_score_fn(VESDE(), Noisy(), {}, train=True, rngs={"dropout": jax.random.key(1)})(X, T)
+    assert set(np.unique(dropped)) == {0.0, 2.0}
+
+
+def test_new_parameters_compile_nothing():
+    traced = []
+
+    @jax.jit
+    def run(score, x, t):
+        traced.append(1)
+        return score(x, t)
+
+    a = run(score_fn.get_score_fn(VESDE(N=1000), Echo(), {"a": jnp.float32(1)}), X, T)
+    b = run(score_fn.get_score_fn(VESDE(N=20), Echo(), {"a": jnp.float32(2)}), X, T)
+    assert len(traced) == 1
+    np.testing.assert_allclose(b - a, np.ones_like(X), atol=1e-5)
+
+
+def spectrum(seed=0, shape=(8, 6, 2)):
+    rng = np.random.default_rng(seed)
+    field = rng.normal(size=(50, *shape)).cumsum(axis=1).cumsum(axis=2) * 0.1
+    power = np.mean(np.abs(np.fft.rfft2(field, axes=(1, 2))) ** 2, axis=0) / (shape[0] * shape[1])
+    for column in (0, -1):
+        power[:, column] = (power[:, column] + np.roll(power[::-1, column], 1, axis=0)) / 2
+    return rng.uniform(size=shape).astype(np.float32), power.astype(np.float32)
+
+
+class Zero(nn.Module):
+    centered: bool = True
+    scale_by_sigma: bool = False
+
+    @nn.compact
+    def __call__(self, x, time_cond, train=True):
+        return jnp.zeros_like(x)
+
+
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), subVPSDE()], ids=["ve", "vp", "subvp"])
+def test_wiener_with_a_silent_network_is_the_exact_gaussian_score(sde):
+    """Against −(m² Σ + std² I)⁻¹ (x − m μ) with the dense Σ of the spectrum, in float64."""
+    mean, power = spectrum()
+    score = score_fn.get_score_fn(sde, Zero(), {}, parametrisation="wiener", statistics=(mean, power))(X, T)
+    h, w, c = mean.shape
+    basis = np.eye(h * w).reshape(h * w, h, w)
+    for channel in range(c):
+        columns = np.fft.irfft2(np.fft.rfft2(basis) * power[..., channel].astype(np.float64), s=(h, w))
+        cov = columns.reshape(h * w, h * w)
+        for b in range(3):
+            m, std = float(sde.mean_scale(T)[b]), float(sde.std(T)[b])
+            gap = np.asarray(X[b, ..., channel], np.float64) - m * mean[..., channel]
+            expected = -np.linalg.solve(m * m * cov + std * std * np.eye(h * w), gap.reshape(-1))
+            error = np.abs(np.asarray(score[b, ..., channel]).reshape(-1) - expected).max() / np.abs(expected).max()
+            assert error < 1e-4
+
+
+def test_wiener_network_sees_and_gives_unit_scale():
+    """On Gaussian data the input of the network and its target (x_0 − D_W)/τ have unit variance at every noise."""
+    mean, power = spectrum()
+    sde = VESDE(0.01, 50)
+    seen = []
+
+    class Spy(Zero):
+        @nn.compact
+        def __call__(self, x, time_cond, train=True):
+            seen.append(x)
+            return jnp.zeros_like(x)
+
+    keys = jax.random.split(jax.random.key(3), 2)
+    n = 4000
+    white = jax.random.normal(keys[0], (n, *mean.shape))
+    clean = mean[None] + np.fft.irfft2(np.fft.rfft2(white, axes=(1, 2)) * np.sqrt(power), s=mean.shape[:2], axes=(1, 2))
+    for t in (0.0, 0.4, 1.0):
+        times = jnp.full((n,), t)
+        level = sde.std(times)
+        x = jnp.asarray(clean, jnp.float32) + batch_mul(level, jax.random.normal(keys[1], clean.shape))
+        score = score_fn.get_score_fn(sde, Spy(), {}, parametrisation="wiener", statistics=(mean, power))(x, times)
+        _, tau = score_fn.wiener_scales(power, level, mean.shape[1])
+        target = (clean - (x + batch_mul(jnp.square(level), score))) / np.asarray(tau)[:, None, None, None]
+        assert abs(float(np.mean(np.square(target))) - 1) < 0.05
+        assert abs(float(jnp.mean(jnp.square(seen[-1]))) - 1) < 0.05
+
+
+def test_wiener_input_does_not_depend_on_the_networks_own_shift():
+    mean, power = spectrum()
+
+    class Linear(Zero):
+        @nn.compact
+        def __call__(self, x, time_cond, train=True):
+            return x if self.centered else 2 * x - 1
+
+    scores = [
+        score_fn.get_score_fn(VESDE(), Linear(centered=c), {}, parametrisation="wiener", statistics=(mean, power))(X, T)
+        for c in (True, False)
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"parametrisation": "edm"}, "known: score_sde, wiener"),
+        ({"labels": "mine"}, "known: training, sampler"),
+        ({"parametrisation": "wiener"}, "needs the statistics"),
+        ({"parametrisation": "wiener", "statistics": spectrum(), "continuous": False}, "continuous"),
+        ({"parametrisation": "wiener", "statistics": (spectrum()[0], spectrum()[0])}, "cannot have shape"),
+    ],
+)
+def test_refusals(options, message):
+    with pytest.raises(PdsError, match=message):
+        score_fn.get_score_fn(VESDE(), Echo(), PARAMS, **options)
+
+
+def test_wiener_refuses_a_network_that_scales():
+    with pytest.raises(PdsError, match="scale_by_sigma"):
+        score_fn.get_score_fn(
+            VESDE(), Echo(scale_by_sigma=True), PARAMS, parametrisation="wiener", statistics=spectrum()
+        )
