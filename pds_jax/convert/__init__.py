@@ -12,10 +12,11 @@ from typing import Any
 
 from pds_jax.convert import diffusers, safetensors_io, score_sde, score_sde_torch
 from pds_jax.convert.hub import fetch, is_hub_id
+from pds_jax.convert.safetensors_io import config_of
 from pds_jax.convert.sniffing import KINDS, sniff
 from pds_jax.convert.tree import ConversionError, Report, template
 
-__all__ = ["EXPORTS", "KINDS", "ConversionError", "Report", "export", "load_checkpoint", "sniff"]
+__all__ = ["EXPORTS", "KINDS", "ConversionError", "Report", "config_of", "export", "load_checkpoint", "locate", "sniff"]
 
 EXPORTS = {
     "safetensors": safetensors_io.export,
@@ -24,16 +25,34 @@ EXPORTS = {
 }
 
 
+def locate(path: str | os.PathLike[str], allow_download: bool = False) -> str:
+    """A checkpoint's place on this machine.
+
+    Args:
+      path: a file or folder, or a Hugging Face Hub id such as ``google/ncsnpp-church-256``.
+      allow_download: fetch a Hub id; without it nothing is ever fetched.
+
+    Returns:
+      The path, or the folder that was fetched.
+
+    Raises:
+      PdsError: a Hub id without permission, or a failed download.
+    """
+    if not pathlib.Path(path).exists() and is_hub_id(str(path)):
+        return fetch(str(path), allow_download)
+    return str(path)
+
+
 def load_checkpoint(
     path: str | os.PathLike[str], config: Any, *, use_ema: bool = True, allow_download: bool = False
 ) -> tuple[dict[str, Any], Report]:
     """Read the parameters of any known checkpoint into our tree.
 
     Args:
-      path: a file or folder, or with ``allow_download`` a Hugging Face Hub id such as ``google/ncsnpp-church-256``.
+      path: a file or folder, or with ``allow_download`` a Hugging Face Hub id (see :func:`locate`).
       config: the score_sde config that the network was trained with.
       use_ema: the moving average of the weights (default), or the raw ones, where a file has both.
-      allow_download: fetch a Hub id; without it nothing is ever fetched.
+      allow_download: whether a Hub id may be fetched.
 
     Returns:
       (parameters, report): nested dicts of float32 arrays with score_sde's names, and what became of every leaf.
@@ -41,8 +60,7 @@ def load_checkpoint(
     Raises:
       PdsError: unknown or damaged file, or one that does not fit the config; the first leaf is named.
     """
-    if not pathlib.Path(path).exists() and is_hub_id(str(path)):
-        path = fetch(str(path), allow_download)
+    path = locate(path, allow_download)
     kind = sniff(path)
     shapes = template(config)
     if kind == "score_sde_flax":

@@ -6,6 +6,7 @@ normalise in 32 groups whatever their width, so narrow ones compute something el
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pathlib
@@ -24,7 +25,7 @@ from pds_jax.models.utils import image_size
 
 CLASS = "UNet2DModel"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-_HEADER_LIMIT = 1 << 20
+_JSON_LIMIT = 1 << 20
 
 # Options that our network needs in score_sde's config to be a UNet2DModel of skip blocks.
 _OURS: dict[str, Any] = {
@@ -75,13 +76,23 @@ def unet_folder(path: str | os.PathLike[str]) -> pathlib.Path | None:
 
 
 def _class_of(path: pathlib.Path) -> Any:
-    if not path.is_file() or path.stat().st_size > _HEADER_LIMIT:
-        return None
     try:
-        config = files.read_json(path)
-    except (ValueError, RecursionError):
+        return _read_fields(path).get("_class_name")
+    except ConversionError:
         return None
-    return config.get("_class_name") if isinstance(config, dict) else None
+
+
+def _read_fields(path: pathlib.Path) -> dict[str, Any]:
+    """A small JSON dictionary."""
+    try:
+        if path.stat().st_size > _JSON_LIMIT:
+            raise ConversionError(f"{path} is larger than {_JSON_LIMIT} bytes; no configuration is")
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConversionError(f"cannot read {path} as JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise ConversionError(f"{path} holds no dictionary")
+    return fields
 
 
 def load(path: str | os.PathLike[str], config: Any, shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], Report]:
@@ -147,8 +158,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       ConversionError: it is no such file or lacks the description of the blocks.
     """
-    fields = files.read_json(path)
-    if not isinstance(fields, dict) or fields.get("_class_name") != CLASS:
+    fields = _read_fields(path)
+    if fields.get("_class_name") != CLASS:
         raise ConversionError(f"{path} does not describe a {CLASS}")
     for name in ("block_out_channels", "down_block_types", "up_block_types"):
         if not isinstance(fields.get(name), list):
@@ -181,7 +192,7 @@ def compare(theirs: Mapping[str, Any], config: Any, where: str) -> None:
 
 def _equal(found: Any, value: Any) -> bool:
     if isinstance(value, float) and isinstance(found, int | float):
-        return math.isclose(found, value, rel_tol=1e-6)
+        return abs(found) < 2**53 and math.isclose(found, value, rel_tol=1e-6)
     return bool(found == value) and isinstance(found, bool) == isinstance(value, bool)
 
 
@@ -278,11 +289,11 @@ def _note_scheduler(path: pathlib.Path, config: Any, report: Report) -> None:
     """Note where the pipeline's noise schedule differs from the config's."""
     if not path.is_file():
         return
-    fields = files.read_json(path)
+    fields = _read_fields(path)
     ours = {"sigma_min": "sigma_min", "sigma_max": "sigma_max", "num_train_timesteps": "num_scales"}
     for name, field in ours.items():
-        found = fields.get(name) if isinstance(fields, dict) else None
-        if isinstance(found, int | float) and not math.isclose(found, config.model[field], rel_tol=1e-6):
+        found = fields.get(name)
+        if found is not None and not _equal(found, float(config.model[field])):
             report.notes.append(f"the scheduler has {name}={found}, the config model.{field}={config.model[field]}")
 
 

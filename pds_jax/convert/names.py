@@ -300,6 +300,7 @@ def diffusers_pairs(config: Any, shapes: Mapping[str, Shape]) -> list[Pair]:
 
 def _attention_pairs(target: str, place: str, new: str, old: str, shapes: Mapping[str, Shape]) -> Iterator[Pair]:
     """An attention layer's pairs; diffusers has Linear (out, in) where we have NIN (in, out)."""
-    for leaf, name, axes in (("scale", "weight", None), ("bias", "bias", None), ("W", "weight", TRANSPOSE), ("b", "bias", None)):
+    for leaf, name in (("scale", "weight"), ("bias", "bias"), ("W", "weight"), ("b", "bias")):
         if f"{target}/{leaf}" in shapes:
+            axes = TRANSPOSE if leaf == "W" else None
             yield Pair(f"{target}/{leaf}", f"{place}.{new}.{name}", axes, (f"{place}.{old}.{name}",))

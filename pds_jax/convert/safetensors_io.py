@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from pds_jax import files
@@ -91,6 +92,28 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape]) -> tuple[dic
     file = file / MODEL if file.is_dir() else file
     report = Report("safetensors", str(path), "as saved")
     return assemble([Pair(name, name) for name in shapes], leaves(file), shapes, report), report
+
+
+def config_of(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+    """The configuration that one of our own models carries.
+
+    Args:
+      path: the model's folder, or the weights file in it.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      PdsError: there is none.
+    """
+    folder = pathlib.Path(path)
+    file = (folder if folder.is_dir() else folder.parent) / CONFIG
+    if not file.is_file():
+        raise ConversionError(f"{path} carries no configuration ({CONFIG}); give the one it was trained with")
+    fields = files.read_json(file)
+    if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
+        raise ConversionError(f"{file} is not a configuration of ours; give the one the network was trained with")
+    return ml_collections.ConfigDict(fields)
 
 
 def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str]) -> None:

@@ -26,6 +26,8 @@ _DTYPES: dict[str, np.dtype] = {
     for name in ("float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool").split()
 }
 _DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+# flax writes lists only for shapes; everything else is a dict, of layers or of a state's fields.
+_LIMITS = {"max_array_len": 16, "max_map_len": 1 << 16, "max_str_len": 1 << 12}
 _STATE = ("optimizer", "params_ema")
 
 
@@ -42,16 +44,14 @@ def decode(data: Any) -> Any:
       ConversionError: malformed data.
     """
     try:
-        return msgpack.unpackb(
-            data, ext_hook=_extension, object_pairs_hook=_dictionary, raw=False, strict_map_key=False
-        )
+        return msgpack.unpackb(data, ext_hook=_extension, object_pairs_hook=_dictionary, raw=False, **_LIMITS)
     except ConversionError:
         raise
     except Exception as error:  # msgpack raises ValueError, its subclasses, TypeError and bare exceptions
         raise ConversionError(f"damaged, or not a msgpack of flax: {error}") from error
 
 
-def _dictionary(pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
+def _dictionary(pairs: list[tuple[Any, Any]]) -> dict[str, Any] | Leaf:
     result: dict[str, Any] = {}
     for key, value in pairs:
         if not isinstance(key, str) or "/" in key:
@@ -67,7 +67,7 @@ def _extension(code: int, data: bytes) -> Any:
         return None  # a complex number: flax can write one, score_sde never does
     if code not in (_NDARRAY, _SCALAR):
         raise ConversionError(f"unknown msgpack extension {code}")
-    shape, name, buffer = msgpack.unpackb(data, raw=False)
+    shape, name, buffer = msgpack.unpackb(data, raw=False, **_LIMITS)
     if name not in _DTYPES or not isinstance(buffer, bytes):
         raise ConversionError("an array is of an unknown dtype")
     _check_shape(shape)
@@ -148,8 +148,9 @@ def _choose(state: dict[str, Any], use_ema: bool, report: Report) -> dict[str, A
         raise ConversionError(f"{path}: the training state has no {where[chosen]!r}, its names are {sorted(state)}")
     if isinstance(state.get("model_state"), dict) and flatten(state["model_state"]):
         raise ConversionError(f"{path}: model_state is not empty; networks with running statistics are not supported")
-    if isinstance(trees[other], dict):
-        report.unused += count(flatten(trees[other]), f"{where[other]}, the {other} weights")
+    unused = trees[other]
+    if isinstance(unused, dict):
+        report.unused += count(flatten(unused), f"{where[other]}, the {other} weights")
     if isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict):
         report.unused += count(flatten(optimizer["state"]), "optimizer/state, the optimiser's moments")
     report.unused += [f"{name}: training state" for name in state if name not in _STATE]

@@ -100,10 +100,10 @@ def _check_sigmas(sigmas: Leaf | None, config: Any, report: Report) -> None:
     if len(sigmas.shape) != 1 or sigmas.shape[0] < 1:
         raise ConversionError(f"{report.path}: the noise levels have shape {sigmas.shape}")
     values = sigmas.read().astype(np.float64)
-    ends = {float(values.max()), float(values.min())}
-    expected = (float(config.model.sigma_max), float(config.model.sigma_min))
-    if not np.allclose(sorted(ends), sorted(set(expected)), rtol=1e-4, atol=0):
-        message = f"noise levels from {values.max():.6g} to {values.min():.6g}, the config says {expected[0]:.6g} to {expected[1]:.6g}"
+    found = (float(values.max()), float(values.min()))
+    ours = (float(config.model.sigma_max), float(config.model.sigma_min))
+    if not np.allclose(found, ours, rtol=1e-4, atol=0):
+        message = f"noise levels {found[0]:.6g} to {found[1]:.6g}, the config says {ours[0]:.6g} to {ours[1]:.6g}"
         if config.training.sde.lower() == "vesde":
             raise ConversionError(f"{report.path} has {message}; set model.sigma_max and model.sigma_min")
         report.notes.append(message)

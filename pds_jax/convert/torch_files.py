@@ -164,7 +164,7 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> str:
         raise ConversionError("the entries of the archive are larger than the archive")
     roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
     if len(roots) != 1 or "/" in roots[0]:
-        raise ConversionError(f"the archive has {len(roots)} entries data.pkl, a checkpoint has one, in its only folder")
+        raise ConversionError(f"the archive has {len(roots)} data.pkl; a checkpoint has one, in its only folder")
     if archive.getinfo(f"{roots[0]}/data.pkl").file_size > MAX_PICKLE:
         raise ConversionError(f"data.pkl is larger than {MAX_PICKLE} bytes; no checkpoint of a network is")
     broken = archive.testzip()

@@ -95,13 +95,15 @@ class Report:
         return "\n".join(lines)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by path ``a/b/c``, in the order of the dicts."""
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves of nested dicts by path ``a/b/c``, in the order of the dicts; any depth."""
     flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    while waiting:
+        path, value = waiting.pop()
         if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{path}/"))
+            prefix = f"{path}/" if path else ""
+            waiting += [(f"{prefix}{key}", child) for key, child in reversed(list(value.items()))]
         else:
             flat[path] = value
     return flat
@@ -181,7 +183,7 @@ def assemble(
             value = value.transpose(pair.axes)
         params[pair.target] = _to_float32(value, name, report.path).reshape(shape)
         report.mapped.append((name, pair.target))
-        if leaf.shape != shape:
+        if pair.axes is not None or leaf.shape != shape:
             report.reshaped.append((pair.target, leaf.shape, shape))
     return nest({path: params[path] for path in shapes})
 
@@ -252,7 +254,9 @@ def check_params(params: Mapping[str, Any], config: Any) -> dict[str, np.ndarray
     }
     for path, shape in shapes.items():
         if path in sources and sources[path].shape != shape:
-            raise ConversionError(f"parameter {path!r} has shape {sources[path].shape}, the config's network needs {shape}")
+            raise ConversionError(
+                f"parameter {path!r} has shape {sources[path].shape}, the network of the config needs {shape}"
+            )
     report = Report("params", "the parameters", "raw")
     return flatten(assemble([Pair(path, path) for path in shapes], sources, shapes, report))
 

@@ -1,0 +1,67 @@
+r"""Convert a checkpoint of score_sde, score_sde_pytorch, PDS or diffusers to ours, or ours to theirs.
+
+    python scripts/convert_checkpoint.py --src=checkpoint_26 --out=church \
+        --config=configs/ve/church_ncsnpp_continuous.py
+    python scripts/convert_checkpoint.py --src=church --out=church.pth --kind=score_sde_torch
+
+The kind of --src is seen from its content. The report names every leaf; the last line of output is JSON.
+"""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from pds_jax import convert
+from pds_jax.types import PdsError
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("src", None, "Checkpoint: a file, a folder, or a Hugging Face Hub id with --allow_download.")
+config_flags.DEFINE_config_file("config", None, "Configuration of the network; our own models carry theirs.")
+flags.DEFINE_string("out", None, "Where the result goes: a folder, or a .pth file for --kind=score_sde_torch.")
+flags.DEFINE_enum("kind", "safetensors", list(convert.EXPORTS), "What to write.")
+flags.DEFINE_bool("raw", False, "Take the raw weights instead of their moving average.")
+flags.DEFINE_bool("parity", True, "Run the diffusers network beside ours, if diffusers is installed.")
+flags.DEFINE_bool("allow_download", False, "Fetch --src from the Hugging Face Hub if it is an id such as owner/model.")
+flags.mark_flags_as_required(["src", "out"])
+
+
+def parity(kind: str, source: str, config: Any, params: Any) -> float | None:
+    """Print and return the parity number, or print why there is none."""
+    from pds_jax.convert.parity import with_diffusers
+
+    if kind != "diffusers":
+        print(f"parity: not run, there is no package of {kind} to run; recorded outputs are compared in tests/convert")
+        return None
+    try:
+        error = with_diffusers(source, config, params)
+    except PdsError as reason:
+        print(f"parity: not run, {reason}")
+        return None
+    print(f"parity: UNet2DModel and ours differ by {error:.2e} relative")
+    return error
+
+
+def main(argv: list[str]) -> None:
+    """Read, report, write."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected words {argv[1:]}")
+    try:
+        source = convert.locate(FLAGS.src, FLAGS.allow_download)
+        config = FLAGS.config or convert.config_of(source)
+        params, report = convert.load_checkpoint(source, config, use_ema=not FLAGS.raw)
+        print(report)
+        error = parity(report.kind, source, config, params) if FLAGS.parity else None
+        convert.export(params, config, FLAGS.out, FLAGS.kind)
+    except PdsError as problem:
+        print(f"convert_checkpoint: {problem}", file=sys.stderr)
+        sys.exit(2)
+    result = {**report.summary(), "out": str(pathlib.Path(FLAGS.out)), "out_kind": FLAGS.kind, "parity": error}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)
