@@ -1,4 +1,8 @@
-"""Sample quality: FID, KID, Inception Score, precision and recall, density and coverage, for any feature function."""
+"""Sample quality for any feature function.
+
+frechet (FID), kid, inception_score, precision_recall (and density, coverage), the Inception network that the published
+figures use, other extractors, reference files, and the resumable pass over images. Import from the modules.
+"""
 
 from pds_jax.metrics.frechet import FeatureMoments, frechet_distance, frechet_distance_from_features
 

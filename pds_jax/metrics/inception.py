@@ -141,8 +141,9 @@ class BlockC(nn.Module):
         seven = ConvBnRelu(self.width, **_1X7, name="branch7x7_2")(seven)
         seven = ConvBnRelu(192, **_7X1, name="branch7x7_3")(seven)
         double = ConvBnRelu(self.width, name="branch7x7dbl_1")(x)
-        for number, factor, width in ((2, _7X1, self.width), (3, _1X7, self.width), (4, _7X1, self.width), (5, _1X7, 192)):
-            double = ConvBnRelu(width, **factor, name=f"branch7x7dbl_{number}")(double)
+        for number, factor in ((2, _7X1), (3, _1X7), (4, _7X1)):
+            double = ConvBnRelu(self.width, **factor, name=f"branch7x7dbl_{number}")(double)
+        double = ConvBnRelu(192, **_1X7, name="branch7x7dbl_5")(double)
         pooled = ConvBnRelu(192, name="branch_pool")(_average_pool(x))
         return _join(ConvBnRelu(192, name="branch1x1")(x), seven, double, pooled)
 
@@ -291,7 +292,8 @@ def inception_features(
     Returns:
       layer -> (B, D) float32.
     """
-    return Inception(layers).apply({"params": params}, preprocess(images, rule))
+    features: Any = Inception(layers).apply({"params": params}, preprocess(images, rule))
+    return features
 
 
 # --- weights -----------------------------------------------------------------------------------------------------
@@ -436,10 +438,18 @@ def _read_tensors(path: pathlib.Path) -> Mapping[str, Any]:
     except Exception as error:  # np.load and safetensors raise many kinds for a damaged file
         raise PdsError(f"{path} cannot be read: {error}") from error
     if path.suffix in (".pth", ".pt"):
-        from pds_jax.convert.torch_pickle import load_torch
-
-        return load_torch(path)
+        return _read_torch(path)
     raise PdsError(f"{path}: Inception weights come as .pth, .npz or .safetensors")
+
+
+def _read_torch(path: pathlib.Path) -> Mapping[str, Any]:
+    from pds_jax.convert.pickles import Tensor
+    from pds_jax.convert.torch_files import opened
+
+    with opened(path) as (value, leaf):
+        if not isinstance(value, Mapping) or not all(isinstance(item, Tensor) for item in value.values()):
+            raise PdsError(f"{path} holds no plain state_dict; get the file from {ADDRESS}")
+        return {str(name): leaf(tensor).read() for name, tensor in value.items()}
 
 
 def weights_digest(params: Any) -> str:
