@@ -24,8 +24,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax import ops
+from pds_jax.alpha import alpha_auto
 from pds_jax.npy import read_npy
 from pds_jax.types import Array, PdsError
+
+__all__ = [
+    "FILTERS",
+    "RECIPES",
+    "Preconditioner",
+    "alpha_auto",
+    "chain",
+    "check_stability",
+    "from_masks",
+    "from_radius",
+    "from_statistics",
+    "identity",
+    "lambda_max",
+    "with_solenoidal",
+]
 
 RECIPES = ("ijcv2025", "eccv2022")
 FILTERS = ("freq", "space", "both")
@@ -420,75 +436,6 @@ def check_stability(m: Preconditioner, diffusion: Any, sigma: Any, variance: Any
             f"(lambda_max = {float(lambda_max(m)):.3g}, N = {len(q)}); use a larger alpha or more steps"
         )
     return number
-
-
-def alpha_auto(sde: Any, N: int, corrector: bool = False, snr: float = 0.16, n_steps: int = 1) -> float:  # noqa: N803
-    """The α that removes the lag of a noise-dominated mode at N iterations of the paper's sampler.
-
-    With r = (σ_{i−1}/σ_i)², q = 1 − r, gain m and λ = m², the predictor alone settles at variance c σ²,
-    c = λq / (r − (1 − λq)²). c = 1 iff q λ² − λ + 1 = 0, possible iff q ≤ 1/4; beyond that c is least at λ = 1/√q.
-    α = m / (m − 1).
-    With Langevin steps of relative size e = 2 snr² the excess over their own fixed point c_L = 2 / (2 − e) shrinks by
-    k = (1 − e)^{2 n_steps} first; then c = c_L is asked for (see :func:`best_gain`).
-    VP and subVP are VE in x / m_t; r is there the geometric mean over the grid. Derived, see docs/theory.md.
-
-    Args:
-      sde: the SDE.
-      N: number of iterations, ≥ 2.
-      corrector: whether each iteration has Langevin steps.
-      snr: signal-to-noise ratio of the Langevin steps.
-      n_steps: Langevin steps per iteration.
-
-    Returns:
-      α > 1.
-
-    Raises:
-      PdsError: N < 2.
-    """
-    if N < 2:
-        raise PdsError(f"alpha=auto needs at least N=2 iterations, got {N}; use a smaller speed_up")
-    gain = math.sqrt(best_gain(_noise_ratio(sde, N), snr if corrector else 0.0, n_steps))
-    return gain / (gain - 1) if gain > 1 else math.inf
-
-
-def best_gain(r: float, snr: float = 0.0, n_steps: int = 1) -> float:
-    """Eigenvalue λ = m² of M Mᵀ for which a noise-dominated mode lags least behind the noise level.
-
-    With u = λ(1 − r), w = 1 − u, e = 2 snr², k = (1 − e)^{2 n_steps}, c_L = 2 / (2 − e), the variance c σ² before each
-    iteration settles at c = (c_L (1 − k) w² + 1 − w) / (r − k w²). It equals c_L for
-    w = [1 + √(1 − 4 c_L (1 − c_L r))] / (2 c_L) if that is real, else it is least at the smaller root of
-    k w² − 2 (c_L (1 − k) r + k) w + r = 0. Derived, see docs/theory.md.
-
-    Args:
-      r: (σ_{i−1} / σ_i)² in (0, 1).
-      snr: of the Langevin steps, 0 for none.
-      n_steps: Langevin steps per iteration.
-
-    Returns:
-      λ ≥ 1.
-    """
-    e = 2 * snr * snr
-    keep, fixed = (1 - e) ** (2 * n_steps), 2 / (2 - e)
-    root = 1 - 4 * fixed * (1 - fixed * r)
-    if root >= 0:
-        w = (1 + math.sqrt(root)) / (2 * fixed)
-    else:
-        half = fixed * (1 - keep) * r + keep
-        w = (half - math.sqrt(half * half - keep * r)) / keep
-    return max(1.0, (1 - w) / (1 - r))
-
-
-def _noise_ratio(sde: Any, steps: int) -> float:
-    """Geometric mean over the grid of r = (σ̃_{i−1}/σ̃_i)², σ̃ = std / m_t the noise level of x / m_t."""
-    if hasattr(sde, "sigma_max"):
-        log_ratio = math.log(float(sde.sigma_min) / float(sde.sigma_max))
-    else:
-        ends = jnp.array([1.0, 1e-3], jnp.float32)
-        one = jnp.ones((2, 1, 1, 1), jnp.float32)
-        _, std = sde.marginal_prob(one, ends)
-        level = np.asarray(std, np.float64) / np.asarray(sde.mean_scale(ends), np.float64)
-        log_ratio = math.log(level[1] / level[0])
-    return math.exp(2 * log_ratio / (steps - 1))
 
 
 def _from_raw(

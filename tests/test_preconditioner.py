@@ -267,44 +267,7 @@ def test_describe_tells_filters_apart():
     assert skew["filters"] == ["freq", "skew"] and skew["alpha"] == 5.0
 
 
-# ---- alpha(N) and stability ----
-
-
-def lag_after(r, gain, snr, n_steps, iterations=4000):
-    """Variance over noise level, before an iteration, of a mode without data: the sampler's own recursion."""
-    e = 2 * snr**2
-    c = 1.0
-    for _ in range(iterations):
-        for _ in range(n_steps if snr else 0):
-            c = (1 - e) ** 2 * c + 2 * e
-        c = ((1 - gain * (1 - r)) ** 2 * c + gain * (1 - r)) / r
-    return c
-
-
-@pytest.mark.parametrize(("snr", "n_steps"), [(0.0, 1), (0.16, 1), (0.16, 2), (0.3, 1)])
-@pytest.mark.parametrize("r", [0.98, 0.9, 0.8, 0.6, 0.4])
-def test_best_gain_on_the_lag_recursion(r, snr, n_steps):
-    gain = pc.best_gain(r, snr, n_steps)
-    fixed_point = 2 / (2 - 2 * snr**2)
-    lags = {g: lag_after(r, g, snr, n_steps) for g in (1.0, gain - 0.02, gain, gain + 0.02)}
-    if gain == 1.0:
-        assert lags[1.0] == pytest.approx(fixed_point, rel=0.02)
-    elif lags[gain] > fixed_point * (1 + 1e-9):
-        assert lags[gain] < lags[gain - 0.02] and lags[gain] < lags[gain + 0.02]
-        assert lags[gain] < lags[1.0]
-    else:
-        assert lags[gain] == pytest.approx(fixed_point, rel=1e-9)
-        assert lags[1.0] > lags[gain]
-
-
-def test_alpha_auto_values_and_order():
-    sde = types.SimpleNamespace(sigma_min=0.01, sigma_max=50.0)
-    alphas = [pc.alpha_auto(sde, N) for N in (200, 100, 66, 40)]
-    np.testing.assert_allclose(alphas, [21.7, 9.6, 5.0, 4.4], atol=0.05)
-    for N in (10, 20, 40, 66, 100, 200):
-        assert pc.alpha_auto(sde, N, corrector=True) > pc.alpha_auto(sde, N)
-    with pytest.raises(PdsError, match="N=2"):
-        pc.alpha_auto(sde, 1)
+# ---- stability ----
 
 
 def test_stability_number():

@@ -1,0 +1,185 @@
+"""How strong M should be for a given number of iterations, in closed form: α(N) and the variance recursion behind it.
+
+Everything here is arithmetic on the host in float64; no image is sampled and no network is called. Derived, see
+docs/theory.md. Where a network is at hand, choosing α by the spectrum of a few samples is better informed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pds_jax.types import PdsError
+
+_SCALES = 1000  # the number of scales that eps is tied to by speed_up, eps = eps0 · scales / N
+_ALPHAS = (*np.geomspace(1.5, 200, 60), math.inf)
+
+
+def alpha_auto(
+    sde: Any,
+    N: int,  # noqa: N803
+    corrector: bool = False,
+    snr: float = 0.16,
+    n_steps: int = 1,
+    stats: Any = None,
+    centered: bool = True,
+) -> float:
+    """The α for N iterations of the paper's sampler.
+
+    VE: with r = (σ_{i−1}/σ_i)² = (σ_min/σ_max)^{2/(N−1)}, a mode dominated by noise lags behind the noise level by a
+    factor 1/r in variance; the gain m = √λ of :func:`best_gain` removes that, and α = m / (m − 1) makes m the largest
+    gain of the filter. VP and subVP have no such constant r: there α is :func:`gaussian_alpha` of the data's spectrum,
+    or without statistics of a 1/|k|² one at 32 x 32 pixels.
+
+    Args:
+      sde: the SDE.
+      N: number of iterations, ≥ 2.
+      corrector: whether each iteration has Langevin steps.
+      snr: signal-to-noise ratio of the Langevin steps.
+      n_steps: Langevin steps per iteration.
+      stats: statistics of the data, used for VP and subVP.
+      centered: whether the model works in [-1, 1]; used with VP and subVP.
+
+    Returns:
+      α > 1; infinity where M = I is best.
+
+    Raises:
+      PdsError: N < 2.
+    """
+    if N < 2:
+        raise PdsError(f"alpha=auto needs at least N=2 iterations, got N={N}; use a smaller speed_up")
+    if not hasattr(sde, "sigma_max"):
+        power, r_f = _natural_image() if stats is None else _of_statistics(stats)
+        return gaussian_alpha(sde, N, (4 if centered else 1) * power, r_f, corrector, snr, n_steps)
+    r = math.exp(2 * math.log(float(sde.sigma_min) / float(sde.sigma_max)) / (N - 1))
+    gain = math.sqrt(best_gain(r, snr if corrector else 0.0, n_steps))
+    return gain / (gain - 1) if gain > 1 else math.inf
+
+
+def best_gain(r: float, snr: float = 0.0, n_steps: int = 1) -> float:
+    """Eigenvalue λ = m² of M Mᵀ for which a noise-dominated mode lags least behind the noise level.
+
+    With q = 1 − r, w = 1 − λ q, e = 2 snr², k = (1 − e)^{2 n_steps} and c_L = 2 / (2 − e), the fixed point of the
+    Langevin steps alone, the variance c σ² before each iteration settles at
+        c = (c_L (1 − k) w² + 1 − w) / (r − k w²).
+    It equals c_L for w = [1 + √(1 − 4 c_L (1 − c_L r))] / (2 c_L) if that is real, else it is least at the smaller
+    root of k w² − 2 (c_L (1 − k) r + k) w + r = 0. Without a corrector these are q λ² − λ + 1 = 0, real iff q ≤ 1/4,
+    and λ = 1/√q.
+
+    Args:
+      r: (σ_{i−1} / σ_i)² in (0, 1).
+      snr: of the Langevin steps, 0 for none.
+      n_steps: Langevin steps per iteration.
+
+    Returns:
+      λ ≥ 1.
+    """
+    e = 2 * snr * snr
+    keep, fixed = (1 - e) ** (2 * n_steps), 2 / (2 - e)
+    root = 1 - 4 * fixed * (1 - fixed * r)
+    if root >= 0:
+        w = (1 + math.sqrt(root)) / (2 * fixed)
+    else:
+        half = fixed * (1 - keep) * r + keep
+        w = (half - math.sqrt(half * half - keep * r)) / keep
+    return max(1.0, (1 - w) / (1 - r))
+
+
+def gaussian_alpha(
+    sde: Any,
+    N: int,  # noqa: N803
+    power: np.ndarray,
+    r_f: np.ndarray,
+    corrector: bool = False,
+    snr: float = 0.16,
+    n_steps: int = 1,
+) -> float:
+    """The α with which the paper's sampler ends nearest to Gaussian data of a given spectrum.
+
+    Nearest is the least Σ_k (√V_k − √P_k)², the Wasserstein-2 distance of the two laws, with V_k from
+    :func:`final_variance` and the frequency filter R = α / (r_f / max r_f + α − 1).
+
+    Args:
+      sde: the SDE.
+      N: number of iterations.
+      power: P of the modes in the model's range, any shape.
+      r_f: raw statistics log(1 + mean |F x|²) of the same modes.
+      corrector: whether each iteration has Langevin steps.
+      snr: signal-to-noise ratio of the Langevin steps.
+      n_steps: Langevin steps per iteration.
+
+    Returns:
+      α, infinity where M = I is best.
+
+    Raises:
+      PdsError: the recursion is not finite for any α (VP below N = β_max).
+    """
+    alphas = np.array(_ALPHAS)
+    power, raw = power.reshape(1, -1), r_f.reshape(1, -1) / r_f.max()
+    gains = (1 / (1 + (raw - 1) / alphas[:, None])) ** 2
+    with np.errstate(all="ignore"):
+        variance = final_variance(sde, N, power, gains, snr if corrector else 0.0, n_steps)
+        distance = np.square(np.sqrt(variance) - np.sqrt(power)).sum(axis=1)
+    if not np.isfinite(distance).any():
+        raise PdsError(f"alpha=auto: the sampler is not finite at N={N} with any alpha; use more iterations")
+    return float(alphas[np.nanargmin(distance)])
+
+
+def final_variance(
+    sde: Any,
+    N: int,  # noqa: N803
+    power: np.ndarray,
+    gains: np.ndarray,
+    snr: float = 0.0,
+    n_steps: int = 1,
+) -> np.ndarray:
+    """Variance of every mode after the paper's sampler on Gaussian data with the exact score.
+
+    V ← (1 − ε λ/A)² V + 2 ε λ for each Langevin step, ε = 2 a (snr)² Σλ / Σ(λ² V/A²), and then
+    V ← (1 − λ (f + G²/A))² V + G² λ for the predictor, without its noise in the last iteration; A = m_t² P + std².
+
+    Args:
+      sde: the SDE, discretised here with N scales.
+      N: number of iterations.
+      power: (..., K) P of the modes in the model's range.
+      gains: (..., K) eigenvalues λ of M Mᵀ.
+      snr: of the Langevin steps, 0 for none.
+      n_steps: Langevin steps per iteration.
+
+    Returns:
+      (..., K) variances.
+    """
+    level = sde.with_num_scales(N)
+    t = np.linspace(1.0, level.default_eps * _SCALES / N, N).astype(np.float32)
+    f, diffusion = level.discretize(np.ones((N, 1, 1, 1), np.float32), t)
+    columns = (f[:, 0, 0, 0], diffusion, level.mean_scale(t), level.std(t), level.alphas_at(t))
+    drift, g, scale, std, langevin = (np.asarray(column, np.float64) for column in columns)
+    variance = gains * float(level.prior_std) ** 2
+    for i in range(N):
+        marginal = scale[i] ** 2 * power + std[i] ** 2
+        for _ in range(n_steps if snr else 0):
+            norms = np.sum(gains, -1, keepdims=True) / np.sum(gains**2 * variance / marginal**2, -1, keepdims=True)
+            step = 2 * langevin[i] * snr**2 * norms
+            variance = (1 - step * gains / marginal) ** 2 * variance + 2 * step * gains
+        variance = (1 - gains * (drift[i] + g[i] ** 2 / marginal)) ** 2 * variance
+        if i < N - 1:
+            variance = variance + g[i] ** 2 * gains
+    return variance
+
+
+def _of_statistics(stats: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Half planes of P and r_f; the other half repeats them."""
+    return stats.power.astype(np.float64), stats.r_f[:, : stats.power.shape[1]].astype(np.float64)
+
+
+def _natural_image(size: int = 32, variance: float = 0.06, mean: float = 0.45) -> tuple[np.ndarray, np.ndarray]:
+    """Power spectrum and raw statistics of [0, 1] images with a 1/|k|² spectrum."""
+    k = np.fft.fftfreq(size) * size
+    square = k[:, None] ** 2 + k[None, :] ** 2
+    power = 1 / np.maximum(square, 0.5)
+    power *= variance * size * size / power.sum()
+    r_f = power * size * size
+    r_f[0, 0] += (mean * size * size) ** 2
+    return power, np.log1p(r_f)
