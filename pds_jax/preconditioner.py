@@ -34,7 +34,6 @@ __all__ = [
     "Preconditioner",
     "alpha_auto",
     "chain",
-    "check_stability",
     "from_masks",
     "from_radius",
     "from_statistics",
@@ -399,43 +398,6 @@ def lambda_max(m: Preconditioner) -> Array:
         if leaf is not None:
             bound = bound * jnp.max(jnp.square(leaf))
     return bound
-
-
-def check_stability(m: Preconditioner, diffusion: Any, sigma: Any, variance: Any = 0.0) -> float:
-    """Refuse a reverse-diffusion run (variant "paper") that must diverge.
-
-    A step multiplies the error of a mode by 1 − q, q = λ G² / (σ² + v), with λ its eigenvalue of M Mᵀ and v its data
-    variance; |1 − q| > 1 iff q > 2. One such step is made good by the next, two in a row are not, so the number that
-    must not exceed 2 is max over steps and modes of min(q_i, q_{i+1}). Derived, see docs/theory.md.
-
-    Args:
-      m: M; with both filters its λ is bounded by R² · max A².
-      diffusion: (N,) G of the discretised steps.
-      sigma: (N,) noise level before each of these steps.
-      variance: data variance v of the modes, a number or (H, W // 2 + 1, C) the power spectrum in the model's range.
-
-    Returns:
-      The number.
-
-    Raises:
-      PdsError: it exceeds 2.
-    """
-    q = np.square(np.asarray(diffusion, np.float64))
-    noise = np.square(np.asarray(sigma, np.float64))
-    gains = np.ones(1) if m.freq is None else np.square(np.asarray(m.freq, np.float64)).reshape(-1)
-    if m.space is not None:
-        gains = gains * float(np.max(np.square(np.asarray(m.space, np.float64))))
-    modes = np.broadcast_to(np.asarray(variance, np.float64).reshape(-1), (max(gains.size, np.size(variance)),))
-    number = 0.0
-    for i in range(len(q) - 1 if len(q) > 1 else 1):
-        pair = [gains * q[k] / (noise[k] + modes) for k in range(i, min(i + 2, len(q)))]
-        number = max(number, float(np.max(np.minimum.reduce(pair))))
-    if number > 2:
-        raise PdsError(
-            f"this setting diverges: lambda_max(M M^T) G^2 / (sigma^2 + v) = {number:.3g} exceeds 2 "
-            f"(lambda_max = {float(lambda_max(m)):.3g}, N = {len(q)}); use a larger alpha or more steps"
-        )
-    return number
 
 
 def _from_raw(

@@ -267,42 +267,6 @@ def test_describe_tells_filters_apart():
     assert skew["filters"] == ["freq", "skew"] and skew["alpha"] == 5.0
 
 
-# ---- stability ----
-
-
-def test_stability_number():
-    sigma = 50.0 * (0.01 / 50) ** (np.arange(20) / 19)
-    diffusion = np.sqrt(sigma**2 - np.append(sigma[1:], 0) ** 2)
-    shape = (8, 8, 3)
-    ratio = 1 - (0.01 / 50) ** (2 / 19)
-    assert pc.check_stability(pc.identity(), diffusion, sigma) == pytest.approx(ratio)
-    mild = pc.from_statistics(raw_statistics(shape), 5.0, "both")
-    assert pc.check_stability(mild, diffusion, sigma) == pytest.approx(float(pc.lambda_max(mild)) * ratio)
-    wild = pc.from_radius(shape, 1.0, 2.0)
-    number = 4 * ratio
-    with pytest.raises(PdsError, match=f"{number:.3g} exceeds 2"):
-        pc.check_stability(wild, diffusion, sigma)
-    # The power of the data tames a mode only while sigma^2 is below it.
-    assert pc.check_stability(wild, diffusion, sigma, variance=1e5) < 0.1
-    power = np.where(np.asarray(wild.freq) > 1, 1e5, 0.0)
-    assert pc.check_stability(wild, diffusion, sigma, variance=power) == pytest.approx(ratio)
-
-
-def test_stability_is_what_the_recursion_does():
-    sigma = 50.0 * (0.01 / 50) ** (np.arange(40) / 39)
-    step = 1 - (0.01 / 50) ** (2 / 39)
-    for gain, diverges in ((1.9 / step, False), (2.2 / step, True)):
-        factor = np.prod(np.full(39, 1 - gain * step))
-        assert (abs(factor) > 1) == diverges
-        m = pc.from_radius((4, 4, 1), 0.5, math.sqrt(gain))
-        diffusion = np.sqrt(sigma**2 - np.append(sigma[1:], 0) ** 2)
-        if diverges:
-            with pytest.raises(PdsError, match="diverges"):
-                pc.check_stability(m, diffusion, sigma)
-        else:
-            pc.check_stability(m, diffusion, sigma)
-
-
 # ---- bad input ----
 
 
