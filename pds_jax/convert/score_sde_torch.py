@@ -17,7 +17,7 @@ from pds_jax import files
 from pds_jax.convert.names import FROZEN, torch_pairs
 from pds_jax.convert.pickles import Tensor
 from pds_jax.convert.torch_files import opened
-from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params, template
+from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params, match, template
 
 PREFIX = "module."
 SIGMAS = "sigmas"
@@ -49,6 +49,7 @@ def load(
     with opened(path) as (state, leaf):
         model = _model(state, leaf, report.path)
         _check_sigmas(model.pop(SIGMAS, None), config, report)
+        match(pairs, model, report.path)
         names = [name for name in model if name not in _frozen(pairs)]
         sources = dict(model)
         if use_ema:

@@ -136,16 +136,29 @@ def _bytes_of(storage: Storage) -> int:
     return storage.numel * _ITEMSIZE.get(storage.dtype, 1)
 
 
+class _Storages(dict[str, Storage]):
+    """Storages by key, filled while the pickle is read."""
+
+    def remember(self, fields: Any) -> Storage:
+        storage = _storage(fields)
+        if self.setdefault(storage.key, storage) != storage:
+            raise ConversionError(f"storage {storage.key!r} is described in two ways")
+        return storage
+
+
 def _load_zip(file: IO[bytes]) -> tuple[Any, ReadStorage]:
     archive = zipfile.ZipFile(file)
     root = _check_archive(archive, file.seek(0, io.SEEK_END))
-    value = Machine(_storage).run(archive.read(f"{root}/data.pkl"))
+    storages = _Storages()
+    value = Machine(storages.remember).run(archive.read(f"{root}/data.pkl"))
+    sizes = {info.filename: info.file_size for info in archive.infolist()}
+    for storage in storages.values():
+        size = sizes.get(f"{root}/data/{storage.key}")
+        if size != _bytes_of(storage):
+            raise ConversionError(f"storage {storage.key!r} has {size} bytes, not {_bytes_of(storage)}")
 
     def read(storage: Storage) -> bytes:
-        info = archive.getinfo(f"{root}/data/{storage.key}")
-        if info.file_size != _bytes_of(storage):
-            raise ConversionError(f"it has {info.file_size} bytes, not {_bytes_of(storage)}")
-        return archive.read(info)
+        return archive.read(f"{root}/data/{storage.key}")
 
     return value, read
 
@@ -183,15 +196,8 @@ def _load_legacy(file: IO[bytes]) -> tuple[Any, ReadStorage]:
     system = Machine(_no_storage).run(file)
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ConversionError("the file was written on a big-endian machine")
-    storages: dict[str, Storage] = {}
-
-    def remember(fields: Any) -> Storage:
-        storage = _storage(fields)
-        if storages.setdefault(storage.key, storage) != storage:
-            raise ConversionError(f"storage {storage.key!r} is described in two ways")
-        return storage
-
-    value = Machine(remember).run(file)
+    storages = _Storages()
+    value = Machine(storages.remember).run(file)
     starts = _find_storages(file, Machine(_no_storage).run(file), storages)
 
     def read(storage: Storage) -> bytes:

@@ -172,7 +172,7 @@ def assemble(
     Raises:
       ConversionError: a leaf is missing, left over, of another shape, not of floats, or not finite.
     """
-    found = _match(pairs, sources, report.path)
+    found = match(pairs, sources, report.path)
     for pair, name in found:
         _check_leaf(pair, name, sources[name], shapes[pair.target], report.path)
     params = {}
@@ -188,8 +188,20 @@ def assemble(
     return nest({path: params[path] for path in shapes})
 
 
-def _match(pairs: Sequence[Pair], sources: Mapping[str, Leaf], path: str) -> list[tuple[Pair, str]]:
-    """The name under which the source holds each parameter; missing and left-over leaves are errors."""
+def match(pairs: Sequence[Pair], sources: Mapping[str, Leaf], path: str) -> list[tuple[Pair, str]]:
+    """Find every parameter in the source.
+
+    Args:
+      pairs: every parameter of the network with its source.
+      sources: every leaf of the source that should become a parameter.
+      path: the source, for messages.
+
+    Returns:
+      (pair, the name under which the source holds it).
+
+    Raises:
+      ConversionError: naming the first leaf that is missing, or that is left over.
+    """
     found, missing = [], []
     for pair in pairs:
         name = next((name for name in (pair.source, *pair.aliases) if name in sources), None)
@@ -227,7 +239,7 @@ def _check_leaf(pair: Pair, name: str, leaf: Leaf, shape: Shape, path: str) -> N
 
 def _to_float32(value: np.ndarray, name: str, path: str) -> np.ndarray:
     with np.errstate(over="ignore"):
-        value = np.ascontiguousarray(value, np.float32)
+        value = np.array(value, np.float32, order="C")
     if not np.isfinite(value).all():
         raise ConversionError(f"{path}: leaf {name!r} holds NaN or infinity; the file is damaged or training diverged")
     return value
