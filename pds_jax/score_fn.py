@@ -17,9 +17,9 @@ import flax.struct
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax.models.analytic import plane_mean, wiener_step
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import SDE, VESDE, VPSDE
+from pds_jax.spectral import plane_mean, wiener_step
 from pds_jax.types import Array, PdsError
 
 PARAMETRISATIONS = ("score_sde", "wiener")
@@ -79,7 +79,7 @@ class ModelScore:
             net_in = (net_in + 1) / 2  # the network itself maps [0, 1] to [-1, 1]
         label = level if isinstance(self.sde, VESDE) else 999 * t
         # s = (m D − x)/std² with D = D_W + τ net, in units that stay O(1) at every noise level.
-        residual = wiener_step(x_bar, level, self.mean, self.power) + batch_mul(tau, self._network(net_in, label))
+        residual = wiener_step(x_bar, level, (self.mean, self.power)) + batch_mul(tau, self._network(net_in, label))
         return batch_mul(scale / jnp.square(std), residual)
 
 

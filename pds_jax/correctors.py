@@ -1,0 +1,125 @@
+"""Correctors: Langevin steps at a fixed time t, whose stationary law is p_t whatever M is.
+
+    g = (M Mᵀ + S) s(x, t),  n = M z,  x_mean = x + ε g,  x = x_mean + √(2 ε) n
+
+They differ in the step size ε. Sources: Song et al., ICLR 2021, algorithms 4 and 5; Ma et al., IJCV 2025 (M).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from pds_jax.ops import batch_mul, norms
+from pds_jax.preconditioner import Preconditioner, identity
+from pds_jax.sde_lib import SDE
+from pds_jax.types import Array, PdsError, ScoreFn
+
+Corrector = Callable[..., tuple[Array, Array]]
+CORRECTORS: dict[str, Corrector] = {}
+_IDENTITY = identity()
+
+
+def register_corrector(name: str) -> Callable[[Corrector], Corrector]:
+    """Decorator that enters a corrector into ``CORRECTORS``.
+
+    Raises:
+      PdsError: the name is taken.
+    """
+
+    def register(step: Corrector) -> Corrector:
+        if name in CORRECTORS:
+            raise PdsError(f"a corrector named {name!r} is registered already")
+        CORRECTORS[name] = step
+        return step
+
+    return register
+
+
+def get_corrector(name: str) -> Corrector:
+    """The corrector called `name`.
+
+    Raises:
+      PdsError: unknown name; the message lists the known ones.
+    """
+    if name not in CORRECTORS:
+        raise PdsError(f"unknown corrector {name!r}; known: {', '.join(sorted(CORRECTORS))}")
+    return CORRECTORS[name]
+
+
+def own_norm(norm: Array) -> Array:
+    """Norm mode "sample": each image's own norm, so an image depends on nothing but its seed."""
+    return norm
+
+
+def batch_norm(norm: Array) -> Array:
+    """Norm mode "batch": the mean over the batch, as in the original codes."""
+    return jnp.broadcast_to(jnp.mean(norm), norm.shape)
+
+
+NORMS: dict[str, Callable[[Array], Array]] = {"sample": own_norm, "batch": batch_norm}
+
+
+@register_corrector("langevin")
+def langevin(
+    x: Array,
+    t: Array,
+    z: Array,
+    *,
+    sde: SDE,
+    score_fn: ScoreFn,
+    preconditioner: Preconditioner | None = None,
+    snr: float | Array,
+    mean_fn: Callable[[Array], Array] = own_norm,
+    **_: Any,
+) -> tuple[Array, Array]:
+    """One Langevin step with ε = 2 a_t (snr ‖n‖/‖g‖)², norms taken after M.
+
+    Args:
+      x: (B, H, W, C) float32 images.
+      t: (B,) times.
+      z: (B, H, W, C) standard normal noise.
+      sde: SDE, for a_t (1 for VE).
+      score_fn: score function.
+      preconditioner: M, None for the identity.
+      snr: signal-to-noise ratio, () float32.
+      mean_fn: what a norm (B,) is replaced by: :func:`own_norm`, :func:`batch_norm`, or its mean over devices too.
+
+    Returns:
+      x and x_mean.
+    """
+    m = preconditioner or _IDENTITY
+    g, n = m.drift(score_fn(x, t)), m.apply(z)
+    ratio = snr * mean_fn(norms(n)) / mean_fn(norms(g))
+    return _step(x, g, n, 2 * sde.alphas_at(t) * jnp.square(ratio))
+
+
+@register_corrector("ald")
+def ald(
+    x: Array,
+    t: Array,
+    z: Array,
+    *,
+    sde: SDE,
+    score_fn: ScoreFn,
+    preconditioner: Preconditioner | None = None,
+    snr: float | Array,
+    **_: Any,
+) -> tuple[Array, Array]:
+    """One step of annealed Langevin dynamics, ε = 2 a_t (snr std(t))²; Args and Returns as :func:`langevin`."""
+    m = preconditioner or _IDENTITY
+    epsilon = 2 * sde.alphas_at(t) * jnp.square(snr * sde.std(t))
+    return _step(x, m.drift(score_fn(x, t)), m.apply(z), epsilon)
+
+
+@register_corrector("none")
+def none(x: Array, t: Array, z: Array, **_: Any) -> tuple[Array, Array]:
+    """No corrector: x stays; it evaluates no score and draws no noise."""
+    return x, x
+
+
+def _step(x: Array, g: Array, n: Array, epsilon: Array) -> tuple[Array, Array]:
+    x_mean = x + batch_mul(epsilon, g)
+    return x_mean + batch_mul(jnp.sqrt(2 * epsilon), n), x_mean

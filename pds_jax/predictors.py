@@ -1,0 +1,193 @@
+"""Predictors: one step of the reverse SDE, from noise level i to i − 1, with M in its dynamics.
+
+With g, h the drift of the forward SDE and s the score, a step takes the score's share of the drift as
+
+    variant "paper"   M Mᵀ s               (½ M Mᵀ s for the probability flow)
+    variant "exact"   ½ (s + M Mᵀ s)       (½ s for the probability flow, where M has no place)
+
+and its noise as M z. "paper" is the method of Ma et al.; its marginals are biased for any M but the identity. "exact"
+is the probability flow plus Langevin dynamics with M, which leaves every marginal alone (docs/theory.md). Both are
+the plain predictor if M is the identity. A solenoidal term S goes with M Mᵀ everywhere: (M Mᵀ + S) s.
+
+Sources: Song et al., ICLR 2021 (the predictors); Ma et al., IJCV 2025, arXiv 2302.06504 (M). The released code of the
+latter preconditions reverse_diffusion only; here all do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from pds_jax.ops import batch_mul
+from pds_jax.preconditioner import Preconditioner, identity
+from pds_jax.sde_lib import SDE, VESDE, VPSDE
+from pds_jax.types import Array, PdsError, ScoreFn
+
+Predictor = Callable[..., tuple[Array, Array]]
+PREDICTORS: dict[str, Predictor] = {}
+VARIANTS = ("paper", "exact")
+_IDENTITY = identity()
+
+
+def register_predictor(name: str) -> Callable[[Predictor], Predictor]:
+    """Decorator that enters a predictor into ``PREDICTORS``.
+
+    Raises:
+      PdsError: the name is taken.
+    """
+
+    def register(step: Predictor) -> Predictor:
+        if name in PREDICTORS:
+            raise PdsError(f"a predictor named {name!r} is registered already")
+        PREDICTORS[name] = step
+        return step
+
+    return register
+
+
+def get_predictor(name: str) -> Predictor:
+    """The predictor called `name`.
+
+    Raises:
+      PdsError: unknown name; the message lists the known ones.
+    """
+    if name not in PREDICTORS:
+        raise PdsError(f"unknown predictor {name!r}; known: {', '.join(sorted(PREDICTORS))}")
+    return PREDICTORS[name]
+
+
+def score_drift(s: Array, m: Preconditioner, variant: str, probability_flow: bool) -> Array:
+    """The score's share of a reverse step, see the top of this module; shaped as s (B, H, W, C).
+
+    Raises:
+      PdsError: unknown variant, or M in an exact probability flow.
+    """
+    if variant not in VARIANTS:
+        raise PdsError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+    if variant == "paper":
+        return (0.5 if probability_flow else 1.0) * m.drift(s)
+    if probability_flow:
+        if not m.is_identity:
+            raise PdsError("the probability flow has no noise for M to act on; use variant 'paper' or no M")
+        return 0.5 * s
+    return 0.5 * (s + m.drift(s))
+
+
+@register_predictor("reverse_diffusion")
+def reverse_diffusion(
+    x: Array,
+    t: Array,
+    z: Array,
+    *,
+    sde: SDE,
+    score_fn: ScoreFn,
+    preconditioner: Preconditioner | None = None,
+    probability_flow: bool = False,
+    variant: str = "paper",
+    **_: Any,
+) -> tuple[Array, Array]:
+    """Reverse of the SDE's own discretisation: x_mean = x − M Mᵀ (f − G² s), x = x_mean + G M z.
+
+    The paper's variant preconditions all of f, for VP its linear part too, as the released code does; "exact" leaves
+    that part alone: x_mean = x − f + ½ G² (s + M Mᵀ s).
+
+    Args:
+      x: (B, H, W, C) float32 images at t.
+      t: (B,) times.
+      z: (B, H, W, C) standard normal noise; unused by the probability flow.
+      sde: forward SDE.
+      score_fn: score function.
+      preconditioner: M, None for the identity.
+      probability_flow: step the ODE instead, without noise.
+      variant: "paper" or "exact".
+
+    Returns:
+      x and x_mean, one level below.
+
+    Raises:
+      PdsError: see :func:`score_drift`.
+    """
+    m = preconditioner or _IDENTITY
+    if variant == "paper":
+        f, G = sde.reverse(score_fn, probability_flow).discretize(x, t)
+        x_mean = x - m.drift(f)
+    else:
+        f, G = sde.discretize(x, t)
+        drift = score_drift(score_fn(x, t), m, variant, probability_flow)
+        x_mean = x - f + batch_mul(jnp.square(G), drift)
+    return _with_noise(x_mean, G, z, m, probability_flow)
+
+
+@register_predictor("euler_maruyama")
+def euler_maruyama(
+    x: Array,
+    t: Array,
+    z: Array,
+    *,
+    sde: SDE,
+    score_fn: ScoreFn,
+    preconditioner: Preconditioner | None = None,
+    probability_flow: bool = False,
+    variant: str = "paper",
+    **_: Any,
+) -> tuple[Array, Array]:
+    """Euler–Maruyama with step 1/N: x_mean = x − (f − g² M Mᵀ s)/N, x = x_mean + g M z/√N.
+
+    Only the score is preconditioned, in both variants: f is the linear drift. Args, Returns and Raises as
+    :func:`reverse_diffusion`.
+    """
+    m, n = preconditioner or _IDENTITY, jnp.float32(sde.N)
+    f, g = sde.sde(x, t)
+    drift = f - batch_mul(jnp.square(g), score_drift(score_fn(x, t), m, variant, probability_flow))
+    return _with_noise(x - drift / n, g / jnp.sqrt(n), z, m, probability_flow)
+
+
+@register_predictor("ancestral_sampling")
+def ancestral_sampling(
+    x: Array,
+    t: Array,
+    z: Array,
+    *,
+    sde: SDE,
+    score_fn: ScoreFn,
+    preconditioner: Preconditioner | None = None,
+    probability_flow: bool = False,
+    variant: str = "paper",
+    **_: Any,
+) -> tuple[Array, Array]:
+    """Ancestral sampling of SMLD and DDPM.
+
+    VE: x_mean = x + (σ_i² − σ_{i−1}²) M Mᵀ s, noise of deviation √(σ_{i−1}² (σ_i² − σ_{i−1}²)/σ_i²);
+    VP: x_mean = (x + β_i M Mᵀ s)/√(1 − β_i), noise of deviation √β_i; the noise is M z.
+
+    Args, Returns and Raises as :func:`reverse_diffusion`; also
+
+    Raises:
+      PdsError: a probability flow, or an SDE without ancestral sampling (subVP).
+    """
+    m = preconditioner or _IDENTITY
+    if probability_flow:
+        raise PdsError("ancestral_sampling has no probability flow; use reverse_diffusion or euler_maruyama")
+    if isinstance(sde, VESDE):
+        sigma, below = sde.levels(t)
+        gap = (sigma - below) * (sigma + below)
+        x_mean = x + batch_mul(gap, score_drift(score_fn(x, t), m, variant, False))
+        return _with_noise(x_mean, below / sigma * jnp.sqrt(gap), z, m, False)
+    if isinstance(sde, VPSDE):
+        beta = jnp.asarray(sde.discrete_betas)[sde.index(t)]
+        mean = x + batch_mul(beta, score_drift(score_fn(x, t), m, variant, False))
+        return _with_noise(batch_mul(1 / jnp.sqrt(1 - beta), mean), jnp.sqrt(beta), z, m, False)
+    raise PdsError(f"ancestral_sampling is for VE and VP, not {type(sde).__name__}; use reverse_diffusion")
+
+
+@register_predictor("none")
+def none(x: Array, t: Array, z: Array, **_: Any) -> tuple[Array, Array]:
+    """No predictor: x stays; it evaluates no score and draws no noise."""
+    return x, x
+
+
+def _with_noise(x_mean: Array, scale: Array, z: Array, m: Preconditioner, silent: bool) -> tuple[Array, Array]:
+    """x = x_mean + scale · M z, or x = x_mean."""
+    return (x_mean if silent else x_mean + batch_mul(scale, m.apply(z))), x_mean
