@@ -36,8 +36,8 @@ def frechet_distance(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> float:
 
     Source: Dowson and Landau (1982), eq. 16; Heusel et al. (2017), eq. 6.
     """
-    mean1, root1 = _checked(mu1, sigma1, "first")
-    mean2, root2 = _checked(mu2, sigma2, "second")
+    mean1, root1 = checked_root(mu1, sigma1, "first statistics")
+    mean2, root2 = checked_root(mu2, sigma2, "second statistics")
     if mean1.shape != mean2.shape:
         raise PdsError(
             f"the two statistics have {mean1.size} and {mean2.size} features; they come from different extractors"
@@ -86,20 +86,32 @@ def _root_of_features(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return centred.T
 
 
-def _checked(mu: Any, sigma: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and a root (D, rank) of a covariance, or say what is wrong with them."""
+def checked_root(mu: Any, sigma: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean, and R with Σ = R Rᵀ by symmetric eigendecomposition; eigenvalues that are rounding of zero are left out.
+
+    Args:
+      mu: (D,) mean.
+      sigma: (D, D) covariance.
+      which: what they are called in messages.
+
+    Returns:
+      mu (D,) and R (D, rank), float64.
+
+    Raises:
+      PdsError: wrong shapes, values that are not finite, or no covariance.
+    """
     mean, matrix = np.asarray(mu, np.float64), np.asarray(sigma, np.float64)
     if mean.ndim != 1 or matrix.shape != (mean.size, mean.size):
-        raise PdsError(f"{which} statistics: mu {mean.shape} and sigma {matrix.shape} must be (D,) and (D, D)")
+        raise PdsError(f"{which}: mu {mean.shape} and sigma {matrix.shape} must be (D,) and (D, D)")
     if not (np.isfinite(mean).all() and np.isfinite(matrix).all()):
-        raise PdsError(f"{which} statistics hold NaN or infinity: too few samples, or broken features")
+        raise PdsError(f"{which} hold NaN or infinity: too few samples, or broken features")
     scale = float(np.abs(matrix).max(initial=0.0))
     if float(np.abs(matrix - matrix.T).max(initial=0.0)) > _ASYMMETRY * scale:
-        raise PdsError(f"{which} statistics: sigma is not symmetric, so it is no covariance")
+        raise PdsError(f"{which}: sigma is not symmetric, so it is no covariance")
     values, vectors = np.linalg.eigh(0.5 * (matrix + matrix.T))
     largest = float(np.abs(values).max(initial=0.0))
     if values.size and values[0] < -_NEGATIVE * largest:
-        raise PdsError(f"{which} statistics: sigma has the eigenvalue {values[0]:.3g} < 0, so it is no covariance")
+        raise PdsError(f"{which}: sigma has the eigenvalue {values[0]:.3g} < 0, so it is no covariance")
     keep = values > mean.size * np.finfo(np.float64).eps * largest  # the rest is rounding of zero
     return mean, vectors[:, keep] * np.sqrt(values[keep])
 

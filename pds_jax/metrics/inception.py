@@ -24,6 +24,7 @@ import numpy as np
 
 from pds_jax import files
 from pds_jax.metrics.resize import resize_bilinear
+from pds_jax.npy import read_npz
 from pds_jax.types import Array, PdsError
 
 LAYERS = ("64", "192", "768", "2048", "logits_unbiased", "logits")
@@ -425,20 +426,18 @@ def _check_name_hash(path: pathlib.Path) -> None:
 
 
 def _read_tensors(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
-
-            return load_file(path)
-    except PdsError:
-        raise
-    except Exception as error:  # np.load and safetensors raise many kinds for a damaged file
-        raise PdsError(f"{path} cannot be read: {error}") from error
+    if path.suffix == ".npz":
+        return read_npz(path)
     if path.suffix in (".pth", ".pt"):
         return _read_torch(path)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise PdsError(f"{path} is not a whole .safetensors file ({error})") from error
     raise PdsError(f"{path}: Inception weights come as .pth, .npz or .safetensors")
 
 

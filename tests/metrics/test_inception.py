@@ -106,7 +106,10 @@ def test_wrong_contents_are_named(state_dict, tmp_path):
         inception.from_state_dict(state_dict | {"fc.bias": np.full(1008, np.nan)})
     torn = tmp_path / "torn.npz"
     torn.write_bytes(b"PK\x03\x04 not really")
-    with pytest.raises(PdsError, match="torn.npz cannot be read"):
+    with pytest.raises(PdsError, match="torn.npz is not a whole"):
+        load_weights(torn)
+    torn = torn.rename(tmp_path / "torn.safetensors")
+    with pytest.raises(PdsError, match="torn.safetensors is not a whole"):
         load_weights(torn)
     other = tmp_path / "weights.onnx"
     other.write_bytes(b"x")

@@ -1,0 +1,142 @@
+"""Feature extractors by name, each with an identity that a reference file records and every comparison checks.
+
+An extractor maps uint8 images (B, H, W, C) to named outputs: ``features`` (B, D), which FID, KID, precision and recall
+use, and for classifiers ``logits`` (B, classes), which the Inception Score uses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pds_jax.metrics import inception
+from pds_jax.types import PdsError
+
+DATA_RANGE = "uint8 0..255"
+Outputs = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A named feature function.
+
+    Attributes:
+      name: as in the registry.
+      identity: everything that decides the features, ready for JSON; two extractors are the same iff this is equal.
+      outputs: uint8 images (B, H, W, C) -> {"features": (B, D), ...}.
+      channels: how many channels it takes; None for any.
+    """
+
+    name: str
+    identity: dict[str, Any]
+    outputs: Callable[[np.ndarray], Outputs]
+    channels: int | None = None
+
+    def __call__(self, images: np.ndarray) -> Any:
+        """Features (B, D) of uint8 images (B, H, W, C)."""
+        return self.outputs(images)["features"]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    def check_shape(self, shape: tuple[int, int, int], name: str) -> None:
+        """Refuse images with the wrong number of channels.
+
+        Raises:
+          PdsError: says what to do.
+        """
+        if self.channels is not None and shape[2] != self.channels:
+            raise PdsError(
+                f"{name} has images (H, W, C) = {shape}; the extractor {self.name!r} takes {self.channels} channels"
+                + ("; --convert_rgb repeats gray three times" if shape[2] == 1 else "")
+            )
+
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {}
+
+
+def register_extractor(name: str) -> Callable[[Callable[..., Extractor]], Callable[..., Extractor]]:
+    """Decorator: add a maker of extractors under a name."""
+
+    def register(make: Callable[..., Extractor]) -> Callable[..., Extractor]:
+        if name in EXTRACTORS:
+            raise PdsError(f"an extractor {name!r} exists already")
+        EXTRACTORS[name] = make
+        return make
+
+    return register
+
+
+def get_extractor(name: str, **options: Any) -> Extractor:
+    """Make an extractor.
+
+    Args:
+      name: "inception", "digits", "pixels", or one that was registered.
+      **options: for its maker, e.g. weights and resize of "inception".
+
+    Raises:
+      PdsError: unknown name.
+    """
+    if name not in EXTRACTORS:
+        raise PdsError(f"extractor {name!r} is not known; use one of {sorted(EXTRACTORS)}")
+    return EXTRACTORS[name](**options)
+
+
+def as_extractor(fn: Callable[[np.ndarray], Any], name: str, version: str = "1") -> Extractor:
+    """Make an extractor of any feature function.
+
+    Args:
+      fn: uint8 images (B, H, W, C) -> features (B, D).
+      name: its name; goes into reference files.
+      version: change it when the function changes, so that old reference files are refused.
+    """
+    return Extractor(name, _identity(name, version=version), lambda images: {"features": fn(images)})
+
+
+def _identity(name: str, **facts: Any) -> dict[str, Any]:
+    return {"extractor": name, "data_range": DATA_RANGE, **facts}
+
+
+@register_extractor("inception")
+def inception_extractor(
+    weights: str | os.PathLike[str] | None = None, resize: str = "tf1", layer: str = "2048"
+) -> Extractor:
+    """The network of the published figures.
+
+    Args:
+      weights: the user's file, see ``inception.load_weights``.
+      resize: "tf1" (original FID, torch-fidelity, EDM) or "half_pixel" (pytorch-fid).
+      layer: "64", "192", "768" or "2048", which is FID's.
+    """
+    if layer not in inception.LAYERS[:4] or resize not in inception.PREPROCESSING:
+        raise PdsError(
+            f"inception has no layer {layer!r} with resize {resize!r}; layers {inception.LAYERS[:4]}, "
+            f"resizes {tuple(inception.PREPROCESSING)}"
+        )
+    params = inception.load_weights(weights)
+    layers = (layer, "logits_unbiased")
+
+    def outputs(images: np.ndarray) -> Outputs:
+        found = inception.inception_features(params, images, layers, resize)
+        return {"features": found[layer], "logits": found["logits_unbiased"]}
+
+    facts = {"layer": layer, "resize": resize, "weights_sha256": inception.weights_digest(params)}
+    return Extractor("inception", _identity("inception", **facts), outputs, channels=3)
+
+
+@register_extractor("pixels")
+def pixels_extractor() -> Extractor:
+    """The pixels themselves, x/255 flattened to (B, H W C): no network, for small images and for tests."""
+
+    def outputs(images: np.ndarray) -> Outputs:
+        return {"features": images.reshape(len(images), -1).astype(np.float32) / np.float32(255.0)}
+
+    return Extractor("pixels", _identity("pixels"), outputs)

@@ -1,0 +1,156 @@
+"""FID, KID, Inception Score, precision and recall, density and coverage.
+
+    python scripts/fid.py ref  --images=cifar10_train/ --out=cifar10.npz --keep_features
+    python scripts/fid.py calc --images=samples/ --ref=cifar10.npz --metrics=fid,kid,is,pr,dc
+    python scripts/fid.py calc --images=samples/ --ref=cifar10.npz --seeds=0-49999,50000-99999,100000-149999
+
+--images is a folder, a .zip, or a .npz or .npy of images; --ref is a file of this program, of pytorch-fid, EDM or
+score_sde. The last line of the output is JSON. A run that stopped goes on where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from absl import app, flags
+from tqdm import tqdm
+
+from pds_jax.files import parse_seeds
+from pds_jax.metrics import evaluation, reference
+from pds_jax.metrics.extractors import EXTRACTORS, Extractor, get_extractor
+from pds_jax.metrics.image_sets import ImageSet, open_images, select
+from pds_jax.types import PdsError
+
+_IMAGES = flags.DEFINE_string("images", None, "Folder, .zip, .npz or .npy of images.")
+_SEEDS = flags.DEFINE_string(
+    "seeds", None, "Ranges such as 0-49999,50000-99999; each is judged by itself. Default: everything."
+)
+_REF = flags.DEFINE_string("ref", None, "calc: reference statistics.")
+_OUT = flags.DEFINE_string("out", None, "ref: the .npz to write.")
+_KEEP = flags.DEFINE_bool("keep_features", False, "ref: store the features too, which kid, pr and dc need.")
+_METRICS = flags.DEFINE_list("metrics", ["fid"], f"calc: some of {','.join(evaluation.METRICS)}.")
+_ALLOW_FEWER = flags.DEFINE_bool("allow_fewer", False, "calc: judge fewer than 50000 images; printed with the figure.")
+_EXTRACTOR = flags.DEFINE_string("extractor", "inception", "inception, digits or pixels.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "Inception's file; else $PDS_INCEPTION, else torch's cache.")
+_RESIZE = flags.DEFINE_enum(
+    "resize", "tf1", ["tf1", "half_pixel"], "Inception: tf1 as the original FID, half_pixel as pytorch-fid."
+)
+_CONVERT = flags.DEFINE_bool("convert_rgb", False, "Convert gray, palette, CMYK to RGB; drop alpha.")
+_SUBSET = flags.DEFINE_integer("kid_subset_size", 1000, "Images of one of KID's 100 subsets.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at once; changes speed and memory only.")
+_CACHE = flags.DEFINE_string("cache", None, "Folder for unfinished work and features; '' for none.")
+
+
+def cache_folder() -> str | None:
+    """Where unfinished work is kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "pds_jax", "fid") if _CACHE.value is None else _CACHE.value or None
+
+
+def extractor() -> Extractor:
+    """The extractor that the flags name."""
+    options = {"weights": _WEIGHTS.value, "resize": _RESIZE.value} if _EXTRACTOR.value == "inception" else {}
+    return get_extractor(_EXTRACTOR.value, **options)
+
+
+def image_sets() -> list[ImageSet]:
+    """One set a seed range."""
+    if _IMAGES.value is None:
+        raise PdsError("say where the images are: --images=PATH")
+    whole = open_images(_IMAGES.value, convert=_CONVERT.value)
+    if _SEEDS.value is None:
+        return [whole]
+    return [select(whole, parse_seeds(part)) for part in _SEEDS.value.split(",")]
+
+
+def bar(name: str) -> Callable[[int, int], None]:
+    """A progress bar for one pass."""
+    shown = tqdm(total=0, desc=name, unit="image")
+
+    def update(done: int, total: int) -> None:
+        shown.total = total
+        shown.update(done - shown.n)
+        if done == total:
+            shown.close()
+
+    return update
+
+
+def ref() -> dict[str, Any]:
+    """Make a reference file."""
+    if _OUT.value is None:
+        raise PdsError("say where the reference goes: --out=FILE.npz")
+    sets = image_sets()
+    if len(sets) != 1:
+        raise PdsError("a reference is of one range of seeds")
+    images = sets[0]
+    made = evaluation.make_reference(
+        images,
+        extractor(),
+        keep_features=_KEEP.value,
+        batch_size=_BATCH.value,
+        folder=cache_folder(),
+        progress=bar(images.name),
+    )
+    digest = reference.save_reference(_OUT.value, made)
+    print(f"{_OUT.value}: {made.count} images of {images.shape}, {made.mu.size} features")
+    return {"ref": _OUT.value, "sha256": digest, "n": made.count, "dims": made.mu.size, **made.provenance}
+
+
+def calc() -> dict[str, Any]:
+    """Judge images."""
+    stored = reference.load_reference(_REF.value) if _REF.value else None
+    sets = image_sets()
+    for images in sets:
+        evaluation.check_request(
+            len(images), _METRICS.value, stored, allow_fewer=_ALLOW_FEWER.value, subset_size=_SUBSET.value
+        )
+    judge = extractor()
+    runs = []
+    for images in sets:
+        figures = evaluation.evaluate(
+            images,
+            stored,
+            judge,
+            metrics=_METRICS.value,
+            allow_fewer=_ALLOW_FEWER.value,
+            batch_size=_BATCH.value,
+            folder=cache_folder(),
+            subset_size=_SUBSET.value,
+            progress=bar(images.name),
+        )
+        runs.append({"seeds": f"{min(images.seeds)}-{max(images.seeds)}", **figures})
+        print("\n".join(describe(runs[-1])))
+    summary = evaluation.summarise(runs)
+    if len(runs) > 1:
+        for name, values in summary.items():
+            print(f"{name} of {len(runs)}: " + ", ".join(f"{key} {value:.6g}" for key, value in values.items()))
+    identity = {"extractor": judge.identity, "ref": _REF.value, "n": runs[0]["n"]}
+    return {**summary["mean"], **summary, **identity, "runs": runs}
+
+
+def describe(run: Mapping[str, Any]) -> Iterator[str]:
+    """One run in words."""
+    figures = [f"{name} {value:.6g}" for name, value in run.items() if isinstance(value, float)]
+    against = f" against {run['reference_n']}" if run["reference_n"] else ""
+    yield f"{', '.join(figures)}   (n = {run['n']}{against}, seeds {run['seeds']})"
+    yield from (f"  note: {note}" for note in run["notes"])
+
+
+def main(argv: list[str]) -> None:
+    """Run one verb."""
+    verbs: dict[str, Callable[[], dict[str, Any]]] = {"ref": ref, "calc": calc}
+    if len(argv) != 2 or argv[1] not in verbs:
+        raise app.UsageError("type fid.py ref ... or fid.py calc ...; extractors: " + ", ".join(sorted(EXTRACTORS)))
+    try:
+        result = verbs[argv[1]]()
+    except PdsError as error:
+        raise SystemExit(f"error: {error}") from error
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,71 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pds_jax.metrics.extractors import get_extractor
+from pds_jax.metrics.frechet import frechet_distance_from_features
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3)).astype(np.uint8)
+
+
+def fid(*words, ok=True):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "fid.py"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]) if ok else done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("fid")
+    for seed, image in enumerate(IMAGES):
+        target = place / "samples" / f"{seed // 10:03d}" / f"{seed:06d}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(target)
+    np.savez(place / "real.npz", IMAGES[::-1] // 2)
+    return place
+
+
+def test_ref_then_calc_over_two_ranges(folder):
+    common = ("--extractor=pixels", f"--cache={folder}/cache")
+    made = fid("ref", f"--images={folder}/real.npz", f"--out={folder}/ref.npz", "--keep_features", *common)
+    assert (made["n"], made["dims"], made["image_shape"]) == (30, 48, [4, 4, 3])
+    got = fid(
+        "calc",
+        f"--images={folder}/samples",
+        f"--ref={folder}/ref.npz",
+        "--seeds=0-14,15-29",
+        "--allow_fewer",
+        "--metrics=fid,kid,pr",
+        "--kid_subset_size=10",
+        *common,
+    )
+    pixels = get_extractor("pixels")
+    real = pixels(IMAGES[::-1] // 2)
+    expected = [frechet_distance_from_features(pixels(part), real) for part in (IMAGES[:15], IMAGES[15:])]
+    assert [run["fid"] for run in got["runs"]] == pytest.approx(expected, rel=1e-9)
+    assert got["mean"]["fid"] == got["fid"] == pytest.approx(np.mean(expected), rel=1e-9)
+    assert got["minimum"]["fid"] == pytest.approx(min(expected), rel=1e-9)
+    assert [run["seeds"] for run in got["runs"]] == ["0-14", "15-29"] and got["n"] == 15
+    assert {"kid", "precision", "recall"} <= set(got["mean"])
+
+
+def test_fewer_images_need_the_flag(folder):
+    message = fid("calc", f"--images={folder}/samples", f"--ref={folder}/real.npz", ok=False)
+    assert "holds ['arr_0']; a reference holds mu and sigma" in message
+    np.savez(folder / "edm.npz", mu=np.zeros(48), sigma=np.eye(48))
+    words = ("calc", f"--images={folder}/samples", f"--ref={folder}/edm.npz", "--extractor=pixels")
+    assert "30 images are fewer than the 50000" in fid(*words, ok=False)
