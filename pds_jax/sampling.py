@@ -53,6 +53,7 @@ class Carry:
       keys: (B,) one key per image.
       step: () int32 number of steps done.
       finite: (B,) int32 number of steps after which the image was still finite.
+      condition: what is known of the images, of ``controllable_generation``, or None.
     """
 
     x: Array
@@ -60,6 +61,7 @@ class Carry:
     keys: Key
     step: Array
     finite: Array
+    condition: Any = None
 
 
 @flax.struct.dataclass
@@ -113,28 +115,32 @@ class PCSampler:
         """
         return self.steps * np.int32(self.n_steps * (self.corrector != "none") + (self.predictor != "none"))
 
-    def __call__(self, keys: Key, score_fn: ScoreFn) -> tuple[Array, Array]:
+    def __call__(self, keys: Key, score_fn: ScoreFn, condition: Any = None) -> tuple[Array, Array]:
         """Sample one image per key, in one go; pure, so it may be jitted.
 
         Args:
           keys: (B,) typed keys.
           score_fn: score function, a pytree if this is jitted with it as an argument.
+          condition: what is known of the images, of ``controllable_generation``.
 
         Returns:
           (B, H, W, C) float32 images in the model's range, and the NFE per image.
         """
-        return self.result(self.run_chunk(self.init(keys), self.steps, score_fn)), self.nfe
+        return self.result(self.run_chunk(self.init(keys, condition), self.steps, score_fn)), self.nfe
 
-    def init(self, keys: Key) -> Carry:
+    def init(self, keys: Key, condition: Any = None) -> Carry:
         """Draw the prior; one image per key (B,)."""
-        return self.start(_normal(keys, 0, 0, self.shape), keys)
+        return self.start(_normal(keys, 0, 0, self.shape), keys, condition)
 
-    def start(self, z: Array, keys: Key | None = None) -> Carry:
+    def start(self, z: Array, keys: Key | None = None, condition: Any = None) -> Carry:
         """Begin from the prior made of standard normal noise z (B, H, W, C)."""
-        x = self._prior(z.astype(jnp.float32))
+        z = z.astype(jnp.float32)
+        x = self._prior(z)
+        if condition is not None:
+            x = condition.start(x, jnp.full(x.shape[:1], jnp.asarray(self.times)[0]), z, self.sde)
         if keys is None:
             keys = jax.random.split(jax.random.key(0), z.shape[0])
-        return Carry(x, x, keys, jnp.int32(0), _finite(x) - 1)
+        return Carry(x, x, keys, jnp.int32(0), _finite(x) - 1, condition)
 
     def run_chunk(self, carry: Carry, steps: int | Array, score_fn: ScoreFn) -> Carry:
         """Advance by at most `steps` steps; steps is traced, so chunks of any length are one program."""
@@ -169,6 +175,10 @@ class PCSampler:
             x, x_mean = jax.lax.fori_loop(
                 0, self.n_steps, lambda d, pair: correct(pair[0], t, noise(d)), (x, x_mean)
             )
+        condition = carry.condition
+        if condition is not None:
+            x, x_mean = condition.pin(x, x_mean, t, noise(draws), self.sde)
+            draws += 1
         corrected = x, x_mean
         if self.predictor != "none":
             x, x_mean = get_predictor(self.predictor)(
@@ -181,13 +191,17 @@ class PCSampler:
                 moments=self.moments,
                 **common,
             )
+            draws, t = draws + 1, t_next if condition is None else condition.time(t, t_next)
+        if condition is not None:
+            x, x_mean = condition.pin(x, x_mean, t, noise(draws), self.sde)
         done = carry.step + 1
         finite = jnp.where((carry.finite == carry.step) & (_finite(x) == 1), done, carry.finite)
         return carry.replace(x=x, x_mean=x_mean, step=done, finite=finite), corrected  # type: ignore[attr-defined]
 
     def result(self, carry: Carry) -> Array:
         """The images of a finished run: the last x_mean, or x without noise removal."""
-        return carry.x_mean if self.denoise else carry.x
+        x = carry.x_mean if self.denoise else carry.x
+        return x if carry.condition is None else carry.condition.finish(x)
 
     def _prior(self, z: Array) -> Array:
         if self.prior == "matched":
@@ -238,8 +252,9 @@ def run(
     chunk: int = 25,
     progress: Callable[[int, int], None] | None = None,
     trajectory_every: int = 0,
-    init_fn: Callable[[Any, Key], Any] | None = None,
+    init_fn: Callable[..., Any] | None = None,
     chunk_fn: Callable[[Any, Any, Any, ScoreFn], Any] | None = None,
+    condition: Any = None,
 ) -> Run:
     """Sample from the host, chunk by chunk, with progress, a trajectory, and an early stop when a sample diverges.
 
@@ -250,8 +265,9 @@ def run(
       chunk: steps between two signs of life; any value runs the same program.
       progress: called with (steps done, steps in all).
       trajectory_every: keep x_mean every so many steps; 0 keeps none.
-      init_fn: (sampler, keys) -> carry, compiled; one device by default.
+      init_fn: (sampler, keys[, condition]) -> carry, compiled; one device by default.
       chunk_fn: (sampler, carry, steps, score_fn) -> carry, compiled; one device by default.
+      condition: what is known of the images, of ``controllable_generation``.
 
     Returns:
       The images.
@@ -263,7 +279,8 @@ def run(
     init_fn, chunk_fn = init_fn or _init, chunk_fn or _run_chunk
     total, done = int(sampler.steps), 0
     trajectory: list[tuple[int, float, np.ndarray]] = []
-    carry = init_fn(sampler, keys)
+    # Copied, for the chunks donate their carry.
+    carry = init_fn(sampler, keys, *([] if condition is None else [jax.tree.map(jnp.copy, condition)]))
     while done < total:
         target = min(done + chunk, total)
         if trajectory_every:
@@ -296,14 +313,17 @@ def check_finite(sampler: Any, carry: Any, done: int) -> None:
     )
 
 
-def replay(sampler: Any, noise: Array, score_fn: ScoreFn) -> tuple[Array, dict[str, Array]]:
+def replay(
+    sampler: Any, noise: Array, score_fn: ScoreFn, condition: Any = None
+) -> tuple[Array, dict[str, Array]]:
     """Run the sampler's own steps on given noise.
 
     Args:
       sampler: of :func:`get_pc_sampler`.
       noise: (1 + N·draws, B, H, W, C) standard normal draws: the prior, then per step those of the corrector and that of
-        the predictor.
+        the predictor. A condition has a draw after each of the two, also where corrector or predictor is none.
       score_fn: score function.
+      condition: what is known of the images, of ``controllable_generation``.
 
     Returns:
       The images, and the trajectory: x_corr, x_corr_mean after each corrector and x_pred, x_pred_mean after each
@@ -312,10 +332,10 @@ def replay(sampler: Any, noise: Array, score_fn: ScoreFn) -> tuple[Array, dict[s
     Raises:
       PdsError: another number of draws.
     """
-    total = int(sampler.steps)
-    if len(noise) != 1 + total * sampler.draws:
-        raise PdsError(f"replay needs 1 + {total} x {sampler.draws} draws, got {len(noise)}")
-    return _replay(sampler, noise[0], noise[1:].reshape(total, sampler.draws, *noise.shape[1:]), score_fn)
+    total, draws = int(sampler.steps), sampler.draws + (0 if condition is None else 2)
+    if len(noise) != 1 + total * draws:
+        raise PdsError(f"replay needs 1 + {total} x {draws} draws, got {len(noise)}")
+    return _replay(sampler, noise[0], noise[1:].reshape(total, draws, *noise.shape[1:]), score_fn, condition)
 
 
 def get_pc_sampler(
@@ -714,8 +734,8 @@ def _finite(x: Array) -> Array:
 
 
 @jax.jit
-def _init(sampler: Any, keys: Key) -> Any:
-    return sampler.init(keys)
+def _init(sampler: Any, keys: Key, condition: Any = None) -> Any:
+    return sampler.init(keys, condition)
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -724,7 +744,9 @@ def _run_chunk(sampler: Any, carry: Any, steps: Array, score_fn: ScoreFn) -> Any
 
 
 @jax.jit
-def _replay(sampler: Any, prior: Array, noise: Array, score_fn: ScoreFn) -> tuple[Array, dict[str, Array]]:
+def _replay(
+    sampler: Any, prior: Array, noise: Array, score_fn: ScoreFn, condition: Any
+) -> tuple[Array, dict[str, Array]]:
     def advance(carry: Any, z: Array) -> tuple[Any, dict[str, Array]]:
         carry, corrected = sampler.step(carry, lambda d: z[d], score_fn)
         return carry, {
@@ -734,5 +756,5 @@ def _replay(sampler: Any, prior: Array, noise: Array, score_fn: ScoreFn) -> tupl
             "x_pred_mean": carry.x_mean,
         }
 
-    carry, trajectory = jax.lax.scan(advance, sampler.start(prior), noise)
+    carry, trajectory = jax.lax.scan(advance, sampler.start(prior, condition=condition), noise)
     return sampler.result(carry), trajectory
