@@ -2,19 +2,20 @@
 
 Everything is written for x̄ = x/m_t, whose noise variance is v = (std_t/m_t)², so that the three SDEs are one case:
 
-    s(x, t) = ∇ log q_v(x̄) / m_t,    E[x_0 | x_t] = x̄ + v ∇ log q_v(x̄),    log p_t(x) = log q_v(x̄) − dim log m_t
+    s(x, t) = ∇ log q_v(x̄)/m_t,    E[x_0 | x_t] = x̄ + v ∇ log q_v(x̄),    log p_t(x) = log q_v(x̄) − D log m_t
 
-with q_v the law of x_0 + √v z. Each law is a pytree, its SDE a leaf: pass it through ``jax.jit`` as an argument, and
-``law.replace(sde=...)`` is the same law under another SDE. Toy problems in the plane are images of shape (1, 1, 2).
+with q_v the law of x_0 + √v z and D = H·W·C. Make a law by its ``create``, which checks its arguments; it is a pytree
+with the SDE inside: pass it through ``jax.jit`` as an argument, and ``law.replace(sde=...)`` for another SDE.
+Toy problems in the plane are images of shape (1, 1, 2).
 
-Source: Tweedie's formula (Efron, "Tweedie's formula and selection bias", 2011); the rest derived, see docs/theory.md.
+Source: Tweedie's formula (Robbins 1956; Efron, "Tweedie's formula and selection bias", 2011) and Gaussian algebra.
 """
 
 from __future__ import annotations
 
 import abc
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -32,48 +33,41 @@ _LOG_2PI = math.log(2 * math.pi)
 _ROUNDING = 1e-5  # relative asymmetry or negativity that float32 input may carry
 
 
+class _Facts(NamedTuple):
+    """What a law knows at x̄; a compiled caller that reads one of them does not pay for the others."""
+
+    score: Array  # (B, H, W, C) ∇ log q_v
+    denoised: Array  # (B, H, W, C) E[x_0 | x̄], written so that x̄ and v·score do not cancel under much noise
+    log_prob: Array  # (B,) log q_v
+
+
 @flax.struct.dataclass
 class ExactScore(abc.ABC):
-    """A law of x_0 with its exact score; a subclass writes three functions of (x̄ (B, H, W, C), v (B,)).
+    """A law of x_0 and its exact score at every t.
 
     Attributes:
       sde: the SDE that adds the noise.
+      mean: (H, W, C) mean μ of x_0.
+      variance: its variances, of each pixel (H, W, C) unless the law says otherwise.
     """
 
     sde: SDE
-
-    @property
-    @abc.abstractmethod
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
+    mean: Array
+    variance: Array
 
     @abc.abstractmethod
     def sample(self, key: Key, n: int) -> Array:
-        """Draw x_0 exactly.
-
-        Args:
-          key: random key.
-          n: number of images.
-
-        Returns:
-          (n, H, W, C) float32.
-        """
+        """Draw x_0 exactly; (n, H, W, C) float32."""
 
     @abc.abstractmethod
-    def moments(self) -> tuple[Array, Array]:
-        """Mean (H, W, C) of x_0, and its variances as the law describes them (see the class)."""
+    def _facts(self, x_bar: Array, v: Array) -> _Facts:
+        """Facts at x̄ (B, H, W, C), v (B,)."""
 
-    @abc.abstractmethod
-    def _score(self, x_bar: Array, v: Array) -> Array:
-        """∇ log q_v."""
-
-    @abc.abstractmethod
-    def _denoised(self, x_bar: Array, v: Array) -> Array:
-        """E[x_0 | x̄], without the cancellation of x̄ + v ∇ log q_v under much noise."""
-
-    @abc.abstractmethod
-    def _log_prob(self, x_bar: Array, v: Array) -> Array:
-        """log q_v."""
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        height, width, channels = self.mean.shape
+        return height, width, channels
 
     def __call__(self, x: Array, t: Array) -> Array:
         """Score s(x, t) = ∇ log p_t(x).
@@ -84,135 +78,101 @@ class ExactScore(abc.ABC):
 
         Returns:
           (B, H, W, C) float32.
+
+        Raises:
+          PdsError: x has another (H, W, C).
         """
-        scale, x_bar, v = self._normalised(x, t)
-        return ops.batch_mul(1 / scale, self._score(x_bar, v))
+        return ops.batch_mul(1 / self.sde.mean_scale(t), self._facts_at(x, t).score)
 
     def denoiser(self, x: Array, t: Array) -> Array:
-        """E[x_0 | x_t = x]; shapes as in the call."""
-        _, x_bar, v = self._normalised(x, t)
-        return self._denoised(x_bar, v)
+        """E[x_0 | x_t = x]; shapes and errors as in the call."""
+        return self._facts_at(x, t).denoised
 
     def log_prob(self, x: Array, t: Array) -> Array:
-        """log p_t(x) in nats; (B,) from x (B, H, W, C), t (B,)."""
-        scale, x_bar, v = self._normalised(x, t)
-        return self._log_prob(x_bar, v) - math.prod(self.shape) * jnp.log(scale)
+        """log p_t(x) in nats, (B,); arguments and errors as in the call."""
+        return self._facts_at(x, t).log_prob - math.prod(self.shape) * jnp.log(self.sde.mean_scale(t))
 
     def marginal(self, t: Array) -> tuple[Array, Array]:
-        """Mean m_t μ and variances m_t² V + std_t² of x_t, with (μ, V) = :meth:`moments`.
-
-        Args:
-          t: (B,) times.
-
-        Returns:
-          (B, H, W, C) mean and (B, ...) variances.
-        """
-        mean, variance = (jnp.broadcast_to(a[None], (t.shape[0], *a.shape)) for a in self.moments())
-        scale, std = self.sde.mean_scale(t), self.sde.std(t)
-        return ops.batch_mul(scale, mean), ops.batch_mul(jnp.square(scale), variance) + self._white(std, variance)
+        """Mean m_t μ (B, H, W, C) and variances m_t² V + std_t² (B, ...) of x_t, in the form of ``variance``."""
+        mean, white = self.sde.marginal_prob(jnp.stack([self.mean] * t.shape[0]), t)
+        scaled = ops.batch_mul(jnp.square(self.sde.mean_scale(t)), jnp.stack([self.variance] * t.shape[0]))
+        return mean, scaled + self._white(jnp.square(white))
 
     def sample_at(self, key: Key, t: Array) -> Array:
-        """Draw one x_t per time; (B, H, W, C) from t (B,)."""
+        """Draw one x_t for each time; (B, H, W, C) from t (B,)."""
         of_data, of_noise = jax.random.split(key)
         mean, std = self.sde.marginal_prob(self.sample(of_data, t.shape[0]), t)
         return mean + ops.batch_mul(std, jax.random.normal(of_noise, mean.shape, jnp.float32))
 
-    def _normalised(self, x: Array, t: Array) -> tuple[Array, Array, Array]:
-        """(m_t, x̄, v), after a check of the shape."""
+    def _facts_at(self, x: Array, t: Array) -> _Facts:
         if x.shape[1:] != self.shape:
             raise PdsError(f"this law is of images (H, W, C) = {self.shape}, got a batch of shape {x.shape}")
-        scale, std = self.sde.mean_scale(t), self.sde.std(t)
-        return scale, ops.batch_mul(1 / scale, x), jnp.square(std / scale)
+        scale = self.sde.mean_scale(t)
+        return self._facts(ops.batch_mul(1 / scale, x), jnp.square(self.sde.std(t) / scale))
 
-    def _white(self, std: Array, variance: Array) -> Array:
-        """Variances of std z in the form of :meth:`moments`: white noise adds to each alike."""
-        return _as(jnp.square(std), variance)
+    def _white(self, v: Array) -> Array:
+        """White noise of variance v (B,) in the form of ``variance``: it adds to each alike."""
+        return _as(v, self.variance.ndim + 1)
 
 
 class _Gaussian(ExactScore):
-    """What Gaussian laws share; they differ in the basis in which the covariance is diagonal.
-
-    A subclass has ``mean`` (H, W, C) and says what its modes are.
-    """
-
-    mean: Array
+    """N(μ, Σ); subclasses differ in the modes in which Σ is diagonal, with variances P, by default ``variance``."""
 
     @property
-    @abc.abstractmethod
     def _modes(self) -> Array:
-        """Variance P of each mode."""
+        """P."""
+        return self.variance
 
     @abc.abstractmethod
     def _filtered(self, x: Array, gain: Array) -> Array:
-        """Multiply each mode of x (B, H, W, C) by its gain (B or 1, modes)."""
+        """Multiply the modes of x (B, H, W, C) by their gain (B or 1, modes)."""
 
     @abc.abstractmethod
     def _sum(self, of_modes: Array) -> Array:
-        """Sum over all dimensions of a function of the modes; (B,) from (B, modes)."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        height, width, channels = self.mean.shape
-        return height, width, channels
-
-    def moments(self) -> tuple[Array, Array]:
-        """Mean (H, W, C) and P."""
-        return self.mean, self._modes
+        """Sum a function of the modes, (B, modes), over all D dimensions; (B,)."""
 
     def sample(self, key: Key, n: int) -> Array:
-        """μ + Σ^½ z; see :meth:`ExactScore.sample`."""
+        """μ + Σ^½ z; (n, H, W, C) float32."""
         z = jax.random.normal(key, (_checked_count(n), *self.shape), jnp.float32)
         return self.mean[None] + self._filtered(z, jnp.sqrt(self._modes)[None])
 
-    def _total(self, v: Array) -> Array:
-        """P + v; (B, modes)."""
-        return self._modes[None] + _as(v, self._modes[None])
-
-    def _score(self, x_bar: Array, v: Array) -> Array:
-        return -self._filtered(x_bar - self.mean[None], 1 / self._total(v))
-
-    def _denoised(self, x_bar: Array, v: Array) -> Array:
-        return self.mean[None] + self._filtered(x_bar - self.mean[None], self._modes[None] / self._total(v))
-
-    def _log_prob(self, x_bar: Array, v: Array) -> Array:
-        offset, total = x_bar - self.mean[None], self._total(v)
-        mahalanobis = jnp.sum(offset * self._filtered(offset, 1 / total), axis=(1, 2, 3))
-        return -0.5 * (mahalanobis + self._sum(_LOG_2PI + jnp.log(total)))
+    def _facts(self, x_bar: Array, v: Array) -> _Facts:
+        offset, p = x_bar - self.mean[None], self._modes[None]
+        total = p + _as(v, p.ndim)
+        score = -self._filtered(offset, 1 / total)
+        log_prob = 0.5 * (jnp.sum(offset * score, axis=(1, 2, 3)) - self._sum(_LOG_2PI + jnp.log(total)))
+        return _Facts(score, self.mean[None] + self._filtered(offset, p / total), log_prob)
 
 
 @flax.struct.dataclass
 class FrequencyGaussian(_Gaussian):
-    """Gaussian with independent frequencies: s = −F⁻¹[F(x̄ − μ)/(P + v)]/m_t.
+    """Gaussian with independent frequencies: ∇ log q_v = −F⁻¹[F(x̄ − μ)/(P + v)].
 
-    Attributes:
-      sde: the SDE.
-      mean: (H, W, C) μ.
-      power: (H, W // 2 + 1, C) spectrum P; white noise of variance 1 has P = 1. The variances of
-        :meth:`ExactScore.marginal` are spectra too.
+    ``variance`` is the spectrum P (H, W // 2 + 1, C); white noise of variance 1 has P = 1.
     """
-
-    mean: Array
-    power: Array
 
     @classmethod
     def create(cls, sde: SDE, mean: Any, power: Any) -> FrequencyGaussian:
-        """Check and convert; arguments as the attributes.
+        """Make the law.
+
+        Args:
+          sde: the SDE.
+          mean: (H, W, C) μ.
+          power: (H, W // 2 + 1, C) P.
+
+        Returns:
+          The law.
 
         Raises:
-          PdsError: shapes that do not fit, negative or non-finite power, power not even (then not of real images).
+          PdsError: shapes that do not fit, negative or non-finite power, power not even (no real image has it).
         """
         mean = _checked("mean", mean, ndim=3)
         height, width, channels = mean.shape
         power = _checked("power", power, (height, width // 2 + 1, channels), nonnegative=True)
-        own = power[:, [0] if width % 2 else [0, width // 2]]
-        if not np.allclose(own, np.roll(own[::-1], 1, axis=0), rtol=_ROUNDING, atol=_ROUNDING * float(power.max())):
-            raise PdsError("power must be even, P(k) = P(−k): columns 0 and W/2 of the half plane are not")
+        paired = power[:, [0] if width % 2 else [0, width // 2]]  # columns that hold both k and −k
+        if not np.allclose(paired, np.roll(paired[::-1], 1, axis=0), rtol=_ROUNDING, atol=_ROUNDING * power.max()):
+            raise PdsError("power must be even, P(k) = P(−k): columns 0 and W/2 of this half plane are not")
         return cls(sde, jnp.asarray(mean), jnp.asarray(power))
-
-    @property
-    def _modes(self) -> Array:
-        return self.power
 
     def _filtered(self, x: Array, gain: Array) -> Array:
         return filtered(x, gain)
@@ -223,31 +183,25 @@ class FrequencyGaussian(_Gaussian):
 
 @flax.struct.dataclass
 class PixelGaussian(_Gaussian):
-    """Gaussian with independent pixels: s = −(x̄ − μ)/(V + v)/m_t.
-
-    Attributes:
-      sde: the SDE.
-      mean: (H, W, C) μ.
-      var: (H, W, C) V.
-    """
-
-    mean: Array
-    var: Array
+    """Gaussian with independent pixels: ∇ log q_v = −(x̄ − μ)/(V + v)."""
 
     @classmethod
     def create(cls, sde: SDE, mean: Any, var: Any) -> PixelGaussian:
-        """Check and convert; arguments as the attributes.
+        """Make the law.
+
+        Args:
+          sde: the SDE.
+          mean: (H, W, C) μ.
+          var: (H, W, C) V.
+
+        Returns:
+          The law.
 
         Raises:
           PdsError: shapes that do not fit, negative or non-finite variance.
         """
         mean = _checked("mean", mean, ndim=3)
-        var = _checked("var", var, mean.shape, nonnegative=True)
-        return cls(sde, jnp.asarray(mean), jnp.asarray(var))
-
-    @property
-    def _modes(self) -> Array:
-        return self.var
+        return cls(sde, jnp.asarray(mean), jnp.asarray(_checked("var", var, mean.shape, nonnegative=True)))
 
     def _filtered(self, x: Array, gain: Array) -> Array:
         return gain * x
@@ -258,30 +212,26 @@ class PixelGaussian(_Gaussian):
 
 @flax.struct.dataclass
 class DenseGaussian(_Gaussian):
-    """Gaussian with any covariance Σ = U diag(λ) Uᵀ, for small images: s = −U diag(1/(λ + v)) Uᵀ(x̄ − μ)/m_t.
+    """Gaussian with any Σ = U diag(λ) Uᵀ, for small images: ∇ log q_v = −U diag(1/(λ + v)) Uᵀ(x̄ − μ).
 
-    The variances of :meth:`ExactScore.marginal` are covariances (B, D, D), D = H·W·C.
+    ``variance`` is Σ (D, D).
 
     Attributes:
-      sde: the SDE.
-      mean: (H, W, C) μ.
       eigenvalues: (D,) λ.
       eigenvectors: (D, D) U, one per column.
     """
 
-    mean: Array
     eigenvalues: Array
     eigenvectors: Array
 
     @classmethod
-    def create(cls, sde: SDE, mean: Any, covariance: Any, shape: tuple[int, int, int] | None = None) -> DenseGaussian:
+    def create(cls, sde: SDE, mean: Any, covariance: Any) -> DenseGaussian:
         """Decompose the covariance, in float64 on the host.
 
         Args:
           sde: the SDE.
-          mean: (D,) or (H, W, C) μ.
-          covariance: (D, D) Σ over the flattened image.
-          shape: (H, W, C); by default the mean's, or (1, 1, D).
+          mean: (H, W, C), or (D,) for images of shape (1, 1, D).
+          covariance: (D, D) Σ of the flattened images.
 
         Returns:
           The law.
@@ -289,24 +239,16 @@ class DenseGaussian(_Gaussian):
         Raises:
           PdsError: shapes that do not fit, Σ not symmetric or not positive semi-definite.
         """
-        mean = _checked("mean", mean)
-        shape = shape or (mean.shape if mean.ndim == 3 else (1, 1, mean.size))
-        if math.prod(shape) != mean.size:
-            raise PdsError(f"a mean of {mean.size} values is no image of shape (H, W, C) = {tuple(shape)}")
+        mean = np.asarray(mean)
+        mean = _checked("mean", mean[None, None] if mean.ndim == 1 else mean, ndim=3)
         sigma = _checked("covariance", covariance, (mean.size, mean.size), dtype=np.float64)
-        slack = _ROUNDING * float(np.abs(sigma).max())
+        slack = _ROUNDING * np.abs(sigma).max()
         if np.abs(sigma - sigma.T).max() > slack:
             raise PdsError("the covariance is not symmetric")
         values, vectors = np.linalg.eigh((sigma + sigma.T) / 2)
         if values[0] < -slack:
             raise PdsError(f"the covariance has a negative eigenvalue, {values[0]:g}")
-        to_jax = [jnp.asarray(a, jnp.float32) for a in (mean.reshape(shape), np.maximum(values, 0), vectors)]
-        return cls(sde, *to_jax)
-
-    def moments(self) -> tuple[Array, Array]:
-        """Mean (H, W, C) and Σ (D, D)."""
-        scaled = self.eigenvectors * self.eigenvalues[None]
-        return self.mean, jnp.matmul(scaled, self.eigenvectors.T, precision=_HIGHEST)
+        return cls(sde, *(jnp.asarray(a, jnp.float32) for a in (mean, sigma, np.maximum(values, 0), vectors)))
 
     @property
     def _modes(self) -> Array:
@@ -319,21 +261,20 @@ class DenseGaussian(_Gaussian):
     def _sum(self, of_modes: Array) -> Array:
         return jnp.sum(of_modes, axis=1)
 
-    def _white(self, std: Array, variance: Array) -> Array:
-        return _as(jnp.square(std), variance) * jnp.eye(variance.shape[1], dtype=jnp.float32)[None]
+    def _white(self, v: Array) -> Array:
+        return _as(v, 3) * jnp.eye(self.eigenvalues.size, dtype=jnp.float32)[None]
 
 
 @flax.struct.dataclass
 class GaussianMixture(ExactScore):
-    """Σ_k w_k N(μ_k, V_k): s = −Σ_k r_k (x̄ − μ_k)/(V_k + v)/m_t with responsibilities r ∝ w N(x̄; μ, V + v).
+    """Σ_k w_k N(μ_k, V_k): ∇ log q_v = −Σ_k r_k (x̄ − μ_k)/(V_k + v), r_k ∝ w_k N(x̄; μ_k, V_k + v).
 
-    Memory is B·K images: for few components. Variances of :meth:`ExactScore.marginal` are those of single pixels.
+    For few components: an evaluation holds B·K images.
 
     Attributes:
-      sde: the SDE.
       log_weights: (K,) log w.
-      means: (K, H, W, C) μ.
-      variances: (K, H, W, C) V.
+      means: (K, H, W, C) μ_k.
+      variances: (K, H, W, C) V_k.
     """
 
     log_weights: Array
@@ -342,13 +283,13 @@ class GaussianMixture(ExactScore):
 
     @classmethod
     def create(cls, sde: SDE, weights: Any, means: Any, variances: Any) -> GaussianMixture:
-        """Check, normalise and convert.
+        """Make the law.
 
         Args:
           sde: the SDE.
-          weights: (K,), not negative; any positive sum.
+          weights: (K,), not negative, with any positive sum.
           means: (K, H, W, C).
-          variances: a scalar or (K,), isotropic; or (K, H, W, C), diagonal.
+          variances: one number or (K,), isotropic; or (K, H, W, C), diagonal.
 
         Returns:
           The law.
@@ -360,84 +301,61 @@ class GaussianMixture(ExactScore):
         weights = _checked("weights", weights, means.shape[:1], nonnegative=True)
         variances = _checked("variances", variances, nonnegative=True)
         if variances.shape not in ((), means.shape[:1], means.shape):
-            raise PdsError(f"variances must be (), (K,) or (K, H, W, C) = {means.shape}, got {variances.shape}")
-        if weights.sum() <= 0:
+            raise PdsError(f"variances must be of shape (), (K,) or {means.shape}, got {variances.shape}")
+        if not weights.sum() > 0:
             raise PdsError("all weights of the mixture are 0")
-        variances = variances.reshape(variances.shape + (1,) * (4 - variances.ndim)) if variances.ndim else variances
-        with np.errstate(divide="ignore"):
-            log_weights = np.log(weights / weights.sum())
+        if variances.ndim == 1:
+            variances = variances[:, None, None, None]
         variances = np.broadcast_to(variances, means.shape)
-        return cls(
-            sde, jnp.asarray(log_weights), jnp.asarray(means), jnp.asarray(np.broadcast_to(variances, means.shape))
-        )
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        _, height, width, channels = self.means.shape
-        return height, width, channels
-
-    def moments(self) -> tuple[Array, Array]:
-        """Mean (H, W, C) and variance (H, W, C) of each pixel."""
-        w = jnp.exp(self.log_weights)
-        mean = jnp.sum(ops.batch_mul(w, self.means), axis=0)
-        return mean, jnp.sum(ops.batch_mul(w, self.variances + jnp.square(self.means - mean[None])), axis=0)
+        w = weights / weights.sum()
+        mean = np.tensordot(w, means, 1)
+        variance = np.tensordot(w, variances + np.square(means - mean), 1)
+        with np.errstate(divide="ignore"):
+            arrays = mean, variance, np.log(w), means, variances
+        return cls(sde, *(jnp.asarray(a) for a in arrays))
 
     def sample(self, key: Key, n: int) -> Array:
-        """A component, then its Gaussian; see :meth:`ExactScore.sample`."""
+        """Draw a component, then from it; (n, H, W, C) float32."""
         of_component, of_noise = jax.random.split(key)
         k = jax.random.categorical(of_component, self.log_weights, shape=(_checked_count(n),))
-        z = jax.random.normal(of_noise, (n, *self.shape), jnp.float32)
-        return self.means[k] + jnp.sqrt(self.variances[k]) * z
+        return self.means[k] + jnp.sqrt(self.variances[k]) * jax.random.normal(of_noise, (n, *self.shape), jnp.float32)
 
-    def _parts(self, x_bar: Array, v: Array) -> tuple[Array, Array, Array]:
-        """x̄ − μ_k (B, K, H, W, C), V_k + v (B, K, H, W, C), log w_k N(x̄; μ_k, V_k + v) (B, K)."""
+    def _facts(self, x_bar: Array, v: Array) -> _Facts:
         offset = x_bar[:, None] - self.means[None]
-        total = self.variances[None] + _as(v, offset)
-        log_parts = jnp.sum(jnp.square(offset) / total + jnp.log(total) + _LOG_2PI, axis=(2, 3, 4))
-        return offset, total, self.log_weights[None] - 0.5 * log_parts
-
-    def _score(self, x_bar: Array, v: Array) -> Array:
-        offset, total, log_parts = self._parts(x_bar, v)
-        return -jnp.sum(jax.nn.softmax(log_parts, axis=1)[..., None, None, None] * (offset / total), axis=1)
-
-    def _denoised(self, x_bar: Array, v: Array) -> Array:
-        offset, total, log_parts = self._parts(x_bar, v)
-        of_component = self.means[None] + self.variances[None] / total * offset
-        return jnp.sum(jax.nn.softmax(log_parts, axis=1)[..., None, None, None] * of_component, axis=1)
-
-    def _log_prob(self, x_bar: Array, v: Array) -> Array:
-        return jax.nn.logsumexp(self._parts(x_bar, v)[2], axis=1)
+        total = self.variances[None] + _as(v, 5)
+        terms = jnp.square(offset) / total + jnp.log(total) + _LOG_2PI
+        log_parts = self.log_weights[None] - 0.5 * jnp.sum(terms, axis=(2, 3, 4))
+        r = jax.nn.softmax(log_parts, axis=1)[:, :, None, None, None]
+        of_components = self.means[None] + self.variances[None] / total * offset
+        return _Facts(
+            score=-jnp.sum(r * (offset / total), axis=1),
+            denoised=jnp.sum(r * of_components, axis=1),
+            log_prob=jax.nn.logsumexp(log_parts, axis=1),
+        )
 
 
 @flax.struct.dataclass
 class EmpiricalLaw(ExactScore):
-    """Images y_k widened by N(0, h²): s = (Σ_k w_k y_k − x̄)/(h² + v)/m_t, w = softmax(−‖x̄ − y_k‖²/2(h² + v)).
+    """Images y_k widened by N(0, h²): ∇ log q_v = (Σ_k w_k y_k − x̄)/(h² + v), w = softmax(−‖x̄ − y_k‖²/2(h² + v)).
 
-    The softmax runs over chunks of images with a running maximum, so memory beyond the images is that of B·chunk
-    logits and one chunk. Distances come from one matrix product of centred data in float32 (full precision also on
-    accelerators): a squared distance errs by about 1e-7 times the squared norms, so two images weigh against each
-    other correctly as long as h² + v stays well above that. Variances of :meth:`ExactScore.marginal` are of pixels.
+    The softmax runs over chunks of images with a running maximum, so beyond the images an evaluation holds one chunk
+    and (B, chunk) logits. The logits come from a float32 matrix product of centred images: they err by about
+    1e-7 ‖x̄ − μ‖ ‖y_k − μ‖/(h² + v), which matters only between images that are nearly as close to x̄ as each other.
 
     Attributes:
-      sde: the SDE.
-      mean: (H, W, C) mean image.
-      var: (H, W, C) variance of each pixel, h² included.
-      points: (chunks, chunk, D) images less the mean; the last ones may be padding.
+      points: (chunks, chunk, D) images less their mean; the last may be padding.
       bias: (chunks, chunk) −½‖points‖², −∞ for padding.
       width: h.
       count: number of images.
     """
 
-    mean: Array
-    var: Array
     points: Array
     bias: Array
     width: Array
     count: Array
 
     @classmethod
-    def create(cls, sde: SDE, images: Any, width: float = 0.0, chunk: int = 1024) -> EmpiricalLaw:
+    def create(cls, sde: SDE, images: Any, width: float, chunk: int = 1024) -> EmpiricalLaw:
         """Centre the images and cut them into chunks.
 
         Args:
@@ -452,81 +370,70 @@ class EmpiricalLaw(ExactScore):
         Raises:
           PdsError: no image, another shape or dtype, values not finite, negative width, chunk < 1.
         """
-        if not 0 <= width < math.inf:
-            raise PdsError(f"width={width}: the images are widened by a standard deviation of at least 0")
-        if chunk < 1:
-            raise PdsError(f"chunk={chunk}: at least one image per chunk")
+        if not 0 <= width < math.inf or chunk < 1:
+            raise PdsError(f"width={width}, chunk={chunk}: needs a width of at least 0 and chunks of at least 1 image")
+        if np.issubdtype(np.asarray(images).dtype, np.integer):
+            raise PdsError("images of integers: give them in the model's range, or uint8 ones to from_images")
         images = _checked("images", images, ndim=4)
-        n, shape = len(images), images.shape[1:]
-        chunk = min(chunk, n)
+        n, shape, chunk = len(images), images.shape[1:], min(chunk, len(images))
         mean = images.mean(axis=0, dtype=np.float64).astype(np.float32)
         points = np.zeros((-(-n // chunk), chunk, math.prod(shape)), np.float32)
-        points.reshape(-1, *shape)[:n] = images - mean
-        squares = [np.square(block, dtype=np.float64) for block in points]
-        bias = -0.5 * np.stack([block.sum(axis=1) for block in squares])
-        bias.reshape(-1)[n:] = -math.inf
-        var = sum(block.sum(axis=0) for block in squares).reshape(shape) / n + width**2
-        arrays = (mean, var, points, bias, width)
-        to_jax = [jnp.asarray(a, jnp.float32) for a in arrays]
-        return cls(sde, *to_jax, count=jnp.int32(n))
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        height, width, channels = self.mean.shape
-        return height, width, channels
-
-    def moments(self) -> tuple[Array, Array]:
-        """Mean (H, W, C) and variance (H, W, C) of each pixel."""
-        return self.mean, self.var
+        np.subtract(images, mean, out=points.reshape(-1, *shape)[:n])
+        squares = np.stack([np.square(block, dtype=np.float64).sum(axis=1) for block in points])
+        variance = sum(np.square(block, dtype=np.float64).sum(axis=0) for block in points).reshape(shape) / n + width**2
+        bias = np.where(np.arange(squares.size).reshape(squares.shape) < n, -0.5 * squares, -math.inf)
+        floats = (jnp.asarray(a, jnp.float32) for a in (mean, variance, points, bias, width))
+        return cls(sde, *floats, count=jnp.int32(n))  # type: ignore[misc]
 
     def sample(self, key: Key, n: int) -> Array:
-        """An image, then its noise; see :meth:`ExactScore.sample`."""
+        """Draw an image, then its noise; (n, H, W, C) float32."""
         of_image, of_noise = jax.random.split(key)
         k = jax.random.randint(of_image, (_checked_count(n),), 0, self.count)
         z = jax.random.normal(of_noise, (n, *self.shape), jnp.float32)
         return self.mean[None] + self.points.reshape(-1, *self.shape)[k] + self.width * z
 
-    def _sums(self, x_bar: Array, v: Array) -> tuple[Array, Array, Array, Array]:
-        """Centred x̄ (B, D), h² + v (B, 1), Σ_k w_k y_k (B, D), log Σ_k exp((x̄·y_k − ½‖y_k‖²)/(h² + v)) (B,)."""
+    def _facts(self, x_bar: Array, v: Array) -> _Facts:
         x = (x_bar - self.mean[None]).reshape(x_bar.shape[0], -1)
-        total = (jnp.square(self.width) + v)[:, None]
+        v = v[:, None]
+        total = jnp.square(self.width) + v
+        average, nearest, log_mass = self._softmax(x, total)
+        denoised = v / total * average + jnp.square(self.width) / total * x
+        # The nearest image's term exactly, the others relative to it: the expanded square would cost log_prob digits.
+        log_nearest = -0.5 * jnp.sum(jnp.square(x - nearest) / total + jnp.log(total) + _LOG_2PI, axis=1)
+        return _Facts(
+            score=((average - x) / total).reshape(x_bar.shape),
+            denoised=self.mean[None] + denoised.reshape(x_bar.shape),
+            log_prob=log_nearest + log_mass - jnp.log(self.count.astype(jnp.float32)),
+        )
 
-        def add(carry: tuple[Array, Array, Array], block: tuple[Array, Array]) -> tuple[Any, None]:
-            top, mass, weighted = carry
-            points, bias = block
+    def _softmax(self, x: Array, total: Array) -> tuple[Array, Array, Array]:
+        """Σ_k w_k y_k (B, D), the nearest y (B, D), and log Σ_k q_k/q_nearest (B,), at x (B, D), h² + v (B, 1)."""
+
+        def add(carry: Any, block: Any) -> tuple[Any, None]:
+            top, best, mass, weighted = carry
+            points, bias, first = block
             logits = (jnp.matmul(x, points.T, precision=_HIGHEST) + bias[None]) / total
-            new_top = jax.lax.stop_gradient(jnp.maximum(top, jnp.max(logits, axis=1)))
-            weights, old = jnp.exp(logits - new_top[:, None]), jnp.exp(top - new_top)
+            here, at = jnp.max(logits, axis=1), first + jnp.argmax(logits, axis=1).astype(jnp.int32)
+            new_top = jnp.maximum(top, here)
+            old, weights = jnp.exp(top - new_top), jnp.exp(logits - new_top[:, None])
+            mass = old * mass + jnp.sum(weights, axis=1)
             weighted = old[:, None] * weighted + jnp.matmul(weights, points, precision=_HIGHEST)
-            return (new_top, old * mass + jnp.sum(weights, axis=1), weighted), None
+            return (new_top, jnp.where(here > top, at, best), mass, weighted), None
 
-        start = jnp.full(x.shape[:1], -jnp.inf, jnp.float32), jnp.zeros(x.shape[:1], jnp.float32), jnp.zeros_like(x)
-        (top, mass, weighted), _ = jax.lax.scan(add, start, (self.points, self.bias))
-        return x, total, weighted / mass[:, None], top + jnp.log(mass)
-
-    def _score(self, x_bar: Array, v: Array) -> Array:
-        x, total, nearest, _ = self._sums(x_bar, v)
-        return ((nearest - x) / total).reshape(x_bar.shape)
-
-    def _denoised(self, x_bar: Array, v: Array) -> Array:
-        x, total, nearest, _ = self._sums(x_bar, v)
-        offset = (v[:, None] / total) * nearest + (jnp.square(self.width) / total) * x
-        return self.mean[None] + offset.reshape(x_bar.shape)
-
-    def _log_prob(self, x_bar: Array, v: Array) -> Array:
-        x, total, _, log_sum = self._sums(x_bar, v)
-        log_norm = 0.5 * x.shape[1] * (_LOG_2PI + jnp.log(total[:, 0])) + jnp.log(self.count.astype(jnp.float32))
-        return log_sum - 0.5 * jnp.sum(jnp.square(x), axis=1) / total[:, 0] - log_norm
+        nothing = jnp.zeros_like(x[:, 0])
+        start = nothing - jnp.inf, nothing.astype(jnp.int32), nothing, jnp.zeros_like(x)
+        firsts = self.points.shape[1] * jnp.arange(self.points.shape[0], dtype=jnp.int32)
+        (_, best, mass, weighted), _ = jax.lax.scan(add, start, (self.points, self.bias, firsts))
+        return weighted / mass[:, None], self.points.reshape(-1, x.shape[1])[best], jnp.log(mass)
 
 
 def from_statistics(sde: SDE, statistics: Statistics, centered: bool = False) -> FrequencyGaussian:
-    """Gaussian with the mean and power spectrum of a data set.
+    """Gaussian with the mean and the spectrum of a data set.
 
     Args:
       sde: the SDE.
       statistics: of the data set.
-      centered: whether the model works in [-1, 1] (``config.data.centered``).
+      centered: whether the model works in [-1, 1] (``config.data.centered``) rather than [0, 1].
 
     Returns:
       The law, in the model's range.
@@ -535,28 +442,28 @@ def from_statistics(sde: SDE, statistics: Statistics, centered: bool = False) ->
 
 
 def from_images(sde: SDE, images: Any, width: float, centered: bool = False, chunk: int = 1024) -> EmpiricalLaw:
-    """Empirical law of an image set, widened.
+    """Empirical law of a data set.
 
     Args:
       sde: the SDE.
       images: (N, H, W, C) uint8, or floating point in [0, 1].
-      width: h, in the model's units.
-      centered: whether the model works in [-1, 1] (``config.data.centered``).
-      chunk: images per chunk of the softmax.
+      width: h in the model's units.
+      centered: whether the model works in [-1, 1] (``config.data.centered``) rather than [0, 1].
+      chunk: images per chunk.
 
     Returns:
       The law, in the model's range.
 
     Raises:
-      PdsError: bad images, as in :func:`statistics.checked_images`, or none; negative width.
+      PdsError: as :func:`pds_jax.statistics.checked_images` and :meth:`EmpiricalLaw.create`.
     """
     (checked,) = checked_images([images])
     return EmpiricalLaw.create(sde, 2 * checked - 1 if centered else checked, width, chunk)
 
 
-def _as(v: Array, like: Array) -> Array:
-    """v (B,) with axes of length 1 up to the rank of `like`."""
-    return v.reshape(v.shape + (1,) * (like.ndim - 1))
+def _as(v: Array, ndim: int) -> Array:
+    """v (B,) with `ndim` axes, all but the first of length 1."""
+    return v.reshape(v.shape + (1,) * (ndim - 1))
 
 
 def _checked(
@@ -568,7 +475,7 @@ def _checked(
     nonnegative: bool = False,
     dtype: Any = np.float32,
 ) -> np.ndarray:
-    """A finite floating-point array of the expected shape or rank, on the host."""
+    """A finite, non-empty array of the expected shape or rank, on the host."""
     array = np.asarray(values, dtype)
     if shape is not None and array.shape != shape:
         raise PdsError(f"{name} has shape {array.shape}, expected {shape}")
