@@ -48,7 +48,7 @@ def load(
     pairs = torch_pairs(config, shapes)
     with opened(path) as (state, leaf):
         model = _model(state, leaf, report.path)
-        _check_sigmas(model.pop(SIGMAS, None), config, report)
+        sigmas = model.pop(SIGMAS, None)
         match(pairs, model, report.path)
         names = [name for name in model if name not in _frozen(pairs)]
         sources = dict(model)
@@ -58,7 +58,9 @@ def load(
         report.unused += [f"{name}: training state" for name in state if name not in ("model", "ema")]
         if config.model.name.startswith("ncsn") and config.model.name != "ncsnpp":
             report.notes.append(_NCSN_NOTE)
-        return assemble(pairs, sources, shapes, report), report
+        params = assemble(pairs, sources, shapes, report)
+        _check_sigmas(sigmas, config, report)
+        return params, report
 
 
 def _frozen(pairs: list[Pair]) -> set[str]:

@@ -131,7 +131,9 @@ def test_narrow_attention_is_refused_because_diffusers_computes_otherwise(tmp_pa
 
 
 def test_wide_attention_is_accepted():
-    diffusers.refuse_narrow_attention(skip_config(image_size=256, nf=128, ch_mult=(1, 1, 2, 2, 2, 2, 2), attn_resolutions=(16,)))
+    diffusers.refuse_narrow_attention(
+        skip_config(image_size=256, nf=128, ch_mult=(1, 1, 2, 2, 2, 2, 2), attn_resolutions=(16,))
+    )
 
 
 def test_a_missing_leaf_is_named(pipe):

@@ -159,6 +159,8 @@ def test_wrong_trees_are_errors_in_a_pth(tmp_path, count):
     weights = {name: value.numpy() for name, value in original.items() if name != "module.sigmas"}
     for _ in range(count):
         bad = flatten(rearrange(weights, rng))
-        torch.save({"model": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in bad.items()}}, path)
+        torch.save(
+            {"model": {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in bad.items()}}, path
+        )
         with pytest.raises(PdsError):
             convert.load_checkpoint(path, torch_config(), use_ema=False)

@@ -56,7 +56,9 @@ def test_large_arrays_in_pieces_load(tmp_path, state, monkeypatch):
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 1000)
     path = write(tmp_path, {"params_ema": state["params_ema"], "optimizer": {"target": {}}})
     assert b"__msgpack_chunked_array__" in path.read_bytes()
-    assert_same_tree(convert.load_checkpoint(path, flax_config())[0], convert.load_checkpoint(CHECKPOINT_1, flax_config())[0])
+    assert_same_tree(
+        convert.load_checkpoint(path, flax_config())[0], convert.load_checkpoint(CHECKPOINT_1, flax_config())[0]
+    )
 
 
 def test_a_missing_leaf_is_named(tmp_path, state):

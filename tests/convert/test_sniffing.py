@@ -39,7 +39,18 @@ def test_our_models_are_known(tmp_path):
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\0", b"hello", b"{}", b"\x80", b"\x93NUMPY\x01\0", b"\xff\xd8\xff", b"\xff" * 8 + b"{", b"\x1f\x8b", gzip.compress(b"x")],
+    [
+        b"",
+        b"\0",
+        b"hello",
+        b"{}",
+        b"\x80",
+        b"\x93NUMPY\x01\0",
+        b"\xff\xd8\xff",
+        b"\xff" * 8 + b"{",
+        b"\x1f\x8b",
+        gzip.compress(b"x"),
+    ],
 )
 def test_other_files_are_refused_with_what_was_looked_for(tmp_path, data):
     (tmp_path / "model.pth").write_bytes(data)

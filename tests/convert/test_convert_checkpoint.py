@@ -1,0 +1,72 @@
+"""scripts/convert_checkpoint.py as users run it."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from convert_cases import PIPE, TORCH, assert_same_tree, skip_config, torch_config
+
+from pds_jax import convert
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+def run(*arguments):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "scripts" / "convert_checkpoint.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def config_file(folder, config):
+    path = folder / "the_config.py"
+    fields = json.dumps(json.dumps(config.to_dict()))
+    path.write_text(
+        f"import json, ml_collections\ndef get_config():\n  return ml_collections.ConfigDict(json.loads({fields}))\n"
+    )
+    return path
+
+
+def test_a_pth_becomes_ours(tmp_path):
+    config = torch_config()
+    done = run(
+        f"--src={TORCH / 'ncsnpp_ve.pth'}",
+        f"--config={config_file(tmp_path, config)}",
+        f"--out={tmp_path / 'm'}",
+        "--raw",
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    result = json.loads(lines[-1])
+    assert result["kind"] == "score_sde_torch" and result["weights"] == "raw" and result["mapped"] == 157
+    assert result["parity"] is None and any(line.startswith("parity: not run") for line in lines)
+    assert any(line.startswith("  mapped   ") for line in lines)
+    raw, _ = convert.load_checkpoint(TORCH / "ncsnpp_ve.pth", config, use_ema=False)
+    assert_same_tree(convert.load_checkpoint(tmp_path / "m", config)[0], raw)
+
+
+def test_a_diffusers_folder_prints_its_parity_and_goes_back(tmp_path):
+    config = config_file(tmp_path, skip_config())
+    done = run(f"--src={PIPE}", f"--config={config}", f"--out={tmp_path / 'pipe'}", "--kind=diffusers")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    if importlib.util.find_spec("diffusers") and importlib.util.find_spec("torch"):
+        assert 0 < result["parity"] < 1e-4
+    else:
+        assert result["parity"] is None and "parity: not run" in done.stdout
+    ours, _ = convert.load_checkpoint(tmp_path / "pipe", skip_config())
+    assert_same_tree(ours, convert.load_checkpoint(PIPE, skip_config())[0])
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_a_mistake_is_one_line_and_exit_2(tmp_path, config):
+    """Another network's configuration, or none."""
+    flags = [f"--config={config_file(tmp_path, skip_config())}"] if config else []
+    done = run(f"--src={TORCH / 'ncsnpp_ve.pth'}", f"--out={tmp_path / 'm'}", *flags)
+    assert done.returncode == 2
+    message = [line for line in done.stderr.splitlines() if line.startswith("convert_checkpoint: ")]
+    assert len(message) == 1 and ("leaf" if config else "carries no configuration") in message[0]
+    assert "Traceback" not in done.stderr and not (tmp_path / "m").exists()
