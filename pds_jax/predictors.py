@@ -15,6 +15,7 @@ latter preconditions reverse_diffusion only; here all do.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -25,14 +26,46 @@ from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.sde_lib import SDE, VESDE, VPSDE
 from pds_jax.types import Array, PdsError, ScoreFn
 
-Predictor = Callable[..., tuple[Array, Array]]
+Predictor = Callable[..., tuple[Any, ...]]  # (x, x_mean), and its memory if it is a multistep one
 PREDICTORS: dict[str, Predictor] = {}
 VARIANTS = ("paper", "exact")
 _IDENTITY = identity()
 
 
-def register_predictor(name: str) -> Callable[[Predictor], Predictor]:
+@dataclasses.dataclass(frozen=True)
+class Traits:
+    """What the loop has to know of a predictor.
+
+    Attributes:
+      any_grid: steps from t to t_next, whatever they are, and at last to the data (t_next = 0); otherwise it steps
+        through the SDE's own N levels.
+      noise: draws noise.
+      evaluations: score evaluations per step.
+      spectral: needs the data's mean and spectrum.
+      preconditioned: applies M; otherwise M is refused.
+      multistep: has a memory of the step before, as keyword `memory` and third result.
+    """
+
+    any_grid: bool = False
+    noise: bool = True
+    evaluations: int = 1
+    spectral: bool = False
+    preconditioned: bool = True
+    multistep: bool = False
+
+
+TRAITS: dict[str, Traits] = {}
+
+
+def register_predictor(name: str, traits: Traits | None = None) -> Callable[[Predictor], Predictor]:
     """Decorator that enters a predictor into ``PREDICTORS``.
+
+    Args:
+      name: its name.
+      traits: by default those of reverse_diffusion.
+
+    Returns:
+      The decorator.
 
     Raises:
       PdsError: the name is taken.
@@ -41,7 +74,7 @@ def register_predictor(name: str) -> Callable[[Predictor], Predictor]:
     def register(step: Predictor) -> Predictor:
         if name in PREDICTORS:
             raise PdsError(f"a predictor named {name!r} is registered already")
-        PREDICTORS[name] = step
+        PREDICTORS[name], TRAITS[name] = step, traits or Traits()
         return step
 
     return register
@@ -182,8 +215,8 @@ def ancestral_sampling(
     raise PdsError(f"ancestral_sampling is for VE and VP, not {type(sde).__name__}; use reverse_diffusion")
 
 
-@register_predictor("none")
-def none(x: Array, t: Array, z: Array, **_: Any) -> tuple[Array, Array]:
+@register_predictor("none", Traits(any_grid=True, noise=False, evaluations=0))
+def none(x: Array, t: Array, z: Array | None, **_: Any) -> tuple[Array, Array]:
     """No predictor: x stays; it evaluates no score and draws no noise."""
     return x, x
 

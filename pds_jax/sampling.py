@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,15 +27,30 @@ import numpy as np
 
 from pds_jax import time_grids
 from pds_jax.correctors import NORMS, get_corrector
-from pds_jax.predictors import VARIANTS, get_predictor
-from pds_jax.preconditioner import Preconditioner, identity, lambda_max
-from pds_jax.sde_lib import SDE, TABLE_BLOCK, VESDE, VPSDE
-from pds_jax.solvers import adaptive
-from pds_jax.spectral import Moments, matched_prior
+from pds_jax.ode_sampler import ODESampler, checked, fold_in, get_ode_sampler, normal
+from pds_jax.preconditioner import Preconditioner, identity
+from pds_jax.predictors import TRAITS, get_predictor
+from pds_jax.sampler_checks import check_options, check_stability, checked_moments, image_shape
+from pds_jax.sde_lib import SDE, TABLE_BLOCK
+from pds_jax.solvers import Memory
+from pds_jax.spectral import matched_prior
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
-PRIORS = ("standard", "matched")
-_DISCRETISED = ("reverse_diffusion", "euler_maruyama", "ancestral_sampling")
+__all__ = [
+    "Carry",
+    "ODESampler",
+    "PCSampler",
+    "Run",
+    "SamplingDiverged",
+    "check_finite",
+    "check_stability",
+    "get_ode_sampler",
+    "get_pc_sampler",
+    "get_sampling_fn",
+    "image_keys",
+    "replay",
+    "run",
+]
 
 
 class SamplingDiverged(PdsError, FloatingPointError):
@@ -54,6 +68,7 @@ class Carry:
       step: () int32 number of steps done.
       finite: (B,) int32 number of steps after which the image was still finite.
       condition: what is known of the images, of ``controllable_generation``, or None.
+      memory: of a multistep predictor, or None.
     """
 
     x: Array
@@ -62,6 +77,7 @@ class Carry:
     step: Array
     finite: Array
     condition: Any = None
+    memory: Memory | None = None
 
 
 @flax.struct.dataclass
@@ -105,15 +121,17 @@ class PCSampler:
     @property
     def draws(self) -> int:
         """Noise draws per step."""
-        return self.n_steps * (self.corrector != "none") + (self.predictor != "none")
+        return self.n_steps * (self.corrector != "none") + TRAITS[self.predictor].noise
 
     @property
     def nfe(self) -> Any:
-        """Score evaluations per image: N (n_steps·[corrector] + [predictor]).
+        """Score evaluations per image, N (n_steps·[corrector] + [predictor]); Heun's step is two but the last is one.
 
         The original codes report N (n_steps + 1) even without a corrector or predictor.
         """
-        return self.steps * np.int32(self.n_steps * (self.corrector != "none") + (self.predictor != "none"))
+        per_step = self.n_steps * (self.corrector != "none") + TRAITS[self.predictor].evaluations
+        saved = self.denoise and TRAITS[self.predictor].evaluations == 2
+        return self.steps * np.int32(per_step) - np.int32(saved)
 
     def __call__(self, keys: Key, score_fn: ScoreFn, condition: Any = None) -> tuple[Array, Array]:
         """Sample one image per key, in one go; pure, so it may be jitted.
@@ -130,7 +148,7 @@ class PCSampler:
 
     def init(self, keys: Key, condition: Any = None) -> Carry:
         """Draw the prior; one image per key (B,)."""
-        return self.start(_normal(keys, 0, 0, self.shape), keys, condition)
+        return self.start(normal(keys, 0, 0, self.shape), keys, condition)
 
     def start(self, z: Array, keys: Key | None = None, condition: Any = None) -> Carry:
         """Begin from the prior made of standard normal noise z (B, H, W, C)."""
@@ -140,13 +158,14 @@ class PCSampler:
             x = condition.start(x, jnp.full(x.shape[:1], jnp.asarray(self.times)[0]), z, self.sde)
         if keys is None:
             keys = jax.random.split(jax.random.key(0), z.shape[0])
-        return Carry(x, x, keys, jnp.int32(0), _finite(x) - 1, condition)
+        memory = Memory.empty(x) if TRAITS[self.predictor].multistep else None
+        return Carry(x, x, keys, jnp.int32(0), _finite(x) - 1, condition, memory)
 
     def run_chunk(self, carry: Carry, steps: int | Array, score_fn: ScoreFn) -> Carry:
         """Advance by at most `steps` steps; steps is traced, so chunks of any length are one program."""
 
         def advance(_: Array, carry: Carry) -> Carry:
-            return self.step(carry, lambda d: _normal(carry.keys, carry.step + 1, d, self.shape), score_fn)[0]
+            return self.step(carry, lambda d: normal(carry.keys, carry.step + 1, d, self.shape), score_fn)[0]
 
         stop = jnp.minimum(carry.step + steps, self.steps)
         return jax.lax.fori_loop(carry.step, stop, advance, carry)
@@ -179,24 +198,26 @@ class PCSampler:
         if condition is not None:
             x, x_mean = condition.pin(x, x_mean, t, noise(draws), self.sde)
             draws += 1
-        corrected = x, x_mean
+        corrected, memory, traits = (x, x_mean), carry.memory, TRAITS[self.predictor]
         if self.predictor != "none":
-            x, x_mean = get_predictor(self.predictor)(
+            x, x_mean, *kept = get_predictor(self.predictor)(
                 x,
                 t,
-                noise(draws),
+                noise(draws) if traits.noise else None,
                 probability_flow=self.probability_flow,
                 variant=self.variant,
                 t_next=t_next,
                 moments=self.moments,
+                memory=memory,
                 **common,
             )
-            draws, t = draws + 1, t_next if condition is None else condition.time(t, t_next)
+            memory = kept[0] if traits.multistep else None
+            draws, t = draws + traits.noise, t_next if condition is None else condition.time(t, t_next)
         if condition is not None:
             x, x_mean = condition.pin(x, x_mean, t, noise(draws), self.sde)
         done = carry.step + 1
         finite = jnp.where((carry.finite == carry.step) & (_finite(x) == 1), done, carry.finite)
-        return carry.replace(x=x, x_mean=x_mean, step=done, finite=finite), corrected  # type: ignore[attr-defined]
+        return Carry(x, x_mean, carry.keys, done, finite, condition, memory), corrected
 
     def result(self, carry: Carry) -> Array:
         """The images of a finished run: the last x_mean, or x without noise removal."""
@@ -211,22 +232,9 @@ class PCSampler:
         return z * self.sde.prior_std
 
 
-def checked(score_fn: ScoreFn) -> ScoreFn:
-    """The score function, refusing at trace time an answer that is not a float image batch of the input's shape."""
-
-    def score(x: Array, t: Array) -> Array:
-        s = score_fn(x, t)
-        if getattr(s, "shape", None) != x.shape or not jnp.issubdtype(s.dtype, jnp.floating):
-            got = f"{getattr(s, 'dtype', type(s).__name__)} {getattr(s, 'shape', '')}"
-            raise PdsError(f"the score function returned {got} for images {x.dtype} {x.shape}; it must return their shape")
-        return s.astype(jnp.float32)
-
-    return score
-
-
 def image_keys(seeds: Sequence[int] | np.ndarray, seed: int = 0) -> Key:
     """One key per image, fold_in(key(seed), s) for each s of `seeds`; (B,) typed keys."""
-    return _fold_in(jax.random.key(seed), jnp.asarray(np.asarray(seeds, np.uint32)))
+    return fold_in(jax.random.key(seed), jnp.asarray(np.asarray(seeds, np.uint32)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +287,7 @@ def run(
     init_fn, chunk_fn = init_fn or _init, chunk_fn or _run_chunk
     total, done = int(sampler.steps), 0
     trajectory: list[tuple[int, float, np.ndarray]] = []
-    # Copied, for the chunks donate their carry.
-    carry = init_fn(sampler, keys, *([] if condition is None else [jax.tree.map(jnp.copy, condition)]))
+    carry = init_fn(sampler, keys, *([] if condition is None else [condition]))
     while done < total:
         target = min(done + chunk, total)
         if trajectory_every:
@@ -308,8 +315,8 @@ def check_finite(sampler: Any, carry: Any, done: int) -> None:
     step = max(int(finite[image]), 0)
     raise SamplingDiverged(
         f"image {image} of {finite.size} became NaN or infinite at step {step} of {int(sampler.steps)}, "
-        f"t={float(np.asarray(sampler.times)[step]):.5g}: the score function returned it, or the steps are too large for "
-        "this M (use a larger alpha, more steps or a smaller snr)"
+        f"t={float(np.asarray(sampler.times)[step]):.5g}: either the score function returned it, or the steps are too "
+        "large for this M (use a larger alpha, more steps or a smaller snr)"
     )
 
 
@@ -320,8 +327,8 @@ def replay(
 
     Args:
       sampler: of :func:`get_pc_sampler`.
-      noise: (1 + N·draws, B, H, W, C) standard normal draws: the prior, then per step those of the corrector and that of
-        the predictor. A condition has a draw after each of the two, also where corrector or predictor is none.
+      noise: (1 + N·draws, B, H, W, C) standard normal draws: the prior, then per step those of the corrector and that
+        of the predictor. A condition has a draw after each of the two, also where corrector or predictor is none.
       score_fn: score function.
       condition: what is known of the images, of ``controllable_generation``.
 
@@ -381,26 +388,39 @@ def get_pc_sampler(
       check: refuse a setting whose predictor must diverge.
 
     Returns:
-      The sampler, ``sampler(keys, score_fn) -> (x, nfe)``.
+      The sampler, ``sampler(keys, score_fn) -> (x, nfe)``. A predictor that steps to the data (those of ``solvers``)
+      makes N steps, the last from eps to the data, or with denoise=False N − 1.
 
     Raises:
       PdsError: unknown names; N < 2, snr, n_steps or eps out of range; filters or statistics of another shape; an
         option that a predictor or SDE has no form of; VP with β_i > 1; a setting that must diverge.
     """
-    image_shape = _image_shape(shape)
-    m = preconditioner or identity()
-    m.check_shape(image_shape)
-    n, eps = int(sde.N), sde.default_eps if eps is None else float(eps)
-    _check_options(sde, predictor, corrector, snr, n_steps, m, probability_flow, variant, prior, norm, grid)
-    times = time_grids.get_grid(grid, sde, eps, n)
+    of_image, m = image_shape(shape), preconditioner or identity()
+    m.check_shape(of_image)
+    check_options(
+        sde,
+        predictor=predictor,
+        corrector=corrector,
+        snr=snr,
+        n_steps=n_steps,
+        preconditioner=m,
+        probability_flow=probability_flow,
+        variant=variant,
+        prior=prior,
+        norm=norm,
+        grid=grid,
+    )
+    n, traits = int(sde.N), TRAITS[predictor]
+    times = time_grids.get_grid(grid, sde, sde.default_eps if eps is None else float(eps), n)
+    needs_moments = prior == "matched" or traits.spectral
     sampler = PCSampler(
         sde=sde,
         preconditioner=m,
         times=np.pad(times, (0, TABLE_BLOCK - n % TABLE_BLOCK)),
-        steps=np.int32(n),
+        steps=np.int32(n - (traits.any_grid and predictor != "none" and not denoise)),
         snr=np.float32(snr),
-        moments=_moments(statistics, image_shape) if prior == "matched" else None,
-        shape=image_shape,
+        moments=checked_moments(statistics, of_image) if needs_moments else None,
+        shape=of_image,
         predictor=predictor,
         corrector=corrector,
         n_steps=int(n_steps),
@@ -410,103 +430,9 @@ def get_pc_sampler(
         prior=prior,
         mean_fn=mean_fn or NORMS[norm],
     )
-    if check and predictor in _DISCRETISED:
+    if check and traits.noise and traits.preconditioned:
         check_stability(sampler, statistics)
     return sampler
-
-
-@flax.struct.dataclass
-class ODESampler:
-    """Adaptive probability-flow sampler made by :func:`get_ode_sampler`.
-
-    Attributes:
-      sde: SDE.
-      eps: () last time.
-      rtol: () relative tolerance.
-      atol: () absolute tolerance.
-      moments: (mean, power) of the data in the model's range, or None.
-      shape: (H, W, C).
-      denoise: whether one noiseless reverse-diffusion step from eps is added.
-      prior: "standard" or "matched".
-    """
-
-    sde: SDE
-    eps: Any
-    rtol: Any
-    atol: Any
-    moments: Any = None
-    shape: tuple[int, int, int] = flax.struct.field(pytree_node=False, default=(0, 0, 0))
-    denoise: bool = flax.struct.field(pytree_node=False, default=False)
-    prior: str = flax.struct.field(pytree_node=False, default="standard")
-
-    def __call__(self, keys: Key, score_fn: ScoreFn) -> tuple[Array, Array]:
-        """Sample one image per key; returns (B, H, W, C) images and the NFE of each, (B,) int32."""
-        return self.solve(_normal(keys, 0, 0, self.shape), score_fn)
-
-    def solve(self, z: Array, score_fn: ScoreFn) -> tuple[Array, Array]:
-        """Sample from the prior made of standard normal noise z (B, H, W, C); returns as a call does."""
-        if self.prior == "matched":
-            x = matched_prior(z, self.sde, jnp.float32(self.sde.T), self.moments)
-        else:
-            x = z * self.sde.prior_std
-        score_fn = checked(score_fn)
-        x, nfe = adaptive(x, sde=self.sde, score_fn=score_fn, eps=self.eps, rtol=self.rtol, atol=self.atol)
-        if self.denoise:
-            t = jnp.full(x.shape[:1], self.eps)
-            x, nfe = get_predictor("reverse_diffusion")(x, t, x, sde=self.sde, score_fn=score_fn)[1], nfe + 1
-        return x, nfe
-
-
-def get_ode_sampler(
-    sde: SDE,
-    shape: Sequence[int],
-    *,
-    eps: float | None = None,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    denoise: bool = False,
-    prior: str = "standard",
-    statistics: Any = None,
-) -> ODESampler:
-    """Probability-flow ODE from T to eps by an adaptive Runge–Kutta method of order 5 (diffrax).
-
-    Each image has its own steps, so it does not depend on the batch; the cost is that of the slowest. score_sde's
-    sampler shares the steps of SciPy's RK45 over the batch. denoise adds one reverse-diffusion step without noise, as
-    score_sde does, which counts as one evaluation.
-
-    Args:
-      sde: SDE; its N matters to denoise only.
-      shape: (H, W, C) or (B, H, W, C).
-      eps: last time, by default the SDE's.
-      rtol: relative tolerance.
-      atol: absolute tolerance, in the data's units.
-      denoise: see above.
-      prior: "standard" or "matched", see :func:`get_pc_sampler`.
-      statistics: (mean, power) in the model's range, for the matched prior.
-
-    Returns:
-      The sampler, ``sampler(keys, score_fn) -> (x, nfe (B,))``.
-
-    Raises:
-      PdsError: bad eps, tolerances, prior or statistics.
-    """
-    image_shape, last = _image_shape(shape), sde.default_eps if eps is None else float(eps)
-    if not 0 < last < sde.T:
-        raise PdsError(f"eps={eps}: use a time between 0 and {sde.T:g}")
-    if not (0 < rtol < 1 and 0 < atol < math.inf):
-        raise PdsError(f"tolerances rtol={rtol}, atol={atol}: use 0 < rtol < 1 and atol > 0 (1e-5 is usual)")
-    if prior not in PRIORS:
-        raise PdsError(f"unknown prior {prior!r}; known: {', '.join(PRIORS)}")
-    return ODESampler(
-        sde=sde,
-        eps=np.float32(last),
-        rtol=np.float32(rtol),
-        atol=np.float32(atol),
-        moments=_moments(statistics, image_shape) if prior == "matched" else None,
-        shape=image_shape,
-        denoise=bool(denoise),
-        prior=prior,
-    )
 
 
 def get_sampling_fn(
@@ -575,159 +501,6 @@ def get_sampling_fn(
     )
 
 
-def check_stability(sampler: PCSampler, statistics: Any = None) -> float:
-    """Refuse a sampler whose predictor must diverge.
-
-    A step multiplies the error of a mode by 1 − q; for reverse diffusion of VE, variant "paper",
-    q = λ_max(M Mᵀ) G²/(σ² + v) with v the mode's data variance. |1 − q| > 1 iff q > 2. The predictor itself is asked
-    for its q at every time on Gaussian data of the least variance (0 without statistics); the number is what a quarter
-    of the steps but the last exceed, since a few such steps are made good by the others.
-    Derived, see docs/theory.md.
-
-    Args:
-      sampler: the sampler.
-      statistics: (mean, power) in the model's range, or None.
-
-    Returns:
-      The number.
-
-    Raises:
-      PdsError: it exceeds 2.
-    """
-    m = sampler.preconditioner
-    largest = float(lambda_max(m))
-    variance = 0.0 if statistics is None else float(np.min(statistics[1]))
-    names = sampler.predictor, sampler.variant, sampler.probability_flow
-    q = 1 - np.asarray(_amplification(sampler.sde, sampler.times, jnp.float32(largest), jnp.float32(variance), *names))
-    number = float(np.quantile(q[: int(sampler.steps) - 1], 0.75))
-    if number > 2:
-        raise PdsError(
-            f"this setting diverges: lambda_max(M M^T) G^2 / (sigma^2 + v) = {number:.3g} exceeds 2 (lambda_max = "
-            f"{largest:.3g}, N = {int(sampler.steps)}, predictor {sampler.predictor}); use a larger alpha or more steps"
-        )
-    return number
-
-
-@flax.struct.dataclass
-class _Gain:
-    """M that multiplies by √λ."""
-
-    lam: Array
-
-    is_identity = True  # so that a probability flow may be asked too
-
-    def apply(self, z: Array) -> Array:
-        return jnp.sqrt(self.lam) * z
-
-    def drift(self, g: Array) -> Array:
-        return self.lam * g
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _amplification(
-    sde: SDE, times: Array, lam: Array, variance: Array, predictor: str, variant: str, probability_flow: bool
-) -> Array:
-    """What one step multiplies a mode by, at each time."""
-
-    def score(x: Array, t: Array) -> Array:
-        return -x / (jnp.square(sde.std(t)) + jnp.square(sde.mean_scale(t)) * variance)[:, None, None, None]
-
-    ones = jnp.ones((times.shape[0], 1, 1, 1), jnp.float32)
-    step = get_predictor(predictor)
-    _, x_mean = step(
-        ones,
-        times,
-        0 * ones,
-        sde=sde,
-        score_fn=score,
-        preconditioner=_Gain(lam),
-        probability_flow=probability_flow,
-        variant=variant,
-    )
-    return x_mean[:, 0, 0, 0]
-
-
-def _check_options(
-    sde: SDE,
-    predictor: str,
-    corrector: str,
-    snr: float,
-    n_steps: int,
-    m: Preconditioner,
-    probability_flow: bool,
-    variant: str,
-    prior: str,
-    norm: str,
-    grid: str,
-) -> None:
-    """Refuse what no run could do."""
-    get_predictor(predictor), get_corrector(corrector)
-    for name, value, known in (("variant", variant, VARIANTS), ("prior", prior, PRIORS), ("norm", norm, tuple(NORMS))):
-        if value not in known:
-            raise PdsError(f"unknown {name} {value!r}; known: {', '.join(known)}")
-    if predictor == corrector == "none":
-        raise PdsError("predictor and corrector are both 'none': nothing would be sampled")
-    if corrector != "none":
-        if not 0 < float(snr) < math.inf:
-            raise PdsError(f"snr={snr}: the corrector needs a finite number > 0 (0.16 is usual)")
-        if int(n_steps) != n_steps or n_steps < 1:
-            raise PdsError(f"n_steps={n_steps}: use an integer >= 1, or corrector 'none'")
-    if predictor in _DISCRETISED and grid != "uniform":
-        raise PdsError(f"predictor {predictor} steps through the SDE's own levels: it needs grid 'uniform', not {grid!r}")
-    if predictor == "ancestral_sampling" and (probability_flow or not isinstance(sde, VESDE | VPSDE)):
-        what = "no probability flow" if probability_flow else f"no form for {type(sde).__name__}"
-        raise PdsError(f"ancestral_sampling has {what}; use reverse_diffusion or euler_maruyama")
-    if probability_flow and variant == "exact" and predictor != "none" and not m.is_identity:
-        raise PdsError("the exact probability flow has no noise for M to act on; use variant 'paper' or alpha=inf")
-    _check_betas(sde, predictor, corrector)
-
-
-def _check_betas(sde: SDE, predictor: str, corrector: str) -> None:
-    """Refuse β_i > 1 where 1 − β_i is used; at β_i = 1 ancestral sampling alone divides by zero."""
-    if isinstance(sde, VESDE):
-        return
-    uses_alpha = corrector != "none" or (predictor == "reverse_diffusion" and isinstance(sde, VPSDE))
-    largest = float(np.asarray(sde.discrete_betas).max())  # type: ignore[attr-defined]
-    if (uses_alpha and largest > 1) or (predictor == "ancestral_sampling" and largest >= 1):
-        raise PdsError(
-            f"{type(sde).__name__} with N={int(sde.N)} levels has beta_max/N = {largest:.3g}, and 1 - beta_i is needed by "
-            f"predictor {predictor!r} or corrector {corrector!r}: use more steps (a smaller speed_up, N > "
-            f"{float(sde.beta_1):g}) or predictor euler_maruyama with corrector none"  # type: ignore[attr-defined]
-        )
-
-
-def _image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    if len(shape) not in (3, 4) or any(int(s) != s or s < 1 for s in shape):
-        raise PdsError(f"shape={tuple(shape)}: give (H, W, C) of one image, or (B, H, W, C)")
-    height, width, channels = (int(s) for s in shape[-3:])
-    return height, width, channels
-
-
-def _moments(statistics: Any, shape: tuple[int, int, int]) -> Moments:
-    """(mean, power) as traced leaves, checked against the shape of the images."""
-    if statistics is None:
-        raise PdsError("this sampler needs the data's statistics: pass --statistics (scripts/make_statistics.py)")
-    mean, power = (np.asarray(v, np.float32) for v in statistics)
-    height, width, channels = shape
-    if mean.shape != shape or power.shape != (height, width // 2 + 1, channels):
-        raise PdsError(f"the statistics are of images {mean.shape} with power {power.shape}, the sampler makes {shape}")
-    if not (np.isfinite(mean).all() and np.isfinite(power).all() and power.min() > 0):
-        raise PdsError("the statistics must be finite, and the power positive")
-    return mean, power
-
-
-def _fold_in(keys: Key, data: Any) -> Key:
-    """fold_in for a batch of data, keys, or both."""
-    axes = (0 if keys.ndim else None, 0 if jnp.ndim(data) else None)
-    return jax.vmap(jax.random.fold_in, axes)(keys, data)
-
-
-def _normal(keys: Key, step: Any, draw: Any, shape: tuple[int, int, int]) -> Array:
-    """Draw number `draw` of a step for each image: (B, H, W, C) from keys (B,)."""
-    drawn = _fold_in(_fold_in(keys, step), draw)
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(drawn)
-
-
 def _finite(x: Array) -> Array:
     """(B,) int32, 1 for images without NaN and infinity."""
     return jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1).astype(jnp.int32)
@@ -738,7 +511,7 @@ def _init(sampler: Any, keys: Key, condition: Any = None) -> Any:
     return sampler.init(keys, condition)
 
 
-@functools.partial(jax.jit, donate_argnums=1)
+@jax.jit
 def _run_chunk(sampler: Any, carry: Any, steps: Array, score_fn: ScoreFn) -> Any:
     return sampler.run_chunk(carry, steps, score_fn)
 

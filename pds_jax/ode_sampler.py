@@ -1,0 +1,137 @@
+"""The adaptive sampler of the probability-flow ODE, and what it shares with the loop: keys, and the score's check."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pds_jax.predictors import get_predictor
+from pds_jax.sampler_checks import PRIORS, check_names, checked_moments, image_shape
+from pds_jax.sde_lib import SDE
+from pds_jax.solvers import adaptive
+from pds_jax.spectral import matched_prior
+from pds_jax.types import Array, Key, PdsError, ScoreFn
+
+
+def checked(score_fn: ScoreFn) -> ScoreFn:
+    """The score function, refusing at trace time an answer that is not a float image batch of the input's shape."""
+
+    def score(x: Array, t: Array) -> Array:
+        s = score_fn(x, t)
+        if getattr(s, "shape", None) != x.shape or not jnp.issubdtype(s.dtype, jnp.floating):
+            got = f"{getattr(s, 'dtype', type(s).__name__)} {getattr(s, 'shape', '')}"
+            raise PdsError(f"the score function returned {got} for images {x.dtype} {x.shape}: it must keep the shape")
+        return s.astype(jnp.float32)
+
+    return score
+
+
+def fold_in(keys: Key, data: Any) -> Key:
+    """``jax.random.fold_in`` for a batch of keys, of data, or of both."""
+    axes = (0 if keys.ndim else None, 0 if jnp.ndim(data) else None)
+    return jax.vmap(jax.random.fold_in, axes)(keys, data)
+
+
+def normal(keys: Key, step: Any, draw: Any, shape: tuple[int, int, int]) -> Array:
+    """Draw number `draw` of a step for each image: (B, H, W, C) from keys (B,)."""
+    drawn = fold_in(fold_in(keys, step), draw)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(drawn)
+
+
+@flax.struct.dataclass
+class ODESampler:
+    """Adaptive probability-flow sampler made by :func:`get_ode_sampler`.
+
+    Attributes:
+      sde: SDE.
+      eps: () last time.
+      rtol: () relative tolerance.
+      atol: () absolute tolerance.
+      moments: (mean, power) of the data in the model's range, or None.
+      shape: (H, W, C).
+      denoise: whether one noiseless reverse-diffusion step from eps is added.
+      prior: "standard" or "matched".
+    """
+
+    sde: SDE
+    eps: Any
+    rtol: Any
+    atol: Any
+    moments: Any = None
+    shape: tuple[int, int, int] = flax.struct.field(pytree_node=False, default=(0, 0, 0))
+    denoise: bool = flax.struct.field(pytree_node=False, default=False)
+    prior: str = flax.struct.field(pytree_node=False, default="standard")
+
+    def __call__(self, keys: Key, score_fn: ScoreFn) -> tuple[Array, Array]:
+        """Sample one image per key; returns (B, H, W, C) images and the NFE of each, (B,) int32."""
+        return self.solve(normal(keys, 0, 0, self.shape), score_fn)
+
+    def solve(self, z: Array, score_fn: ScoreFn) -> tuple[Array, Array]:
+        """Sample from the prior made of standard normal noise z (B, H, W, C); returns as a call does."""
+        if self.prior == "matched":
+            x = matched_prior(z, self.sde, jnp.float32(self.sde.T), self.moments)
+        else:
+            x = z * self.sde.prior_std
+        score_fn = checked(score_fn)
+        x, nfe = adaptive(x, sde=self.sde, score_fn=score_fn, eps=self.eps, rtol=self.rtol, atol=self.atol)
+        if self.denoise:
+            t = jnp.full(x.shape[:1], self.eps)
+            x, nfe = get_predictor("reverse_diffusion")(x, t, x, sde=self.sde, score_fn=score_fn)[1], nfe + 1
+        return x, nfe
+
+
+def get_ode_sampler(
+    sde: SDE,
+    shape: Sequence[int],
+    *,
+    eps: float | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    denoise: bool = False,
+    prior: str = "standard",
+    statistics: Any = None,
+) -> ODESampler:
+    """Probability-flow ODE from T to eps by an adaptive Runge–Kutta method of order 5 (diffrax).
+
+    Each image has its own steps, so it does not depend on the batch; the cost is that of the slowest. score_sde's
+    sampler shares the steps of SciPy's RK45 over the batch. denoise adds one reverse-diffusion step without noise, as
+    score_sde does, which counts as one evaluation.
+
+    Args:
+      sde: SDE; its N matters to denoise only.
+      shape: (H, W, C) or (B, H, W, C).
+      eps: last time, by default the SDE's.
+      rtol: relative tolerance.
+      atol: absolute tolerance, in the data's units.
+      denoise: see above.
+      prior: "standard" or "matched", see :func:`get_pc_sampler`.
+      statistics: (mean, power) in the model's range, for the matched prior.
+
+    Returns:
+      The sampler, ``sampler(keys, score_fn) -> (x, nfe (B,))``.
+
+    Raises:
+      PdsError: bad eps, tolerances, prior or statistics.
+    """
+    of_image, last = image_shape(shape), sde.default_eps if eps is None else float(eps)
+    if not 0 < last < sde.T:
+        raise PdsError(f"eps={eps}: use a time between 0 and {sde.T:g}")
+    if not (0 < rtol < 1 and 0 < atol < math.inf):
+        raise PdsError(f"tolerances rtol={rtol}, atol={atol}: use 0 < rtol < 1 and atol > 0 (1e-5 is usual)")
+    check_names(prior=(prior, PRIORS))
+    return ODESampler(
+        sde=sde,
+        eps=np.float32(last),
+        rtol=np.float32(rtol),
+        atol=np.float32(atol),
+        moments=checked_moments(statistics, of_image) if prior == "matched" else None,
+        shape=of_image,
+        denoise=bool(denoise),
+        prior=prior,
+    )
