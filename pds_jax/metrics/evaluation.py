@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pds_jax.metrics.extractors import Extractor
-from pds_jax.metrics.frechet import checked_root, frechet_distance
+from pds_jax.metrics.frechet import Gaussian
 from pds_jax.metrics.image_sets import ImageSet
 from pds_jax.metrics.inception_score import inception_score
 from pds_jax.metrics.kid import kernel_distance
@@ -141,7 +141,8 @@ def evaluate(
     check_request(len(images), metrics, reference, allow_fewer=allow_fewer, subset_size=subset_size)
     if reference is not None:
         reference.check(extractor, images.shape)
-        checked_root(reference.mu, reference.sigma, reference.name)
+        if "fid" in metrics:
+            _ = reference.gaussian  # refuses what is no covariance, before the pass
     dims = None if reference is None else reference.mu.size
     keep = [] if set(metrics) <= {"fid", "is"} else ["features"]
     keep += ["logits"] if "is" in metrics else []
@@ -172,7 +173,7 @@ def _notes(count: int, dims: int, metrics: Sequence[str], reference: Reference |
 def _fid(found: Extracted, reference: Reference | None, subset_size: int) -> dict[str, float]:
     assert reference is not None
     moments = found.moments
-    return {"fid": frechet_distance(moments.mean, moments.covariance, reference.mu, reference.sigma)}
+    return {"fid": Gaussian.of(moments.mean, moments.covariance, "the images").distance(reference.gaussian)}
 
 
 def _kid(found: Extracted, reference: Reference | None, subset_size: int) -> dict[str, float]:

@@ -36,13 +36,7 @@ def frechet_distance(mu1: Any, sigma1: Any, mu2: Any, sigma2: Any) -> float:
 
     Source: Dowson and Landau (1982), eq. 16; Heusel et al. (2017), eq. 6.
     """
-    mean1, root1 = checked_root(mu1, sigma1, "first statistics")
-    mean2, root2 = checked_root(mu2, sigma2, "second statistics")
-    if mean1.shape != mean2.shape:
-        raise PdsError(
-            f"the two statistics have {mean1.size} and {mean2.size} features; they come from different extractors"
-        )
-    return _distance(mean1, root1, mean2, root2)
+    return Gaussian.of(mu1, sigma1, "first statistics").distance(Gaussian.of(mu2, sigma2, "second statistics"))
 
 
 def frechet_distance_from_features(features1: Any, features2: Any) -> float:
@@ -63,43 +57,59 @@ def frechet_distance_from_features(features1: Any, features2: Any) -> float:
 
     Source: derived from frechet_distance; Σ₁^½ may be any root with root·rootᵀ = Σ₁.
     """
-    first, second = check_features(features1, "first", 2), check_features(features2, "second", 2)
-    if first.shape[1] != second.shape[1]:
-        raise PdsError(f"the two feature sets have {first.shape[1]} and {second.shape[1]} columns")
-    mean1, mean2 = first.mean(axis=0), second.mean(axis=0)
-    root1, root2 = (_root_of_features(f, m) for f, m in ((first, mean1), (second, mean2)))
-    return _distance(mean1, root1, mean2, root2)
+    return Gaussian.of_features(features1, "first").distance(Gaussian.of_features(features2, "second"))
 
 
-def _distance(mean1: np.ndarray, root1: np.ndarray, mean2: np.ndarray, root2: np.ndarray) -> float:
-    """The distance from means (D,) and roots (D, r) with Σ = root rootᵀ."""
-    product = root1.T @ root2
-    trace_root = float(np.linalg.svd(product, compute_uv=False).sum()) if product.size else 0.0
-    traces = float(np.square(root1).sum() + np.square(root2).sum())
-    return float(np.square(mean1 - mean2).sum()) + traces - 2.0 * trace_root
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """A Gaussian by its mean and a root of its covariance; finding the root is most of the work of a distance.
 
-
-def _root_of_features(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    centred = (features - mean) / np.sqrt(len(features) - 1.0)
-    if centred.shape[0] > centred.shape[1]:
-        centred = np.linalg.qr(centred, mode="r")
-    return centred.T
-
-
-def checked_root(mu: Any, sigma: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean, and R with Σ = R Rᵀ by symmetric eigendecomposition; eigenvalues that are rounding of zero are left out.
-
-    Args:
-      mu: (D,) mean.
-      sigma: (D, D) covariance.
-      which: what they are called in messages.
-
-    Returns:
-      mu (D,) and R (D, rank), float64.
-
-    Raises:
-      PdsError: wrong shapes, values that are not finite, or no covariance.
+    Attributes:
+      mean: (D,) float64.
+      root: (D, rank) float64 R with Σ = R Rᵀ.
     """
+
+    mean: np.ndarray
+    root: np.ndarray
+
+    @classmethod
+    def of(cls, mu: Any, sigma: Any, which: str) -> Gaussian:
+        """By symmetric eigendecomposition; eigenvalues that are rounding of zero are left out.
+
+        Args:
+          mu: (D,) mean.
+          sigma: (D, D) covariance.
+          which: what they are called in messages.
+
+        Raises:
+          PdsError: wrong shapes, values that are not finite, or no covariance.
+        """
+        return cls(*_checked_root(mu, sigma, which))
+
+    @classmethod
+    def of_features(cls, features: Any, which: str) -> Gaussian:
+        """From features (n, D), n ≥ 2, without forming a covariance."""
+        rows = check_features(features, which, 2)
+        mean = rows.mean(axis=0)
+        centred = (rows - mean) / np.sqrt(len(rows) - 1.0)
+        if centred.shape[0] > centred.shape[1]:
+            centred = np.linalg.qr(centred, mode="r")
+        return cls(mean, centred.T)
+
+    def distance(self, other: Gaussian) -> float:
+        """Squared Fréchet distance, see :func:`frechet_distance`."""
+        if self.mean.shape != other.mean.shape:
+            raise PdsError(
+                f"the two statistics have {self.mean.size} and {other.mean.size} features; they come from different "
+                "extractors"
+            )
+        product = self.root.T @ other.root
+        trace_root = float(np.linalg.svd(product, compute_uv=False).sum()) if product.size else 0.0
+        traces = float(np.square(self.root).sum() + np.square(other.root).sum())
+        return float(np.square(self.mean - other.mean).sum()) + traces - 2.0 * trace_root
+
+
+def _checked_root(mu: Any, sigma: Any, which: str) -> tuple[np.ndarray, np.ndarray]:
     mean, matrix = np.asarray(mu, np.float64), np.asarray(sigma, np.float64)
     if mean.ndim != 1 or matrix.shape != (mean.size, mean.size):
         raise PdsError(f"{which}: mu {mean.shape} and sigma {matrix.shape} must be (D,) and (D, D)")

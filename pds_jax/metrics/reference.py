@@ -7,6 +7,7 @@ for, ``features``. Read as well: ``mu, sigma`` of pytorch-fid and EDM, ``pool_3`
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 
 from pds_jax import files
 from pds_jax.metrics.extractors import Extractor
-from pds_jax.metrics.frechet import FeatureMoments
+from pds_jax.metrics.frechet import FeatureMoments, Gaussian
 from pds_jax.npy import read_npz
 from pds_jax.types import PdsError
 from pds_jax.version import __version__
@@ -43,6 +44,15 @@ class Reference:
     provenance: dict[str, Any]
     features: np.ndarray | None = None
     name: str = "the reference"
+
+    @functools.cached_property
+    def gaussian(self) -> Gaussian:
+        """The statistics, checked and ready for distances.
+
+        Raises:
+          PdsError: sigma is not a covariance.
+        """
+        return Gaussian.of(self.mu, self.sigma, self.name)
 
     @property
     def notes(self) -> list[str]:

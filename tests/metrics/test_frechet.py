@@ -98,7 +98,7 @@ def test_bad_input_is_named(feats):
         frechet_distance(zero, np.diag([1.0, 1.0, -1.0]), zero, eye)
     with pytest.raises(PdsError, match=r"must be \(D,\) and \(D, D\)"):
         frechet_distance(zero, np.eye(2), zero, eye)
-    with pytest.raises(PdsError, match="64 and 63 columns"):
+    with pytest.raises(PdsError, match="64 and 63 features"):
         frechet_distance_from_features(a, a[:, 1:])
     broken = a.copy()
     broken[17, 3] = np.inf
