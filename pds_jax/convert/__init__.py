@@ -68,8 +68,12 @@ def load_checkpoint(
     if kind == "score_sde_torch":
         return score_sde_torch.load(path, config, shapes, use_ema)
     if kind == "diffusers":
-        return diffusers.load(path, config, shapes)
-    return safetensors_io.load(path, shapes)
+        params, report = diffusers.load(path, config, shapes)
+    else:
+        params, report = safetensors_io.load(path, shapes)
+    if not use_ema:
+        report.notes.append("this kind keeps one set of weights; asking for the raw ones changes nothing")
+    return params, report
 
 
 def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str], kind: str = "safetensors") -> None:

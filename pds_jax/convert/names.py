@@ -26,12 +26,12 @@ _BLOCK = ("GroupNorm_0", "Conv_0", "Conv2d_0", "Dense_0", "GroupNorm_1", "Conv_1
 )
 _RESIDUAL = {
     "conv1": "Conv_0",
-    "normalize2": "InstanceNorm_1",
+    "normalize2": "InstanceNorm2dPlus_1",
     "conv2": "Conv_1",
     "conv2.conv": "ConvMeanPool_0/Conv_0",
     "shortcut": "Conv_2",
     "shortcut.conv": "ConvMeanPool_1/Conv_0",
-    "normalize1": "InstanceNorm_0",
+    "normalize1": "InstanceNorm2dPlus_0",
 }
 _LEAVES = {
     "alpha": "alpha",
@@ -39,7 +39,6 @@ _LEAVES = {
     "kernel": "weight",
     "weight": "weight",
     "scale": "weight",
-    "embedding": "weight",
     "W": "W",
     "bias": "bias",
     "b": "b",
@@ -157,64 +156,45 @@ def _listed_pairs(config: Any, shapes: Mapping[str, Shape]) -> Iterator[Pair]:
             yield from _leaf_pairs(f"{target}/{inner}", f"{source}.{inner}", shapes)
 
 
-def _stages(config: Any) -> tuple[list[str], list[str], list[str]]:
-    """NCSN(v2)'s stages as PyTorch names them: residual ones, refining ones by call, refining ones by construction."""
-    if config.model.name in ("ncsnv2_64", "ncsn"):
-        stages = ["1", "2", "3", "4"]
-        return stages, stages, stages
-    if config.model.name == "ncsnv2_128":
-        stages = ["1", "2", "3", "4", "5"]
-        return stages, stages, stages
-    return ["1", "2", "3", "31", "4", "5"], ["1", "2", "31", "3", "4", "5"], ["1", "2", "3", "31", "4", "5"]
+# NCSNv2's stages in PyTorch: residual ones; refining ones as called; the same as constructed.
+_STAGES = {
+    "ncsnv2_128": (("1", "2", "3", "4", "5"),) * 3,
+    "ncsnv2_256": (
+        ("1", "2", "3", "31", "4", "5"),
+        ("1", "2", "31", "3", "4", "5"),
+        ("1", "2", "3", "31", "4", "5"),
+    ),
+}
 
 
-def _ncsn_pairs(config: Any, shapes: Mapping[str, Shape]) -> Iterator[Pair]:
-    """Pairs of NCSN and NCSNv2, whose PyTorch layers have names of their own."""
-    conditional = config.model.name == "ncsn"
-    prefix = "Cond" if conditional else ""
-    block = "ConditionalResidualBlock" if conditional else "ResidualBlock"
-
-    def norm(target: str, number: int, source: str) -> Iterator[Pair]:
-        if conditional:
-            embed = f"{target}ConditionalInstanceNorm2dPlus_{number}/Embed_0"
-            yield from _leaf_pairs(embed, f"{source}.embed", shapes)
-        else:
-            yield from _leaf_pairs(f"{target}InstanceNorm2dPlus_{number}", source, shapes)
+def _ncsnv2_pairs(config: Any, shapes: Mapping[str, Shape]) -> Iterator[Pair]:
+    """Pairs of NCSNv2, whose PyTorch layers have names of their own."""
 
     def rcu(target: str, source: str) -> Iterator[Pair]:
         number = 0
         while f"{target}/Conv_{number}/kernel" in shapes:
-            place = f"{source}.{number // 2 + 1}_{number % 2 + 1}"
-            yield from norm(f"{target}/", number, f"{place}_norm")
-            yield from _leaf_pairs(f"{target}/Conv_{number}", f"{place}_conv", shapes)
+            name = f"{number // 2 + 1}_{number % 2 + 1}_conv"
+            yield from _leaf_pairs(f"{target}/Conv_{number}", f"{source}.{name}", shapes)
             number += 1
 
-    def convs_then_norms(target: str, source: str) -> Iterator[Pair]:
-        for number in range(2):
-            yield from _leaf_pairs(f"{target}/Conv_{number}", f"{source}.convs.{number}", shapes)
-        for number in range(2):
-            yield from norm(f"{target}/", number, f"{source}.norms.{number}")
-
-    residual, called, constructed = _stages(config)
+    residual, called, constructed = _STAGES[config.model.name]
     yield from _leaf_pairs("Conv_0", "begin_conv", shapes)
-    yield from norm("", 0, "normalizer")
+    yield from _leaf_pairs("InstanceNorm2dPlus_0", "normalizer", shapes)
     yield from _leaf_pairs("Conv_1", "end_conv", shapes)
     for number in range(2 * len(residual)):
-        target, source = f"{block}_{number}", f"res{residual[number // 2]}.{number % 2}"
         for name, inner in _RESIDUAL.items():
-            if inner.startswith("InstanceNorm_"):
-                yield from norm(f"{target}/", int(inner[-1]), f"{source}.{name}")
-            else:
-                yield from _leaf_pairs(f"{target}/{inner}", f"{source}.{name}", shapes)
+            source = f"res{residual[number // 2]}.{number % 2}.{name}"
+            yield from _leaf_pairs(f"ResidualBlock_{number}/{inner}", source, shapes)
     for stage in constructed:
         number = called.index(stage)
-        target, source = f"{prefix}RefineBlock_{number}", f"refine{stage}"
+        target, source = f"RefineBlock_{number}", f"refine{stage}"
         inputs = 1 if number == 0 else 2
         for i in range(inputs):
-            yield from rcu(f"{target}/{prefix}RCUBlock_{i}", f"{source}.adapt_convs.{i}")
-        yield from rcu(f"{target}/{prefix}RCUBlock_{inputs}", f"{source}.output_convs")
-        yield from convs_then_norms(f"{target}/{prefix}MSFBlock_0", f"{source}.msf")
-        yield from convs_then_norms(f"{target}/{prefix}CRPBlock_0", f"{source}.crp")
+            yield from rcu(f"{target}/RCUBlock_{i}", f"{source}.adapt_convs.{i}")
+        yield from rcu(f"{target}/RCUBlock_{inputs}", f"{source}.output_convs")
+        for block, name in (("MSFBlock_0", "msf"), ("CRPBlock_0", "crp")):
+            for i in range(2):
+                yield from _leaf_pairs(f"{target}/{block}/Conv_{i}", f"{source}.{name}.convs.{i}", shapes)
 
 
 def torch_pairs(config: Any, shapes: Mapping[str, Shape]) -> list[Pair]:
@@ -233,8 +213,13 @@ def torch_pairs(config: Any, shapes: Mapping[str, Shape]) -> list[Pair]:
     name = config.model.name
     if name in ("ncsnpp", "ddpm"):
         pairs = list(_listed_pairs(config, shapes))
-    elif name in ("ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256"):
-        pairs = list(_ncsn_pairs(config, shapes))
+    elif name in _STAGES:
+        pairs = list(_ncsnv2_pairs(config, shapes))
+    elif name in ("ncsn", "ncsnv2_64"):
+        raise ConversionError(
+            f"score_sde_pytorch's {name} is another network than score_sde's: its third refine block is half as wide, "
+            "so their weights cannot be exchanged"
+        )
     else:
         raise ConversionError(f"model.name={name!r} has no counterpart in score_sde_pytorch")
     return _complete(pairs, shapes, "score_sde_pytorch")

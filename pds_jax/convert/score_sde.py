@@ -115,10 +115,9 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: boo
     Raises:
       ConversionError: damaged, or of another network.
     """
-    with open_plain(path) as file:
-        data = file.read()
     try:
-        state = decode(data)
+        with open_plain(path) as file:
+            state = decode(file.read())
     except ConversionError as error:
         raise ConversionError(f"{path}: {error}") from error
     if not isinstance(state, dict):
@@ -126,6 +125,7 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: boo
     report = Report("score_sde_flax", str(path), "ema" if use_ema else "raw")
     tree = _choose(state, use_ema, report)
     sources = flatten(tree)
+    del state  # the optimiser's moments are two thirds of the file
     for name, leaf in sources.items():
         if not isinstance(leaf, Leaf):
             raise ConversionError(f"{path}: {name!r} is not an array")

@@ -22,7 +22,7 @@ from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, ass
 PREFIX = "module."
 SIGMAS = "sigmas"
 _NCSN_NOTE = (
-    "score_sde_pytorch's NCSN(v2) computes otherwise than score_sde's (bilinear resizing with aligned corners, "
+    "score_sde_pytorch's NCSNv2 computes otherwise than score_sde's (bilinear resizing with aligned corners, "
     "InstanceNorm++ with the unbiased variance): the weights are mapped leaf by leaf, the outputs differ"
 )
 
@@ -56,7 +56,7 @@ def load(
             sources.update(zip(names, _shadows(state, leaf, names, report), strict=True))
             report.unused.append(f"model: {len(names)} raw weights")
         report.unused += [f"{name}: training state" for name in state if name not in ("model", "ema")]
-        if config.model.name.startswith("ncsn") and config.model.name != "ncsnpp":
+        if config.model.name.startswith("ncsnv2"):
             report.notes.append(_NCSN_NOTE)
         params = assemble(pairs, sources, shapes, report)
         _check_sigmas(sigmas, config, report)

@@ -96,10 +96,8 @@ CONFIGS = {
     "DDPM blocks and pyramids": {"resblock_type": "ddpm", "progressive_input": "input_skip", "progressive": "residual"},
     "no FIR": {"fir": False, "resblock_type": "ddpm", "resamp_with_conv": False},
     "unconditional": {"conditional": False},
-    "NCSNv2": {"name": "ncsnv2_64", "nonlinearity": "elu", "normalization": "InstanceNorm++"},
     "NCSNv2 128": {"name": "ncsnv2_128", "nonlinearity": "elu", "normalization": "InstanceNorm++"},
     "NCSNv2 256": {"name": "ncsnv2_256", "nonlinearity": "elu", "normalization": "InstanceNorm++"},
-    "NCSN": {"name": "ncsn", "nonlinearity": "elu", "normalization": "InstanceNorm++", "num_classes": 10},
 }
 
 
@@ -130,6 +128,18 @@ def test_names_of_ncsnv2_are_those_of_its_pytorch_modules():
     assert names["RefineBlock_5/RCUBlock_2/Conv_5/kernel"] == "refine5.output_convs.3_2_conv.weight"
     assert names["RefineBlock_3/MSFBlock_0/Conv_1/bias"] == "refine3.msf.convs.1.bias"
     assert names["RefineBlock_0/CRPBlock_0/Conv_1/kernel"] == "refine1.crp.convs.1.weight"
+
+
+@pytest.mark.parametrize("name", ["ncsnv2_64", "ncsn"])
+def test_networks_of_another_width_there_are_refused_both_ways(tmp_path, name):
+    """score_sde_pytorch's third refine block is half as wide as score_sde's."""
+    options = {"nonlinearity": "elu", "normalization": "InstanceNorm++", "interpolation": "bilinear", "num_classes": 10}
+    config = read_config(TORCH / "ncsnpp_ve.config.json", name=name, num_scales=10, **options)
+    with pytest.raises(convert.ConversionError, match="cannot be exchanged"):
+        convert.load_checkpoint(TORCH / "ncsnpp_ve.pth", config)
+    need_torch()
+    with pytest.raises(convert.ConversionError, match="cannot be exchanged"):
+        convert.export(random_params(config), config, tmp_path / "x.pth", "score_sde_torch")
 
 
 def save(tmp_path, state, **options):
