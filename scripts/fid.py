@@ -3,28 +3,40 @@
     python scripts/fid.py ref  --images=cifar10_train/ --out=cifar10.npz --keep_features
     python scripts/fid.py calc --images=samples/ --ref=cifar10.npz --metrics=fid,kid,is,pr,dc
     python scripts/fid.py calc --images=samples/ --ref=cifar10.npz --seeds=0-49999,50000-99999,100000-149999
+    python scripts/fid.py calc --checkpoint=digits --nfe=40 --seeds=0-1499 --option=predictor=reverse_diffusion \\
+        --extractor=digits --ref=digits.npz --allow_fewer
 
 --images is a folder, a .zip, or a .npz or .npy of images; --ref is a file of this program, of pytorch-fid, EDM or
-score_sde. The last line of the output is JSON. A run that stopped goes on where it was when it is started again.
+score_sde. With --checkpoint images are drawn, judged and not saved. The last line of the output is JSON. A run that
+stopped goes on where it was when it is started again.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from absl import app, flags
+from ml_collections import config_flags
 from tqdm import tqdm
 
 from pds_jax.files import parse_seeds
 from pds_jax.metrics import evaluation, reference
 from pds_jax.metrics.extractors import EXTRACTORS, Extractor, get_extractor
-from pds_jax.metrics.image_sets import ImageSet, open_images, select
+from pds_jax.metrics.image_sets import DrawnImages, ImageSet, open_images, select
 from pds_jax.types import PdsError
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder, .zip, .npz or .npy of images.")
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Draw images from this trained model instead of --images.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of an original checkpoint.", lock_config=False)
+_SPEED_UP = flags.DEFINE_float("speed_up", None, "Sampling: N = num_scales / speed_up iterations.")
+_NFE = flags.DEFINE_integer("nfe", None, "Sampling: network evaluations an image, instead of --speed_up.")
+_ALPHA = flags.DEFINE_string("alpha", None, "Sampling: strength of PDS, a number above 1, auto, tune or inf.")
+_OPTIONS = flags.DEFINE_multi_string("option", [], "Sampling: name=value of a field of config.sampling or config.pds.")
 _SEEDS = flags.DEFINE_string(
     "seeds", None, "Ranges such as 0-49999,50000-99999; each is judged by itself. Default: everything."
 )
@@ -58,12 +70,52 @@ def extractor() -> Extractor:
 
 def image_sets() -> list[ImageSet]:
     """One set a seed range."""
-    if _IMAGES.value is None:
-        raise PdsError("say where the images are: --images=PATH")
+    if (_IMAGES.value is None) == (_CHECKPOINT.value is None):
+        raise PdsError("say where the images are: either --images=PATH or --checkpoint=NAME")
+    if _CHECKPOINT.value is not None:
+        return drawn_sets()
     whole = open_images(_IMAGES.value, convert=_CONVERT.value)
     if _SEEDS.value is None:
         return [whole]
     return [select(whole, parse_seeds(part)) for part in _SEEDS.value.split(",")]
+
+
+def drawn_sets() -> list[ImageSet]:
+    """One set a seed range, drawn from the checkpoint when it is judged."""
+    from pds_jax import assembly
+
+    if _SEEDS.value is None:
+        raise PdsError("say how many images to draw: --seeds=0-49999")
+    trained = assembly.load(_CHECKPOINT.value, _CONFIG.value)
+    options = dict(option.split("=", 1) for option in _OPTIONS.value if "=" in option)
+    if len(options) != len(_OPTIONS.value):
+        raise PdsError(f"--option={_OPTIONS.value}: each is name=value, and each name stands once")
+    plan = assembly.plan(
+        trained,
+        nfe=_NFE.value,
+        speed_up=_SPEED_UP.value,
+        alpha=_ALPHA.value,
+        **{name: literal(value) for name, value in options.items()},
+    )
+    identity = {"weights_sha256": trained.digest, **plan.describe()}
+    if plan.config.sampling.get("norm", "sample") == "batch":
+        identity["batch"] = {"size": _BATCH.value, "seeds": _SEEDS.value}  # an image then depends on its neighbours
+    print(f"{trained.name}: N = {plan.N} iterations, NFE = {plan.nfe or 'adaptive'}, alpha = {plan.alpha:.4g}")
+
+    def draw(seeds: Sequence[int]) -> np.ndarray:
+        return assembly.draw(trained, plan, seeds, batch_size=len(seeds)).images
+
+    ranges = [parse_seeds(part) for part in _SEEDS.value.split(",")]
+    name = f"samples of {trained.name}"
+    return [DrawnImages(name, trained.shape, seeds, identity, draw, _BATCH.value) for seeds in ranges]
+
+
+def literal(text: str) -> Any:
+    """A number, True, False or None where the text is one, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def bar(name: str) -> Callable[[int, int], None]:

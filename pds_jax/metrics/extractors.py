@@ -140,3 +140,18 @@ def pixels_extractor() -> Extractor:
         return {"features": images.reshape(len(images), -1).astype(np.float32) / np.float32(255.0)}
 
     return Extractor("pixels", _identity("pixels"), outputs)
+
+
+@register_extractor("digits")
+def digits_extractor() -> Extractor:
+    """The shipped classifier of 8x8 digits: its 64 penultimate features, and its classes for the Inception Score."""
+    from pds_jax.metrics import digits_features
+
+    judge = digits_features.load()
+
+    def outputs(images: np.ndarray) -> Outputs:
+        unit = images.astype(np.float32) / np.float32(255.0)
+        return {"features": judge.features(unit), "logits": np.log(np.maximum(judge.probabilities(unit), 1e-300))}
+
+    facts = {"weights_sha256": inception.weights_digest(judge.params)}
+    return Extractor("digits", _identity("digits", **facts), outputs, channels=1)

@@ -10,14 +10,15 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import pathlib
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -175,6 +176,48 @@ def _quantised(array: np.ndarray, name: str) -> np.ndarray:
             "values from 0 to 255 are stored as uint8"
         )
     return to_uint8(array)
+
+
+# --- images that a sampler draws ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnImages:
+    """Images that exist only while they are judged: one a seed, drawn when asked for.
+
+    Attributes:
+      name: for messages.
+      shape: (H, W, C).
+      seeds: which images.
+      identity: everything that decides the images except the seed, ready for JSON.
+      draw: seeds -> (b, H, W, C) float, 1.0 is white.
+      batch_size: how many to draw at once; fewer are filled up, so that one program serves all.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    seeds: Sequence[int]
+    identity: Mapping[str, Any]
+    draw: Callable[[Sequence[int]], np.ndarray]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def images(self, indices: Sequence[int]) -> np.ndarray:
+        """Draw images, (b, H, W, C) uint8."""
+        seeds = [self.seeds[index] for index in indices]
+        filled = seeds + seeds[-1:] * (self.batch_size - len(seeds))
+        return to_uint8(np.asarray(self.draw(filled)))[: len(seeds)]
+
+    def keys(self, indices: Sequence[int]) -> list[bytes]:
+        """SHA-256 of identity and seed: known before anything is drawn."""
+        base = json.dumps(self.identity, sort_keys=True, default=str)
+        return [hashlib.sha256(f"{base} {self.seeds[index]}".encode()).digest() for index in indices]
+
+    def take(self, positions: Sequence[int]) -> DrawnImages:
+        """Some of the seeds."""
+        return dataclasses.replace(self, seeds=[self.seeds[position] for position in positions])
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

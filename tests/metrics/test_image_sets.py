@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pds_jax.metrics.image_sets import open_images, select
+from pds_jax.metrics.image_sets import DrawnImages, open_images, select
 from pds_jax.types import PdsError
 
 
@@ -146,3 +146,19 @@ def test_arrays_of_another_range_or_shape(tmp_path, array, match):
 def test_two_arrays_in_one_file_are_ambiguous(tmp_path):
     np.savez(tmp_path / "a.npz", a=random_images(1), b=random_images(1))
     refused(tmp_path / "a.npz", "holds 2 arrays")
+
+
+def test_drawn_images_are_drawn_in_full_batches_when_asked_for():
+    calls = []
+
+    def draw(seeds):
+        calls.append(list(seeds))
+        return np.stack([np.full((2, 2, 1), seed / 255.0, np.float32) for seed in seeds])
+
+    drawn = DrawnImages("samples", (2, 2, 1), [7, 8, 9, 10], {"alpha": 5.0}, draw, 3)
+    keys = drawn.keys(range(4))
+    assert len(set(keys)) == 4 and not calls
+    assert drawn.images([1, 3])[:, 0, 0, 0].tolist() == [8, 10] and calls == [[8, 10, 10]]
+    assert drawn.take([3]).keys([0]) == keys[3:]
+    other = DrawnImages("samples", (2, 2, 1), [7], {"alpha": 4.0}, draw, 3)
+    assert other.keys([0]) != keys[:1]
