@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
@@ -16,6 +17,8 @@ from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, ass
 
 MODEL = "model.safetensors"
 CONFIG = "config.json"
+_CHECKSUM = "sha256"
+_NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 _DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -29,12 +32,15 @@ def leaves(path: str | os.PathLike[str]) -> dict[str, Leaf]:
       ``{name: leaf}``.
 
     Raises:
-      ConversionError: the file is damaged or missing.
+      ConversionError: the file is missing or damaged; in a file that was written here one changed bit is noticed.
     """
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
+            expected = (file.metadata() or {}).get(_CHECKSUM)
+            if expected is not None and expected != _checksum(sorted(file.keys()), file.get_tensor):
+                raise ConversionError("its checksum is wrong, a bit of it has changed; get it again")
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
             return {
                 name: Leaf(
@@ -58,8 +64,18 @@ def _read(path: str | os.PathLike[str], name: str) -> np.ndarray:
         raise ConversionError(f"{path}: cannot read {name!r}: {error}") from error
 
 
+def _checksum(names: Iterable[str], read: Callable[[str], np.ndarray]) -> str:
+    """SHA-256 of names, shapes, dtypes and numbers."""
+    digest = hashlib.sha256()
+    for name in names:
+        value = read(name)
+        digest.update(f"{name} {value.shape} {value.dtype.name} ".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write named arrays, atomically.
+    """Write named arrays and their checksum, atomically.
 
     Args:
       path: the file.
@@ -71,7 +87,8 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray],
     """
     from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata)
+    arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
+    data = save(arrays, {**metadata, _CHECKSUM: _checksum(sorted(arrays), arrays.__getitem__)})
     files.atomic_write(path, lambda file: file.write(data))
 
 
@@ -113,7 +130,14 @@ def config_of(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     fields = files.read_json(file)
     if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
         raise ConversionError(f"{file} is not a configuration of ours; give the one the network was trained with")
-    return ml_collections.ConfigDict(fields)
+    return ml_collections.ConfigDict(_with_numbers(fields))
+
+
+def _with_numbers(value: Any) -> Any:
+    """Undo that strict JSON holds no infinity, and so has it as text."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    return _NUMBERS.get(value, value) if isinstance(value, str) else value
 
 
 def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str]) -> None:

@@ -54,7 +54,7 @@ def diffusers_config(folder):
 def ours(folder):
     params, _ = convert.load_checkpoint(TORCH / "ncsnpp_ve.pth", torch_config())
     convert.export(params, torch_config(), folder / "model")
-    return folder / "model" / "model.safetensors", folder / "model", torch_config(), False
+    return folder / "model" / "model.safetensors", folder / "model", torch_config(), True
 
 
 IMPORTERS = (torch_zip, torch_gzip, torch_legacy, flax_state, diffusers_weights, diffusers_config, ours)

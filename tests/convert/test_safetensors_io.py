@@ -27,6 +27,21 @@ def test_there_and_back_is_bit_equal_and_the_config_comes_along(model):
     assert config.model.nf == torch_config().model.nf
 
 
+def test_infinities_in_the_config_come_back(tmp_path):
+    config = torch_config()
+    config.pds = {"alpha": float("inf")}
+    convert.export(random_params(config), config, tmp_path / "m")
+    assert convert.config_of(tmp_path / "m").pds.alpha == float("inf")
+
+
+def test_one_flipped_bit_of_a_weight_is_noticed(model):
+    data = bytearray((model / "model.safetensors").read_bytes())
+    data[len(data) // 2] ^= 1
+    (model / "model.safetensors").write_bytes(data)
+    with pytest.raises(convert.ConversionError, match="checksum is wrong"):
+        convert.load_checkpoint(model, torch_config())
+
+
 def test_a_configuration_that_is_none_is_an_error(model):
     (model / "config.json").write_text("[]")
     with pytest.raises(convert.ConversionError, match="not a configuration"):
