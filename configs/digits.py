@@ -1,0 +1,40 @@
+"""NCSN++ cont. on scikit-learn's 8x8 handwritten digits, VE SDE; the model that ships as `digits`.
+
+pds_jax --mode=train --config=configs/digits.py --workdir=runs/digits
+See checkpoints/digits/README.md for steps, minutes and the curves that came out.
+"""
+
+import ml_collections
+
+from configs import default_cifar10_configs
+from configs.common import finish, ncsnpp, ve
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = default_cifar10_configs.get_default_configs()
+    ve(config)
+    config.training.update(
+        batch_size=64,
+        n_iters=10000,
+        snapshot_freq=4000,
+        snapshot_freq_for_preemption=500,
+        log_freq=100,
+        n_jitted_steps=1,
+        reduce_mean=True,
+        loss_weighting="unit",
+    )
+    config.data.update(dataset="digits", image_size=8, num_channels=1, random_flip=False)
+    ncsnpp(
+        config.model,
+        parametrisation="wiener",
+        scale_by_sigma=False,
+        sigma_max=4.8,  # largest distance between the 1500 training images
+        dropout=0.0,
+        nf=24,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_resolutions=(4,),
+        ema_warmup=True,
+    )
+    config.optim.update(lr=1e-3, warmup=500, cosine_steps=4000)
+    return finish(config, arg)

@@ -1,0 +1,335 @@
+"""Checkpoints: training states (orbax), finished models (safetensors, configuration, statistics), and finding either.
+
+A finished model is a folder with ``model.safetensors`` (arrays named a/b/c), ``config.json``, and, where the data are
+known, ``statistics.npz``. ``photos`` and ``digits`` name the ones that ship.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from pds_jax import convert, files
+from pds_jax import statistics as statistics_lib
+from pds_jax.convert import safetensors_io
+from pds_jax.convert.tree import check_params, flatten, nest
+from pds_jax.train_state import TrainState, from_tree, to_tree
+from pds_jax.types import PdsError
+
+Params = Any
+
+STATISTICS = "statistics.npz"
+CONFIG = "config.json"
+SHIPPED = ("photos", "digits")
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_SHIPPED_FOLDERS = (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints_shipped")
+_NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
+
+
+# --- training states -------------------------------------------------------------------------------------------
+
+
+class TrainingFolder:
+    """A folder of training states by step, written by orbax: each is whole or absent."""
+
+    def __init__(self, folder: str | os.PathLike[str], keep: int | None = None, *, create: bool = True):
+        """Open or make the folder.
+
+        Args:
+          folder: where.
+          keep: how many of the newest states stay; None for all.
+          create: make the folder if it is not there.
+
+        Raises:
+          PdsError: the folder cannot be made.
+        """
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self.folder = pathlib.Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, enable_async_checkpointing=False)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise PdsError(f"cannot use {self.folder}: {error.strerror or error}") from error
+
+    def steps(self) -> list[int]:
+        """Steps that have a state, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def latest(self) -> int | None:
+        """The newest step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Write a state; a step that is there already is left as it is.
+
+        Raises:
+          PdsError: no space or no permission; earlier states are unharmed.
+        """
+        if step in self._manager.all_steps():
+            return
+        tree = jax.tree.map(np.asarray, to_tree(state))
+        try:
+            self._manager.save(step, args=self._ocp.args.StandardSave(tree))
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise PdsError(f"cannot save step {step} in {self.folder}: {error.strerror or error}") from error
+
+    def restore(self, step: int, template: TrainState) -> TrainState:
+        """Read a state.
+
+        Args:
+          step: which.
+          template: a state of the same configuration, for structure, shapes and dtypes.
+
+        Raises:
+          PdsError: the state is missing, damaged or of another configuration.
+        """
+        return from_tree(template, self._read(step, jax.tree.map(np.asarray, to_tree(template))))
+
+    def restore_params(self, step: int, *, use_ema: bool = True) -> Params:
+        """Read the parameters of a state alone: their moving average, or the raw ones."""
+        return self._read(step, None)["ema_params" if use_ema else "params"]
+
+    def _read(self, step: int, target: Any) -> Any:
+        try:
+            tree = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PdsError(
+                f"step {step} in {self.folder} is damaged or of another configuration: {error}"
+            ) from error
+        return jax.tree.map(np.asarray, tree)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._manager.close()
+
+
+# --- finished models -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model read from somewhere.
+
+    Attributes:
+      params: parameter tree, float32 on the host.
+      config: its configuration.
+      statistics: of its data, or None.
+      digest: SHA-256 of the parameters.
+      path: where it came from.
+    """
+
+    params: Params
+    config: ml_collections.ConfigDict
+    statistics: statistics_lib.Statistics | None
+    digest: str
+    path: str
+
+
+def digest_of(params: Params) -> str:
+    """SHA-256 of a parameter tree: names, shapes and float32 values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flatten(params).items()):
+        array = np.ascontiguousarray(value, "<f4")
+        digest.update(f"{name}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    params: Params,
+    config: Any,
+    statistics: statistics_lib.Statistics | None = None,
+) -> None:
+    """Write a finished model: ``model.safetensors``, ``config.json`` and ``statistics.npz``.
+
+    Args:
+      folder: where; made if need be.
+      params: parameter tree of the configuration's network.
+      config: its configuration.
+      statistics: of its data.
+
+    Raises:
+      PdsError: parameters and configuration do not agree, or the folder cannot be written.
+    """
+    safetensors_io.export(params, config, folder)
+    if statistics is not None:
+        statistics.save(pathlib.Path(folder) / STATISTICS)
+
+
+def load_model(folder: str | os.PathLike[str], config: Any = None) -> Loaded:
+    """Read a finished model.
+
+    Args:
+      folder: with ``model.safetensors`` and ``config.json``; or ``photos`` or ``digits``.
+      config: configuration to use instead of the folder's.
+
+    Returns:
+      The model.
+
+    Raises:
+      PdsError: a file is missing, truncated or corrupt, or the parameters are not those of the configuration; the
+        first that differs is named with both shapes.
+    """
+    place = _shipped(str(folder)) or pathlib.Path(folder)
+    if place.is_file():
+        place = place.parent
+    if not (place / safetensors_io.MODEL).is_file():
+        raise PdsError(f"{place} holds no {safetensors_io.MODEL}; give a model's folder, or one of {list(SHIPPED)}")
+    config = _copied(config) if config is not None else _read_config(place / CONFIG)
+    params, _ = convert.load_checkpoint(place, config)
+    statistics = place / STATISTICS
+    return Loaded(
+        params, config, statistics_lib.load(statistics) if statistics.is_file() else None, digest_of(params), str(place)
+    )
+
+
+def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema: bool = True) -> Loaded:
+    """Read a model from wherever it is.
+
+    Args:
+      checkpoint: ``photos`` or ``digits``; a finished model's folder; a training workdir (its newest state) or one
+        state in it (workdir/checkpoints/4000); or a file or folder of score_sde, score_sde_pytorch or diffusers.
+      config: configuration; needed where none lies with the weights.
+      use_ema: the moving average of the weights rather than the raw ones, where both are there.
+
+    Returns:
+      The model.
+
+    Raises:
+      PdsError: nothing there, damaged, or of another network.
+    """
+    text = str(checkpoint)
+    shipped = _shipped(text)
+    if shipped is not None:
+        return load_model(shipped, config)
+    place = pathlib.Path(text)
+    if not place.exists():
+        raise PdsError(f"checkpoint {text!r} is neither a path that exists nor one of {list(SHIPPED)}")
+    if (place / safetensors_io.MODEL).is_file() or place.name == safetensors_io.MODEL:
+        return load_model(place, config)
+    training = _training_state(place)
+    if training is not None:
+        return _load_training(*training, config, use_ema)
+    if config is None:
+        raise PdsError(f"{text} carries no configuration of ours; give the one it was trained with as --config")
+    config = _copied(config)
+    params, _ = convert.load_checkpoint(text, config, use_ema=use_ema)
+    return Loaded(params, config, None, digest_of(params), text)
+
+
+def _shipped(name: str) -> pathlib.Path | None:
+    """The folder of a model that ships, if that is what the name means."""
+    if name not in SHIPPED or os.path.exists(os.path.join(name, safetensors_io.MODEL)):
+        return None
+    for folder in _SHIPPED_FOLDERS:
+        if (folder / name / safetensors_io.MODEL).is_file():
+            return folder / name
+    raise PdsError(
+        f"the shipped model {name!r} is not in {_SHIPPED_FOLDERS[0]}; install pds_jax from its repository "
+        "(pip install -e .), or give the path of its folder"
+    )
+
+
+def _training_state(place: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, int | None] | None:
+    """(workdir, folder of states, step or None for the newest) if the place is, or is in, a training workdir."""
+    if place.name.isdigit() and place.parent.name in ("checkpoints", "checkpoints-meta"):
+        return place.parent.parent, place.parent, int(place.name)
+    for name in ("checkpoints-meta", "checkpoints"):
+        if (place / name).is_dir() and (place / CONFIG).is_file():
+            return place, place / name, None
+    return None
+
+
+def _load_training(
+    workdir: pathlib.Path, folder: pathlib.Path, step: int | None, config: Any, use_ema: bool
+) -> Loaded:
+    config = _copied(config) if config is not None else _read_config(workdir / CONFIG)
+    states = TrainingFolder(folder, create=False)
+    try:
+        step = states.latest() if step is None else step
+        if step is None:
+            raise PdsError(f"the training in {workdir} has not saved a state yet")
+        params = nest(check_params(states.restore_params(step, use_ema=use_ema), config))
+    finally:
+        states.close()
+    statistics = workdir / STATISTICS
+    return Loaded(
+        params,
+        config,
+        statistics_lib.load(statistics) if statistics.is_file() else None,
+        digest_of(params),
+        f"{workdir} at step {step}",
+    )
+
+
+def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(_with_numbers(safetensors_io.config_of(path.parent).to_dict()))
+
+
+def _copied(config: Any) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(config.to_dict())
+
+
+def _with_numbers(value: Any) -> Any:
+    """Undo that strict JSON holds no infinity."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    return _NUMBERS.get(value, value) if isinstance(value, str) else value
+
+
+# --- other small networks --------------------------------------------------------------------------------------
+
+
+def save_parameters(folder: str | os.PathLike[str], params: Params, facts: Mapping[str, Any]) -> None:
+    """Write parameters of any network as ``model.safetensors``, with facts about it as ``config.json``.
+
+    Args:
+      folder: where; made if need be.
+      params: nested dicts of arrays.
+      facts: what goes into config.json.
+
+    Raises:
+      PdsError: the folder cannot be written.
+    """
+    place = pathlib.Path(folder)
+    arrays = {name: np.asarray(value, np.float32) for name, value in flatten(params).items()}
+    safetensors_io.write_arrays(place / safetensors_io.MODEL, arrays, {"format": "pds_jax"})
+    files.write_json(place / CONFIG, dict(facts))
+
+
+def load_parameters(folder: str | os.PathLike[str]) -> tuple[Params, dict[str, Any]]:
+    """Read what :func:`save_parameters` wrote.
+
+    Returns:
+      The parameter tree and the facts.
+
+    Raises:
+      PdsError: a file is missing or damaged.
+    """
+    place = pathlib.Path(folder)
+    found = safetensors_io.leaves(place / safetensors_io.MODEL)
+    return nest({name: leaf.read() for name, leaf in found.items()}), files.read_json(place / CONFIG)
+
+
+def shipped_folder(name: str) -> pathlib.Path:
+    """The folder of something that ships in checkpoints/, e.g. ``digits_classifier``.
+
+    Raises:
+      PdsError: it is not there.
+    """
+    for folder in _SHIPPED_FOLDERS:
+        if (folder / name / safetensors_io.MODEL).is_file():
+            return folder / name
+    raise PdsError(f"{name} is not in {_SHIPPED_FOLDERS[0]}; install pds_jax from its repository (pip install -e .)")

@@ -1,0 +1,342 @@
+"""Devices and processes: the only file that knows there may be several.
+
+Data parallelism by ``jax.pmap``: every device runs the same program on its slice. Training averages gradients over
+all devices of all processes; sampling in norm mode "sample" never communicates, for an image depends on its own key
+alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pds_jax import sampling, statistics
+from pds_jax.correctors import NORMS
+from pds_jax.train_state import TrainState, apply_gradients
+from pds_jax.types import Array, Key, PdsError, ScoreFn
+
+AXIS = "batch"
+
+
+# --- processes -------------------------------------------------------------------------------------------------
+
+
+def initialize_distributed(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    environment: Mapping[str, str] = os.environ,
+) -> bool:
+    """Join the other processes of a run; must come before any array exists.
+
+    Explicit arguments win; else PDS_JAX_COORDINATOR, PDS_JAX_NUM_PROCESSES and PDS_JAX_PROCESS_ID; else whatever
+    ``jax.distributed`` finds by itself (SLURM, TPU pods, Open MPI) if PDS_JAX_DISTRIBUTED=1.
+
+    Args:
+      coordinator: "host:port" of process 0.
+      num_processes: how many processes.
+      process_id: which this one is.
+      environment: where the variables are looked up.
+
+    Returns:
+      Whether there is more than this process to talk to.
+
+    Raises:
+      PdsError: only some of the three are given, or they are no numbers.
+    """
+    given = [
+        coordinator or environment.get("PDS_JAX_COORDINATOR"),
+        num_processes if num_processes is not None else environment.get("PDS_JAX_NUM_PROCESSES"),
+        process_id if process_id is not None else environment.get("PDS_JAX_PROCESS_ID"),
+    ]
+    if all(value is None for value in given):
+        if environment.get("PDS_JAX_DISTRIBUTED") != "1":
+            return False
+        jax.distributed.initialize()
+        return jax.process_count() > 1
+    if any(value is None for value in given):
+        raise PdsError("several processes need all of coordinator (host:port), num_processes and process_id")
+    try:
+        count, index = int(str(given[1])), int(str(given[2]))
+    except ValueError as error:
+        raise PdsError(f"num_processes={given[1]!r} and process_id={given[2]!r} must be whole numbers") from error
+    if not 0 <= index < count:
+        raise PdsError(f"process_id={index} must be from 0 to num_processes - 1 = {count - 1}")
+    jax.distributed.initialize(str(given[0]), count, index)
+    return count > 1
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files that all share."""
+    return jax.process_index() == 0
+
+
+def process_share(items: Sequence[Any]) -> Sequence[Any]:
+    """This process's share of a list, every num_processes-th item: all shares together are the list."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
+def devices() -> list[str]:
+    """Names of this process's devices, for manifests."""
+    return [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()]
+
+
+# --- placing trees and batches ---------------------------------------------------------------------------------
+
+
+def replicate(tree: Any, count: int | None = None) -> Any:
+    """Give each leaf a leading axis with one copy a local device; typed keys are not leaves here.
+
+    Args:
+      tree: arrays.
+      count: how many devices; by default all local ones.
+
+    Returns:
+      The tree, on the host until a compiled function takes it.
+    """
+    copies = count or jax.local_device_count()
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf)[None], (copies, *np.shape(leaf))), tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first device's copy of a replicated tree."""
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def check_divides(batch_size: int, what: str) -> int:
+    """Images a device gets of a batch over all devices of all processes.
+
+    Args:
+      batch_size: images of the whole batch.
+      what: the field's name, for the message.
+
+    Raises:
+      PdsError: the batch does not split evenly.
+    """
+    count = jax.device_count()
+    if batch_size % count:
+        raise PdsError(f"{what}={batch_size} does not split over {count} devices; use a multiple of {count}")
+    return batch_size // count
+
+
+def split(batch: np.ndarray) -> np.ndarray:
+    """Give each local device its share: (n, B, …) to (D, n, B / D, …), image order kept."""
+    n, total = batch.shape[:2]
+    count = jax.local_device_count()
+    return np.moveaxis(batch.reshape(n, count, total // count, *batch.shape[2:]), 1, 0)
+
+
+def local_slice(batch_size: int) -> slice:
+    """The part of a batch's positions that this process holds."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+# --- training --------------------------------------------------------------------------------------------------
+
+
+def make_train_step(
+    loss_fn: Callable[[Key, Any, Array], Array],
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_rate: float,
+    ema_warmup: bool,
+) -> Callable[[TrainState, np.ndarray, Key], tuple[TrainState, Array]]:
+    """Compile n optimiser steps over all devices into one call.
+
+    Args:
+      loss_fn: (keys (B,), params, batch) -> scalar mean over the batch.
+      optimizer: see ``train_state.get_optimizer``.
+      ema_rate: see ``train_state.ema_decay``.
+      ema_warmup: likewise.
+
+    Returns:
+      step(replicated state, batches (D, n, b, H, W, C), key) -> (state, losses (D, n)). Image i of step s draws from
+      fold_in(fold_in(key, s), i), so the number of devices changes nothing but the order of sums.
+    """
+
+    def one(state: TrainState, batch: Array, key: Key) -> tuple[TrainState, Array]:
+        size = batch.shape[0]
+        index = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), index)
+        loss, grads = jax.value_and_grad(loss_fn, argnums=1)(keys, state.params, batch)
+        loss, grads = jax.lax.pmean((loss, grads), AXIS)
+        return apply_gradients(state, grads, optimizer, ema_rate=ema_rate, ema_warmup=ema_warmup), loss
+
+    def many(state: TrainState, batches: Array, key: Key) -> tuple[TrainState, Array]:
+        if jax.default_backend() != "cpu":
+            return jax.lax.scan(lambda carry, batch: one(carry, batch, key), state, batches)
+        # XLA's CPU backend runs the gradients of convolutions inside a loop on a slow path (10 times slower here).
+        losses = []
+        for batch in batches:
+            state, loss = one(state, batch, key)
+            losses.append(loss)
+        return state, jnp.stack(losses)
+
+    return jax.pmap(many, axis_name=AXIS, in_axes=(0, 0, None))
+
+
+# --- sampling --------------------------------------------------------------------------------------------------
+
+
+def all_device_mean(values: Array) -> Array:
+    """Mean over the batches of all devices, for the Langevin corrector's norm mode "batch".
+
+    Args:
+      values: (b,) norms of this device's images.
+
+    Returns:
+      (b,) the mean norm of all images.
+    """
+    return jnp.broadcast_to(jax.lax.pmean(jnp.mean(values), AXIS), values.shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(count: int) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Parallel init, chunk and whole-run on the first ``count`` local devices; made once, so they compile once."""
+    chosen = jax.local_devices()[:count]
+    init = jax.pmap(lambda sampler, keys: sampler.init(keys), AXIS, in_axes=(None, 0), devices=chosen)
+    chunk = jax.pmap(
+        lambda sampler, carry, steps, score_fn: sampler.run_chunk(carry, steps, score_fn),
+        AXIS,
+        in_axes=(None, 0, None, 0),
+        devices=chosen,
+    )
+    whole = jax.pmap(
+        lambda sampler, keys, score_fn: sampler(keys, score_fn), AXIS, in_axes=(None, 0, 0), devices=chosen
+    )
+    return init, chunk, whole
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """A sampling job laid out over devices."""
+
+    sampler: Any
+    keys: Key
+    score_fn: ScoreFn
+    count: int
+    size: int
+
+
+def _place(sampler: Any, keys: Key, score_fn: ScoreFn) -> _Placed:
+    size, count = len(keys), min(jax.local_device_count(), len(keys))
+    if getattr(sampler, "mean_fn", None) is NORMS["batch"]:
+        # Every image enters the mean norm, so there may be no padding.
+        count = math.gcd(size, jax.local_device_count())
+        sampler = dataclasses.replace(sampler, mean_fn=all_device_mean)
+    share = -(-size // count)
+    padded = jnp.concatenate([keys, jnp.broadcast_to(keys[-1:], (count * share - size,))])
+    return _Placed(sampler, padded.reshape(count, share), replicate(score_fn, count), count, size)
+
+
+def _gather(images: Any, size: int) -> np.ndarray:
+    """(D, b, H, W, C) to the (B, H, W, C) that were asked for."""
+    host = np.asarray(images)
+    return host.reshape(-1, *host.shape[2:])[:size]
+
+
+def sample(
+    sampler: Any,
+    keys: Key,
+    score_fn: ScoreFn,
+    *,
+    chunk: int = 25,
+    progress: Callable[[int, int], None] | None = None,
+    trajectory_every: int = 0,
+) -> sampling.Run:
+    """Sample one image a key on all local devices.
+
+    A batch that does not divide is padded with its last key and cut again. A second call with another alpha, snr,
+    number of steps, seed or score parameters compiles nothing.
+
+    Args:
+      sampler: of ``sampling.get_pc_sampler`` or ``get_ode_sampler``.
+      keys: (B,) typed keys.
+      score_fn: score function, a pytree.
+      chunk: steps between two signs of life.
+      progress: called with (steps done, steps in all).
+      trajectory_every: keep x_mean every so many steps; 0 keeps none.
+
+    Returns:
+      Images (B, H, W, C), NFE and trajectory, on the host.
+
+    Raises:
+      SamplingDiverged: an image is NaN or infinite.
+      PdsError: no keys.
+    """
+    if len(keys) == 0:
+        raise PdsError("no images were asked for: the keys are empty")
+    job = _place(sampler, keys, score_fn)
+    init, run_chunk, whole = _programs(job.count)
+    if not hasattr(sampler, "run_chunk"):
+        images, nfe = whole(job.sampler, job.keys, job.score_fn)
+        return sampling.Run(_gather(images, job.size), np.asarray(nfe).reshape(-1)[: job.size], [])
+    done = sampling.run(
+        job.sampler,
+        job.keys,
+        job.score_fn,
+        chunk=chunk,
+        progress=progress,
+        trajectory_every=trajectory_every,
+        init_fn=init,
+        chunk_fn=run_chunk,
+    )
+    trajectory = [(step, t, _gather(images, job.size)) for step, t, images in done.trajectory]
+    return sampling.Run(_gather(done.x, job.size), done.nfe, trajectory)
+
+
+def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn) -> None:
+    """Compile what :func:`sample` with as many keys will run, by a chunk of no steps."""
+    job = _place(sampler, keys, score_fn)
+    init, run_chunk, whole = _programs(job.count)
+    if hasattr(sampler, "run_chunk"):
+        jax.block_until_ready(run_chunk(job.sampler, init(job.sampler, job.keys), jnp.int32(0), job.score_fn))
+        return
+    # An adaptive solver has no empty chunk; from T to nearly T it needs a step or two.
+    almost = dataclasses.replace(job.sampler, eps=np.asarray(0.99 * job.sampler.sde.T, np.asarray(sampler.eps).dtype))
+    jax.block_until_ready(whole(almost, job.keys, job.score_fn))
+
+
+def program_text(sampler: Any, keys: Key, score_fn: ScoreFn) -> str:
+    """The compiled program of one chunk, to look for communication in."""
+    job = _place(sampler, keys, score_fn)
+    init, run_chunk, _ = _programs(job.count)
+    lowered = run_chunk.lower(job.sampler, init(job.sampler, job.keys), jnp.int32(1), job.score_fn)
+    return lowered.compile().as_text()
+
+
+# --- statistics ------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _sums_program(count: int) -> Callable[..., Any]:
+    def sums(images: Array, weights: Array) -> statistics.Sums:
+        return jax.lax.psum(statistics.accumulate(images, weights), AXIS)
+
+    return jax.pmap(sums, AXIS, devices=jax.local_devices()[:count])
+
+
+def sums_fn(images: np.ndarray, weights: np.ndarray) -> statistics.Sums:
+    """Sums of one block over all local devices, for ``statistics.compute_statistics(sums_fn=...)``.
+
+    Args:
+      images: (B, H, W, C) float32 in [0, 1].
+      weights: (B,) float32, 1 for an image and 0 for padding.
+
+    Returns:
+      The block's sums.
+    """
+    count = math.gcd(len(images), jax.local_device_count())
+    shaped = np.reshape(images, (count, -1, *images.shape[1:]))
+    return unreplicate(_sums_program(count)(shaped, np.reshape(weights, (count, -1))))

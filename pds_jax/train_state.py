@@ -1,0 +1,164 @@
+"""What training carries from step to step, and the optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.serialization
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from pds_jax.types import Array, PdsError
+
+Params = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training needs to go on.
+
+    No random state: every draw is a function of (seed, step, image), so the step says it all.
+
+    Attributes:
+      step: () int32, steps done.
+      params: the network's parameters.
+      ema_params: their exponential moving average, what sampling uses.
+      opt_state: state of the optimiser.
+    """
+
+    step: Array
+    params: Params
+    ema_params: Params
+    opt_state: Any
+
+
+def create_train_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: initial parameters.
+      optimizer: see :func:`get_optimizer`.
+
+    Returns:
+      State at step 0; the average starts as the parameters themselves.
+    """
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.array, params),
+        opt_state=optimizer.init(params),
+    )
+
+
+def learning_rate(config: Any) -> optax.Schedule:
+    """Learning rate after n steps.
+
+    lr(n) = optim.lr · min(n / warmup, 1) · ½ (1 + cos π c), where c goes from 0 to 1 over the last
+    ``optim.cosine_steps`` of ``training.n_iters`` iterations (0, the default: no decay, as in score_sde).
+
+    Args:
+      config: with optim and training.
+
+    Returns:
+      A function of the step.
+    """
+    optim = config.optim
+    cosine_steps = int(optim.get("cosine_steps", 0))
+    start = config.training.n_iters - cosine_steps
+
+    def schedule(step: Array) -> Array:
+        rate = jnp.asarray(optim.lr, jnp.float32)
+        n = jnp.asarray(step, jnp.float32)
+        if optim.warmup > 0:
+            rate = rate * jnp.minimum(n / optim.warmup, 1.0)
+        if cosine_steps > 0:
+            done = jnp.clip((n - start) / cosine_steps, 0.0, 1.0)
+            rate = rate * 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        return rate
+
+    return schedule
+
+
+def get_optimizer(config: Any) -> optax.GradientTransformation:
+    """Adam with gradients clipped by their global norm and a learning rate that warms up, as score_sde's.
+
+    Args:
+      config: with optim.{optimizer, lr, beta1, eps, warmup, grad_clip, weight_decay} and training.n_iters.
+
+    Returns:
+      The optax transformation.
+
+    Raises:
+      PdsError: an optimiser other than Adam, or a rate that is not positive.
+    """
+    optim = config.optim
+    if optim.optimizer != "Adam":
+        raise PdsError(f"optim.optimizer={optim.optimizer!r} is unknown; known: Adam")
+    if not optim.lr > 0:
+        raise PdsError(f"optim.lr={optim.lr} must be positive")
+    parts = []
+    if optim.grad_clip >= 0:
+        parts.append(optax.clip_by_global_norm(optim.grad_clip))
+    if optim.weight_decay:
+        parts.append(optax.add_decayed_weights(optim.weight_decay))
+    parts.append(optax.scale_by_adam(b1=optim.beta1, b2=0.999, eps=optim.eps))
+    parts.append(optax.scale_by_learning_rate(learning_rate(config)))
+    return optax.chain(*parts)
+
+
+def ema_decay(rate: float, step: Array, warmup: bool) -> Array:
+    """Weight of the past in the moving average at a step.
+
+    min(rate, (1 + n) / (10 + n)) with warm-up, so that a short training forgets its initial weights; else rate.
+
+    Args:
+      rate: model.ema_rate.
+      step: () int32, steps done before this one.
+      warmup: model.ema_warmup.
+
+    Returns:
+      () float32.
+    """
+    if not warmup:
+        return jnp.asarray(rate, jnp.float32)
+    n = jnp.asarray(step, jnp.float32)
+    return jnp.minimum(rate, (1.0 + n) / (10.0 + n))
+
+
+def apply_gradients(
+    state: TrainState,
+    grads: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_rate: float,
+    ema_warmup: bool = False,
+) -> TrainState:
+    """One optimiser step and one step of the moving average, θ̄ ← d θ̄ + (1 − d) θ.
+
+    Args:
+      state: before.
+      grads: gradient of the loss, averaged over devices.
+      optimizer: see :func:`get_optimizer`.
+      ema_rate: d.
+      ema_warmup: see :func:`ema_decay`.
+
+    Returns:
+      The state after.
+    """
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = ema_decay(ema_rate, state.step, ema_warmup)
+    ema_params = jax.tree.map(lambda old, new: old * decay + new * (1.0 - decay), state.ema_params, params)
+    return TrainState(step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state)
+
+
+def to_tree(state: TrainState) -> dict[str, Any]:
+    """The state as nested dicts of arrays, the form that is saved."""
+    return flax.serialization.to_state_dict(state)
+
+
+def from_tree(template: TrainState, tree: dict[str, Any]) -> TrainState:
+    """Inverse of :func:`to_tree`; the template says which optimiser the state belongs to."""
+    return flax.serialization.from_state_dict(template, tree)

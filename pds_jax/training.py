@@ -1,0 +1,296 @@
+"""Training: the loop, its log, its snapshots, and how it survives being killed."""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from pds_jax import checkpoints, datasets, files, images, losses, manifest, parallel, sampling, sde_lib
+from pds_jax import score_fn as score_fns
+from pds_jax import statistics as stats_lib
+from pds_jax.models import create_model, init_model
+from pds_jax.train_state import TrainState, create_train_state, get_optimizer
+from pds_jax.types import PdsError
+
+_STATISTICS_IMAGES = 20000
+# Fields that a resumed run may change.
+_FREE_FIELDS = (
+    "n_iters",
+    "snapshot_freq",
+    "snapshot_freq_for_preemption",
+    "log_freq",
+    "eval_freq",
+    "snapshot_sampling",
+)
+
+
+def train(config: Any, workdir: str) -> None:
+    """Train the network that a configuration describes; goes on where an earlier run in ``workdir`` stopped.
+
+    Args:
+      config: see configs/.
+      workdir: gets config.json, statistics.npz, log.jsonl, checkpoints-meta/ (for resuming), checkpoints/
+        (snapshots), samples/ (PNG grids) and TensorBoard events.
+
+    Raises:
+      PdsError: bad configuration, or the folder holds another training.
+      FloatingPointError: the loss is no longer a number; the message has the step.
+    """
+    Trainer(config, workdir).run()
+
+
+class Trainer:
+    """One training run."""
+
+    def __init__(self, config: Any, workdir: str):
+        """Build or restore everything; nothing is trained yet."""
+        self.config, self.workdir = config, pathlib.Path(workdir)
+        self.source = datasets.get_source(config, "train")
+        self.batch_size = config.training.batch_size
+        parallel.check_divides(self.batch_size, "training.batch_size")
+        self.stream = datasets.Stream(
+            self.source,
+            self.batch_size,
+            config.seed,
+            random_flip=config.data.random_flip,
+            uniform_dequantization=config.data.uniform_dequantization,
+        )
+        self._keep_config()
+        self.statistics = self._statistics()
+        self.sde, self.eps = sde_lib.get_sde(config)
+        self.model = create_model(config)
+        self.optimizer = get_optimizer(config)
+        self.loss_fn = get_loss_fn(config, self.sde, self.model, self.eps, self.statistics)
+        self.key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        self.meta = checkpoints.TrainingFolder(self.workdir / "checkpoints-meta", keep=2)
+        self.snapshots = checkpoints.TrainingFolder(self.workdir / "checkpoints", keep=None)
+        self.state = self._restore()
+        self._stop = False
+
+    def _keep_config(self) -> None:
+        path = self.workdir / "config.json"
+        now = manifest.plain(self.config.to_dict())
+        if path.exists():
+            there = files.read_json(path)
+            for section in sorted(set(there) | set(now)):
+                old, new = there.get(section), now.get(section)
+                for field in sorted(set(old) | set(new)) if isinstance(old, dict) and isinstance(new, dict) else []:
+                    if field not in _FREE_FIELDS and old.get(field) != new.get(field):
+                        raise PdsError(
+                            f"{self.workdir} holds a training with {section}.{field}={old.get(field)!r}, now it is "
+                            f"{new.get(field)!r}; choose another --workdir"
+                        )
+        files.write_json(path, now)
+
+    def _statistics(self) -> stats_lib.Statistics:
+        path = self.workdir / "statistics.npz"
+        if path.exists():
+            return stats_lib.load(path)
+        count = min(self.source.size or _STATISTICS_IMAGES, _STATISTICS_IMAGES)
+        found = stats_lib.compute_statistics(datasets.iterate(self.source, 256, count))
+        found.save(path)
+        return found
+
+    def _restore(self) -> TrainState:
+        params = init_model(jax.random.fold_in(jax.random.key(self.config.seed), 0), self.config)
+        state = create_train_state(params, self.optimizer)
+        step = self.meta.latest()
+        if step is None:
+            return state
+        logging.info("going on from step %d of %s", step, self.workdir)
+        return self.meta.restore(step, state)
+
+    def run(self) -> None:
+        """Train to the end, or until SIGTERM, which saves and returns."""
+        training = self.config.training
+        step_fn = parallel.make_train_step(
+            self.loss_fn,
+            self.optimizer,
+            ema_rate=self.config.model.ema_rate,
+            ema_warmup=bool(self.config.model.get("ema_warmup", False)),
+        )
+        old_handler = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
+        log = Log(self.workdir, int(self.state.step), training.n_iters)
+        state = parallel.replicate(self.state)
+        step = int(self.state.step)
+        try:
+            while step < training.n_iters and not self._stop:
+                count = min(training.n_jitted_steps, training.n_iters - step)
+                state, step_losses = step_fn(state, self._batches(step, count), self.key)
+                before, step = step, step + count
+                log.add(before, step_losses)
+                if _passed(before, step, training.log_freq):
+                    log.write(training.log_freq)
+                if _passed(before, step, training.snapshot_freq_for_preemption):
+                    log.check()
+                    self.meta.save(step, parallel.unreplicate(state))
+                if _passed(before, step, training.snapshot_freq) or step == training.n_iters:
+                    log.check()
+                    self._snapshot(step, parallel.unreplicate(state))
+            log.check()
+            self.state = parallel.unreplicate(state)
+            self.meta.save(step, self.state)
+        finally:
+            signal.signal(signal.SIGTERM, old_handler)
+            self.meta.close()
+            self.snapshots.close()
+            log.close()
+        if self._stop:
+            logging.info("stopped by SIGTERM; saved at step %d, start again to go on", step)
+
+    def _batches(self, step: int, count: int) -> np.ndarray:
+        scaler = datasets.get_data_scaler(self.config)
+        here = parallel.local_slice(self.batch_size)
+        return parallel.split(np.stack([scaler(self.stream.batch(step + i)[here]) for i in range(count)]))
+
+    def _snapshot(self, step: int, state: TrainState) -> None:
+        self.snapshots.save(step, state)
+        if not self.config.training.snapshot_sampling:
+            return
+        try:
+            drawn = self.samples(state.ema_params)
+        except sampling.SamplingDiverged as error:
+            logging.warning("no samples at step %d: %s", step, error)
+            return
+        scale = images.visible_scale(drawn.shape[1])
+        images.save_png(self.workdir / "samples" / f"step_{step:07d}.png", images.grid(images.enlarge(drawn, scale)))
+
+    def samples(self, params: Any, count: int = 64, steps: int = 50) -> np.ndarray:
+        """Draw images to look at, by DPM-Solver++(2M), which needs few evaluations.
+
+        Args:
+          params: averaged parameters.
+          count: how many; the seeds are 0, 1, …, so that snapshots can be compared.
+          steps: network evaluations an image.
+
+        Returns:
+          (count, H, W, C) float32, in [0, 1] up to what the network overshoots.
+        """
+        shape = tuple(self.source.shape)
+        sampler = sampling.get_pc_sampler(self.sde.with_num_scales(steps), shape, "dpmpp_2m", "none")
+        score_fn = score_fns.get_score_fn(
+            self.sde,
+            self.model,
+            params,
+            continuous=self.config.training.continuous,
+            parametrisation=self.config.model.get("parametrisation", "score_sde"),
+            statistics=self.statistics.to_range(self.config.data.centered),
+            num_scales=self.config.model.num_scales,
+        )
+        drawn = parallel.sample(sampler, sampling.image_keys(range(count)), score_fn).x
+        return np.asarray(datasets.get_data_inverse_scaler(self.config)(drawn))
+
+
+def _passed(before: int, after: int, every: int) -> bool:
+    return every > 0 and before // every != after // every
+
+
+def get_loss_fn(config: Any, sde: Any, model: Any, eps: float, statistics: stats_lib.Statistics) -> losses.LossFn:
+    """The training loss that a configuration describes.
+
+    Args:
+      config: with training.{continuous, reduce_mean, likelihood_weighting, loss_weighting}, model.parametrisation.
+      sde: forward SDE.
+      model: network.
+      eps: smallest time.
+      statistics: of the data, for the Wiener parametrisation.
+
+    Returns:
+      loss_fn(keys (B,), params, batch) -> scalar.
+    """
+    training = config.training
+    if not training.continuous:
+        get = losses.get_smld_loss_fn if training.sde.lower() == "vesde" else losses.get_ddpm_loss_fn
+        return get(sde, model, train=True, reduce_mean=training.reduce_mean)
+    parametrisation = config.model.get("parametrisation", "score_sde")
+    moments = statistics.to_range(config.data.centered)
+    weighting = training.get("loss_weighting", "sigma")
+    if weighting not in ("sigma", "unit"):
+        raise PdsError(f"training.loss_weighting={weighting!r} is unknown; known: sigma, unit")
+    return losses.get_sde_loss_fn(
+        sde,
+        model,
+        train=True,
+        reduce_mean=training.reduce_mean,
+        continuous=True,
+        likelihood_weighting=training.likelihood_weighting,
+        eps=eps,
+        weight=losses.unit_weight(sde, moments[1], config.data.image_size) if weighting == "unit" else None,
+        parametrisation=parametrisation,
+        statistics=moments if parametrisation == "wiener" else None,
+    )
+
+
+class Log:
+    """Losses on the screen, in log.jsonl and in TensorBoard; finds the first loss that is no number."""
+
+    def __init__(self, workdir: pathlib.Path, step: int, total: int):
+        """Open the log.
+
+        Args:
+          workdir: folder of the run.
+          step: steps done before.
+          total: steps in all.
+        """
+        import tensorboardX
+        from tqdm import tqdm
+
+        self._pending: list[tuple[int, Any]] = []
+        self._recent: list[float] = []
+        self._bar = tqdm(total=total, initial=step, desc="training", unit="step", mininterval=10, smoothing=0.1)
+        self._file = open(workdir / "log.jsonl", "a", buffering=1)
+        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        self._clock, self._last = time.monotonic(), step
+        self.step = step
+
+    def add(self, first: int, step_losses: Any) -> None:
+        """Note the losses (D, n) of n steps from ``first``; reads them one call later, so devices never wait."""
+        self._pending.append((first, step_losses))
+        while len(self._pending) > 1:
+            self._take()
+
+    def _take(self) -> None:
+        first, values = self._pending.pop(0)
+        host = np.asarray(values[0], np.float64)
+        bad = np.flatnonzero(~np.isfinite(host))
+        if bad.size:
+            raise FloatingPointError(
+                f"the loss is {host[bad[0]]} at step {first + int(bad[0])}; lower optim.lr or look at the data"
+            )
+        self._recent += host.tolist()
+        self.step = first + len(host)
+        self._bar.update(len(host))
+
+    def check(self) -> None:
+        """Read every loss so far.
+
+        Raises:
+          FloatingPointError: one is not finite.
+        """
+        while self._pending:
+            self._take()
+
+    def write(self, every: int) -> None:
+        """Write the mean loss since the last writing."""
+        if not self._recent:
+            return
+        now = time.monotonic()
+        loss = float(np.mean(self._recent))
+        rate = (self.step - self._last) / max(now - self._clock, 1e-9)
+        self._file.write(f'{{"step": {self.step}, "loss": {loss:.8g}, "steps_per_second": {rate:.4g}}}\n')
+        self._board.add_scalar("loss", loss, self.step)
+        self._board.add_scalar("steps_per_second", rate, self.step)
+        self._bar.set_postfix(loss=f"{loss:.4f}")
+        self._recent, self._clock, self._last = [], now, self.step
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._bar.close()
+        self._file.close()
+        self._board.close()
