@@ -30,6 +30,7 @@ def network(golden):
     return config, params
 
 
+@pytest.mark.slow
 def test_the_score_of_the_converted_network_is_the_recorded_one(golden, network):
     config, params = network
     io = np.load(golden / "torch" / "models" / "ncsnpp_ve.io.npz")
@@ -39,7 +40,7 @@ def test_the_score_of_the_converted_network_is_the_recorded_one(golden, network)
     assert relative(np.asarray(ours), nhwc(io["score_out"])) < 1e-5
 
 
-@pytest.mark.parametrize("mask", ["nomask", "both_a5"])
+@pytest.mark.parametrize("mask", [pytest.param("nomask", marks=pytest.mark.slow), "both_a5"])
 def test_the_trajectory_is_the_recorded_one(golden, network, mask):
     config, params = network
     pds = golden / "torch" / "pds"

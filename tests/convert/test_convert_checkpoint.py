@@ -48,6 +48,7 @@ def test_a_pth_becomes_ours(tmp_path):
     assert_same_tree(convert.load_checkpoint(tmp_path / "m", config)[0], raw)
 
 
+@pytest.mark.slow
 def test_a_diffusers_folder_prints_its_parity_and_goes_back(tmp_path):
     config = config_file(tmp_path, skip_config())
     done = run(f"--src={PIPE}", f"--config={config}", f"--out={tmp_path / 'pipe'}", "--kind=diffusers")
