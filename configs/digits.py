@@ -14,10 +14,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config = default_cifar10_configs.get_default_configs()
     ve(config)
     config.training.update(
-        batch_size=64,
-        n_iters=10000,
+        batch_size=32,
+        n_iters=8000,
         snapshot_freq=4000,
-        snapshot_freq_for_preemption=500,
+        snapshot_freq_for_preemption=250,
         log_freq=100,
         n_jitted_steps=1,
         reduce_mean=True,
@@ -36,5 +36,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         attn_resolutions=(4,),
         ema_warmup=True,
     )
-    config.optim.update(lr=1e-3, warmup=500, cosine_steps=4000)
+    config.optim.update(lr=1e-3, warmup=500, cosine_steps=2000)
     return finish(config, arg)

@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     ve(config)
     config.training.update(
         batch_size=16,
-        n_iters=20000,
+        n_iters=13000,
         snapshot_freq=4000,
         snapshot_freq_for_preemption=250,
         log_freq=100,
@@ -37,5 +37,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         attn_resolutions=(8,),
         ema_warmup=True,
     )
-    config.optim.update(lr=1e-3, warmup=500, cosine_steps=6000)
+    config.optim.update(lr=1e-3, warmup=500, cosine_steps=2000)
     return finish(config, arg)

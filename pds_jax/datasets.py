@@ -7,12 +7,15 @@ n·B … (n+1)·B − 1; nothing has to be saved to resume exactly.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from pds_jax import tfds_source
+from pds_jax.image_files import read_images
 from pds_jax.types import PdsError
 
 
@@ -178,21 +181,25 @@ class PhotoCrops:
         self.shape = (image_size, image_size, photographs[0].shape[-1])
         self.seed = seed if _check_split(split) == "train" else seed + 1
         sides = [_side(photo, split) for photo in photographs]
-        for side in sides:
-            if min(side.shape[:2]) < image_size * max(_BOX_SIZES):
-                raise PdsError(f"photos at {image_size} pixels need {image_size * max(_BOX_SIZES)} source pixels")
-        self._averaged = [[_box_average(side, box) for box in _BOX_SIZES] for side in sides]
+        room = min(min(side.shape[:2]) for side in sides)
+        self._boxes = [box for box in _BOX_SIZES if image_size * box <= room]
+        if not self._boxes:
+            raise PdsError(
+                f"photos at {image_size} pixels need {image_size * min(_BOX_SIZES)} source pixels, there are {room}; "
+                f"use data.image_size of at most {room // min(_BOX_SIZES)}"
+            )
+        self._averaged = [[_box_average(side, box) for box in self._boxes] for side in sides]
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Return crops (B, H, W, C), float32 in [0, 1]."""
         indices = np.asarray(indices)
         which = _below(self.seed, 0, indices, len(self._averaged))
-        scale = _below(self.seed, 1, indices, len(_BOX_SIZES))
+        scale = _below(self.seed, 1, indices, len(self._boxes))
         down, right = _uniform(self.seed, 2, indices), _uniform(self.seed, 3, indices)
         flip = _below(self.seed, 4, indices, 2)
         out = np.empty((len(indices), *self.shape), np.float32)
         for row in range(len(indices)):
-            photo, box = self._averaged[which[row]][scale[row]], _BOX_SIZES[scale[row]]
+            photo, box = self._averaged[which[row]][scale[row]], self._boxes[scale[row]]
             reach = (self.shape[0] - 1) * box + 1
             top = int(down[row] * (photo.shape[0] - reach + 1))
             left = int(right[row] * (photo.shape[1] - reach + 1))
@@ -214,6 +221,63 @@ def _box_average(photo: np.ndarray, box: int) -> np.ndarray:
     return (window / (255.0 * box * box)).astype(np.float32)
 
 
+# --- a user's own images ---------------------------------------------------------------------------------------
+
+_MEMORY_LIMIT = 16 << 30
+
+
+def from_path(path: str | os.PathLike[str], *, size: int | None = None, channels: int | None = None) -> ArraySource:
+    """Images of a folder or zip of image files, held in memory, or of a .npy or .npz array.
+
+    Args:
+      path: the folder or file; a .npy stays on disk and is read image by image.
+      size: crop files to their central square and resize them; None takes them as they are.
+      channels: 1 or 3 for files; by default that of the first.
+
+    Returns:
+      The source.
+
+    Raises:
+      PdsError: nothing there, a broken file, files of different sizes (two are named), or more than fits in memory.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() == ".npy":
+        return ArraySource(str(path), _mapped(path))
+    parts: list[np.ndarray] = []
+    held = 0
+    is_array = path.suffix.lower() == ".npz"
+    options = {} if is_array else {"size": size, "channels": channels}
+    for batch in read_images(path, **options):
+        parts.append(batch)
+        held += batch.nbytes
+        if held > _MEMORY_LIMIT:
+            limit = _MEMORY_LIMIT >> 30
+            raise PdsError(f"{path} holds more than {limit} GiB of images; use one .npy (n, H, W, C) instead")
+    return ArraySource(str(path), _checked_range(np.concatenate(parts), path))
+
+
+def _mapped(path: pathlib.Path) -> np.ndarray:
+    try:
+        data = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise PdsError(f"{path} is not a readable .npy of images: {error}") from error
+    if data.ndim != 4 or len(data) == 0:
+        raise PdsError(f"{path} holds an array of shape {data.shape}; images are (n, H, W, C)")
+    return _checked_range(data, path)
+
+
+def _checked_range(data: np.ndarray, path: pathlib.Path) -> np.ndarray:
+    """Refuse what is neither uint8 nor float; a sample of images must lie in [0, 1]."""
+    if data.dtype == np.uint8:
+        return data
+    if not np.issubdtype(data.dtype, np.floating):
+        raise PdsError(f"{path} holds {data.dtype}; give uint8 in 0..255 or floating point in [0, 1]")
+    some = np.asarray(data[:: max(1, len(data) // 256)], np.float32)
+    if not (np.isfinite(some).all() and some.min() >= -1e-4 and some.max() <= 1 + 1e-4):
+        raise PdsError(f"{path} holds values in [{some.min():g}, {some.max():g}]; floating-point images lie in [0, 1]")
+    return data
+
+
 # --- choosing a source and streaming it ------------------------------------------------------------------------
 
 
@@ -221,23 +285,35 @@ def get_source(config: Any, split: str = "train") -> Source:
     """The source of images that a configuration names in ``config.data.dataset``.
 
     Args:
-      config: with data.dataset, data.image_size, data.num_channels.
-      split: "train" or "test".
+      config: with data.dataset: photos, digits, a name of score_sde's (CIFAR10, SVHN, CELEBA, LSUN, FFHQ, CelebAHQ),
+        or a path (see :func:`from_path`); data.image_size, data.num_channels, and data.resize to crop and resize the
+        files of a path.
+      split: "train" or "test"; a path has one split.
 
     Raises:
       PdsError: unknown name, or the data do not have the configured size or channels.
     """
-    name = config.data.dataset
+    name, size = config.data.dataset, config.data.image_size
     known: dict[str, Callable[[], Source]] = {
         "digits": lambda: ArraySource(f"digits-{split}", digits(split)[0]),
-        "photos": lambda: PhotoCrops(read_photographs(), config.data.image_size, split),
+        "photos": lambda: PhotoCrops(read_photographs(), size, split),
     }
-    if name not in known:
-        raise PdsError(f"data.dataset={name!r} is not known; use one of {sorted(known)}")
-    source = known[name]()
-    wanted = (config.data.image_size, config.data.image_size, config.data.num_channels)
+    if name in known:
+        source = known[name]()
+    elif name.upper() in tfds_source.NAMES:
+        source = tfds_source.open_source(config, split)
+    elif pathlib.Path(name).exists():
+        resized = size if config.data.get("resize", False) else None
+        source = from_path(name, size=resized, channels=config.data.num_channels)
+    else:
+        names = sorted([*known, *tfds_source.NAMES])
+        raise PdsError(f"data.dataset={name!r} is not known: use a path that exists, or one of {names}")
+    wanted = (size, size, config.data.num_channels)
     if tuple(source.shape) != wanted:
-        raise PdsError(f"data set {source.name} holds images {source.shape}, the configuration says {wanted}")
+        raise PdsError(
+            f"data set {source.name} holds images {tuple(source.shape)}, the configuration says {wanted}; change "
+            "data.image_size and data.num_channels, or set data.resize=True for image files"
+        )
     return source
 
 

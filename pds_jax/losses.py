@@ -185,8 +185,8 @@ def get_sde_loss_fn(
 
 
 def smld_loss(
+    vesde: Any,
     model_fn: Callable[[Array, Array], Array],
-    sigmas: Array,
     batch: Array,
     labels: Array,
     z: Array,
@@ -196,17 +196,17 @@ def smld_loss(
     """Loss of NCSN, λ = σ²: E[‖σ s(x + σ z, label) + z‖²]. Source: Song and Ermon 2019, equation 6.
 
     Args:
+      vesde: VESDE.
       model_fn: (x, labels) -> score (B, H, W, C).
-      sigmas: (N,) noise levels, the largest first.
       batch: (B, H, W, C) images in the network's range.
-      labels: (B,) int32, which level.
+      labels: (B,) int32, which level; 0 is the noisiest.
       z: (B, H, W, C) standard normal noise.
       reduce_mean: mean over pixels instead of ½ Σ.
 
     Returns:
       The loss, a scalar.
     """
-    sigma = sigmas[labels]
+    sigma = jnp.asarray(vesde.discrete_sigmas)[vesde.N - 1 - labels]
     score = model_fn(batch + batch_mul(sigma, z), labels)
     return jnp.mean(reduce_pixels(jnp.square(batch_mul(sigma, score) + z), reduce_mean))
 
@@ -233,7 +233,8 @@ def ddpm_loss(
     Returns:
       The loss, a scalar.
     """
-    x = batch_mul(sde.sqrt_alphas_cumprod[labels], batch) + batch_mul(sde.sqrt_1m_alphas_cumprod[labels], z)
+    signal, noise = (jnp.asarray(t)[labels] for t in (sde.sqrt_alphas_cumprod, sde.sqrt_1m_alphas_cumprod))
+    x = batch_mul(signal, batch) + batch_mul(noise, z)
     return jnp.mean(reduce_pixels(jnp.square(model_fn(x, labels) - z), reduce_mean))
 
 
@@ -246,8 +247,7 @@ def get_smld_loss_fn(vesde: Any, model: Any, *, train: bool, reduce_mean: bool =
         label_keys, z, dropout_key = _split(keys, batch.shape[1:])
         labels = _draw(label_keys, lambda key: jax.random.randint(key, (), 0, vesde.N))
         model_fn = _model_fn(model, params, train, dropout_key)
-        sigmas = vesde.discrete_sigmas[vesde.N - 1 - jnp.arange(vesde.discrete_sigmas.shape[0])]
-        return smld_loss(model_fn, sigmas, batch, labels, z, reduce_mean=reduce_mean)
+        return smld_loss(vesde, model_fn, batch, labels, z, reduce_mean=reduce_mean)
 
     return loss_fn
 

@@ -1,0 +1,74 @@
+"""Turn a training workdir into a model that can be shipped: weights, configuration, statistics, curve of the loss.
+
+    python scripts/export_model.py --workdir=runs/photos --out=checkpoints/photos
+
+Takes the moving average of the newest state (or of --step). The last line on stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+from pds_jax import checkpoints, figures
+from pds_jax.convert.tree import flatten
+from pds_jax.types import PdsError
+
+
+def read_log(workdir: pathlib.Path) -> list[dict[str, float]]:
+    """The rows of log.jsonl, each step once: a resumed run writes steps again that were lost."""
+    rows = {}
+    for line in (workdir / "log.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def main() -> None:
+    """Export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--out", required=True, help="folder of the model")
+    parser.add_argument("--step", type=int, help="which snapshot of workdir/checkpoints; by default the newest state")
+    parser.add_argument("--raw_weights", action="store_true", help="not their moving average")
+    args = parser.parse_args()
+    workdir, out = pathlib.Path(args.workdir), pathlib.Path(args.out)
+    state = workdir if args.step is None else workdir / "checkpoints" / str(args.step)
+    found = checkpoints.load_any(state, use_ema=not args.raw_weights)
+    checkpoints.save_model(out, found.params, found.config, found.statistics)
+    log = read_log(workdir)
+    figures.curves(
+        {"training loss": [(row["step"], row["loss"]) for row in log]},
+        out / "loss.png",
+        xlabel="step",
+        ylabel="loss",
+        title=f"{found.config.data.dataset}: mean loss of the steps since the last point",
+        logx=False,
+    )
+    print(
+        json.dumps(
+            {
+                "from": found.path,
+                "out": str(out),
+                "parameters": int(sum(np.size(value) for value in flatten(found.params).values())),
+                "bytes": (out / "model.safetensors").stat().st_size,
+                "sha256_of_parameters": found.digest,
+                "steps": log[-1]["step"] if log else None,
+                "last_loss": log[-1]["loss"] if log else None,
+                "seconds_of_training": round(
+                    sum((b["step"] - a["step"]) / b["steps_per_second"] for a, b in zip(log, log[1:], strict=False)), 1
+                ),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PdsError as error:
+        sys.exit(f"export_model: {error}")
