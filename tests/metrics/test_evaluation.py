@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 
@@ -101,3 +102,22 @@ def test_gray_images_and_a_colour_extractor():
 def test_summary_over_ranges():
     runs = [{"fid": 3.0, "n": 10}, {"fid": 2.0, "n": 10}, {"fid": 2.5, "n": 10}]
     assert summarise(runs) == {"mean": {"fid": 2.5}, "minimum": {"fid": 2.0}}
+
+
+def test_digits_judge_digits():
+    """Real digits against real digits are near, noise is far; the classifier knows ten classes."""
+    from sklearn.datasets import load_digits
+
+    pixels = np.round(load_digits().images * (255.0 / 16.0)).astype(np.uint8)[..., None]
+    noise = RNG.integers(0, 256, (400, 8, 8, 1)).astype(np.uint8)
+    judge = get_extractor("digits")
+    with jax.numpy_dtype_promotion("standard"):  # flax's avg_pool divides by an integer
+        reference = make_reference(ArrayImages("digits", pixels[::2]), judge)
+        near, far = (
+            evaluate(ArrayImages("x", x), reference, judge, metrics=("fid", "is"), allow_fewer=True)
+            for x in (pixels[1::2], noise)
+        )
+    assert near["fid"] < 0.1 * far["fid"]
+    assert 8.0 < near["is"] <= 10.0 and far["is"] < near["is"]
+    with pytest.raises(PdsError, match="takes 1 channels"):
+        make_reference(ArrayImages("colour", REAL), judge)
