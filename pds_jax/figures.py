@@ -203,3 +203,24 @@ def strip(trajectory: np.ndarray, path: str | os.PathLike[str], labels: Sequence
     if title:
         figure.suptitle(title)
     save(figure, path)
+
+
+def paths(panels: Mapping[str, np.ndarray], path: str | os.PathLike[str], title: str = "", reach: float = 4.0) -> None:
+    """Paths of particles in the plane, two panels a row; where they end is marked.
+
+    Args:
+      panels: label -> positions (steps, n, 2); positions beyond ``reach`` are cut off.
+      path: the PNG to write.
+      title: above everything.
+      reach: half the side of the plane shown.
+    """
+    plt = _pyplot()
+    rows = (len(panels) + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(8, 4 * rows), squeeze=False)
+    for axis, (label, positions) in zip(axes.flat, panels.items(), strict=False):
+        seen = np.where(np.abs(positions).max(axis=-1, keepdims=True) <= 3 * reach, positions, np.nan)
+        axis.plot(seen[..., 0], seen[..., 1], color="C0", alpha=0.25, linewidth=0.7)
+        axis.plot(seen[-1, :, 0], seen[-1, :, 1], "o", color="C3", markersize=3)
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), title=label, aspect="equal")
+    figure.suptitle(title)
+    save(figure, path)

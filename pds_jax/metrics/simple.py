@@ -6,6 +6,7 @@ They compare samplers on one data set; they are not comparable between data sets
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -107,6 +108,33 @@ def sliced_wasserstein(images: Any, reference: Any, projections: int = 256, seed
     return float(np.sqrt(np.mean(np.square(a - b))))
 
 
+@dataclasses.dataclass(frozen=True)
+class PatchPCA:
+    """Coordinates along the first principal components of reference images.
+
+    Attributes:
+      mean: (D,) mean of the reference's pixels.
+      basis: (D, d) components, the largest first.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+
+    @classmethod
+    def fit(cls, reference: Any, dims: int = 64) -> PatchPCA:
+        """Components of reference images (m, H, W, C); at most ``dims``, fewer where pixels or images are fewer."""
+        y = _checked(reference, "reference images")
+        y = y.reshape(len(y), -1).astype(np.float64)
+        mean = y.mean(axis=0)
+        _, vectors = np.linalg.eigh((y - mean).T @ (y - mean))
+        return cls(mean, vectors[:, ::-1][:, : min(dims, len(y) - 1)])
+
+    def features(self, images: Any) -> np.ndarray:
+        """(n, d) coordinates of images (n, H, W, C)."""
+        x = _checked(images, "images")
+        return (x.reshape(len(x), -1).astype(np.float64) - self.mean) @ self.basis
+
+
 def patch_pca_frechet(images: Any, reference: Any, dims: int = 64) -> float:
     """Squared Fréchet distance of the first principal components of the reference's pixels.
 
@@ -124,11 +152,9 @@ def patch_pca_frechet(images: Any, reference: Any, dims: int = 64) -> float:
     Raises:
       PdsError: shapes differ, values that are not finite, or fewer than two images.
     """
-    x, y = _rows(images, reference)
-    mean = y.mean(axis=0)
-    _, vectors = np.linalg.eigh((y - mean).T @ (y - mean))
-    basis = vectors[:, ::-1][:, : min(dims, len(y) - 1)]
-    return frechet_distance_from_features((x - mean) @ basis, (y - mean) @ basis)
+    _rows(images, reference)
+    pca = PatchPCA.fit(reference, dims)
+    return frechet_distance_from_features(pca.features(images), pca.features(reference))
 
 
 def random_conv_features(images: Any, dims: int = 64, seed: int = 0) -> np.ndarray:

@@ -1,0 +1,291 @@
+"""Every sampler against the number of score evaluations, on problems whose score is known exactly.
+
+    python scripts/lab.py --quick                 a few cells, under two minutes
+    python scripts/lab.py --out=docs/lab          everything; resumes where it was stopped
+
+Writes rows.csv (a row a cell and seed), table.md and figures. The last line on stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+from pds_jax import figures, files, lab, sampling
+from pds_jax.main import use_compilation_cache
+from pds_jax.metrics.simple import power_spectrum
+from pds_jax.types import PdsError
+
+_QUICK = flags.DEFINE_bool("quick", False, "Few cells, one seed, into runs/lab_quick: under two minutes on two cores.")
+_OUT = flags.DEFINE_string("out", None, "Folder of results; by default runs/lab, or runs/lab_quick.")
+_PROBLEMS = flags.DEFINE_list("problems", None, "Of gaussian, mixture, empirical.")
+_METHODS = flags.DEFINE_list("methods", None, "Samplers; by default all of pds_jax.lab.METHODS.")
+_NFES = flags.DEFINE_list("nfe", None, "Score evaluations an image.")
+_SAMPLES = flags.DEFINE_integer("samples", None, "Samples a seed.")
+_SEEDS = flags.DEFINE_integer("repeats", None, "Independent sets of samples (seeds).")
+_IMAGES = flags.DEFINE_integer("images", 500, "Photograph crops of the empirical law.")
+_SWEEP = flags.DEFINE_list("sweep", None, "Iterations N at which alpha is swept and tuned.")
+
+_SWEPT = ("pc", "rd")
+_FULL: dict[str, Any] = {
+    "problems": ["gaussian", "mixture", "empirical"],
+    "methods": list(lab.METHODS),
+    "nfe": [10, 15, 20, 30, 40, 66, 100, 200, 400, 1000, 2000],
+    "samples": 512,
+    "seeds": 3,
+    "sweep": [40, 66, 100, 200],
+}
+_SMALL: dict[str, Any] = {
+    "problems": ["empirical"],
+    "methods": ["pc", "rd", "rd_pds_5", "dpmpp_2m", "dpmpp_2m_matched"],
+    "nfe": [20, 40, 2000],
+    "samples": 128,
+    "seeds": 1,
+    "sweep": [],
+}
+_SHOWN = ("pc", "rd", "rd_pds_5", "dpmpp_2m_matched", "spectral_ancestral")  # spectra at 20 evaluations
+_FEW = 200  # in --quick only pc runs with more evaluations
+
+Row = dict[str, Any]
+
+
+def settings() -> dict[str, Any]:
+    """What the flags ask for, over the defaults."""
+    chosen = dict(_SMALL if _QUICK.value else _FULL)
+    given = {"problems": _PROBLEMS, "methods": _METHODS, "nfe": _NFES, "samples": _SAMPLES, "seeds": _SEEDS}
+    chosen |= {name: flag.value for name, flag in {**given, "sweep": _SWEEP}.items() if flag.value is not None}
+    for name in ("nfe", "sweep"):
+        try:
+            chosen[name] = [int(n) for n in chosen[name]]
+        except ValueError as error:
+            raise PdsError(f"--{name} takes whole numbers: {error}") from error
+    unknown = set(chosen["methods"]) - set(lab.METHODS)
+    if unknown:
+        raise PdsError(f"unknown methods {sorted(unknown)}; known: {', '.join(lab.METHODS)}")
+    return chosen | {"images": _IMAGES.value}
+
+
+class Book:
+    """Rows that are done, kept in a file so that a stopped run goes on."""
+
+    def __init__(self, folder: pathlib.Path, about: dict[str, Any]):
+        self.path = folder / "rows.jsonl"
+        self.rows: list[Row] = []
+        about = {key: about[key] for key in ("samples", "seeds", "images")}
+        if self.path.exists():
+            first, *lines = self.path.read_text().splitlines()
+            if json.loads(first) != about:
+                raise PdsError(f"{self.path} holds a run with {first}, this one has {about}; choose another --out")
+            self.rows = [json.loads(line) for line in lines]
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(about) + "\n")
+
+    def cell(self, **key: Any) -> list[Row]:
+        """The rows of a cell."""
+        return [row for row in self.rows if all(row.get(name) == value for name, value in key.items())]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Keep rows."""
+        rows = list(rows)
+        self.rows += rows
+        with self.path.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def measure(problem: lab.Problem, about: dict[str, Any], images: np.ndarray) -> list[dict[str, float]]:
+    """Scores of every seed's share of the images."""
+    return [problem.scores(part) for part in np.split(images, about["seeds"])]
+
+
+def draw(problem: lab.Problem, sampler: Any, about: dict[str, Any]) -> tuple[np.ndarray, float]:
+    """All seeds in one batch; an image depends on its own seed alone."""
+    keys = sampling.image_keys(range(about["seeds"] * about["samples"]))
+    start = time.perf_counter()
+    images = np.asarray(sampling.run(sampler, keys, problem.law, chunk=200).x)
+    return images, time.perf_counter() - start
+
+
+def run_cell(
+    book: Book, problem: lab.Problem, about: dict[str, Any], name: str, nfe: int, alpha: float | None = None
+) -> None:
+    """One sampler at one number of evaluations, unless it is done; a setting that diverges is recorded as such."""
+    method = lab.METHODS[name]
+    label = name if alpha is None else f"{name}@{alpha:g}"
+    key = {"problem": problem.name, "sampler": label, "nfe": nfe}
+    if book.cell(**key):
+        return
+    iterations = method.iterations(nfe)
+    try:
+        sampler = lab.get_sampler(problem, method, iterations, alpha)
+        images, seconds = draw(problem, sampler, about)
+    except PdsError as error:
+        book.add([{**key, "N": iterations, "seed": -1, "refused": str(error)}])
+        return
+    extra = {"N": iterations, "true_nfe": int(sampler.nfe), "seconds": round(seconds, 3)}
+    rows = [{**key, **extra, "seed": s, **scores} for s, scores in enumerate(measure(problem, about, images))]
+    book.add(rows)
+    print(f"{problem.name:10s} {label:22s} NFE {nfe:5d}  frechet {rows[0]['frechet']:.4g}  {seconds:.1f} s", flush=True)
+
+
+def run_problem(book: Book, problem: lab.Problem, about: dict[str, Any]) -> None:
+    """The floor, every sampler at every NFE, and the sweep of alpha."""
+    if not book.cell(problem=problem.name, sampler="exact"):
+        floor = problem.exact(about["seeds"] * about["samples"], 1)
+        base = {"problem": problem.name, "sampler": "exact", "nfe": 0}
+        book.add({**base, "seed": s, **scores} for s, scores in enumerate(measure(problem, about, floor)))
+    for name in about["methods"]:
+        for nfe in about["nfe"]:
+            if lab.METHODS[name].iterations(nfe) >= 2 and (name == "pc" or nfe <= _FEW or not _QUICK.value):
+                run_cell(book, problem, about, name, nfe)
+    for name in _SWEPT if about["sweep"] else ():
+        for n in about["sweep"]:
+            nfe = n * (2 if name == "pc" else 1)
+            for alpha in lab.ALPHAS:
+                run_cell(book, problem, about, name, nfe, alpha)
+            run_cell(book, problem, about, f"{name}_pds_auto", nfe)
+            key = {"problem": problem.name, "sampler": f"{name}_tune", "nfe": nfe}
+            if not book.cell(**key):
+                book.add([{**key, "N": n, "seed": -1, "alpha": lab.tune_alpha(problem, lab.METHODS[name], n)}])
+
+
+def mean_of(book: Book, metric: str = "frechet", **key: Any) -> tuple[float, float]:
+    """Mean and standard deviation over seeds; infinity where a setting was refused."""
+    values = [row[metric] for row in book.cell(**key) if metric in row]
+    return (float(np.mean(values)), float(np.std(values))) if values else (math.inf, 0.0)
+
+
+def summary(book: Book, problem: str, about: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the last line of output reports, all Fréchet distances."""
+    at: Callable[[str, int], float] = lambda s, n: mean_of(book, problem=problem, sampler=s, nfe=n)[0]  # noqa: E731
+    floor = mean_of(book, problem=problem, sampler="exact", nfe=0)[0]
+    pc2000, spread = mean_of(book, problem=problem, sampler="pc", nfe=2000)
+    match = {}
+    for name in about["methods"]:
+        good = [nfe for nfe in about["nfe"] if at(name, nfe) <= pc2000 + spread]
+        match[name] = min(good) if good and math.isfinite(pc2000) else None
+    best = {}
+    for nfe in about["nfe"]:
+        name = min(about["methods"], key=lambda name: at(name, nfe))
+        if math.isfinite(at(name, nfe)):
+            best[nfe] = {"sampler": name, "value": at(name, nfe), "floor": floor}
+    gain = at("dpmpp_2m", 20) / at("dpmpp_2m_matched", 20)
+    return {
+        "pc2000": {"value": pc2000, "sd": spread, "floor": floor} if math.isfinite(pc2000) else None,
+        "nfe_to_match_pc2000": match,
+        "best_at": best,
+        "matched_prior_gain_at_20": gain if math.isfinite(gain) else None,
+        "alpha_auto_over_best": {name: ratios(book, problem, name, about["sweep"], "auto") for name in _SWEPT},
+        "alpha_tune_over_best": {name: ratios(book, problem, name, about["sweep"], "tune") for name in _SWEPT},
+    }
+
+
+def ratios(book: Book, problem: str, name: str, sweep: list[int], how: str) -> dict[int, float]:
+    """Fréchet distance with alpha=auto or alpha=tune over that with the best alpha of the sweep, per N."""
+    found = {}
+    for n in sweep:
+        nfe = n * (2 if name == "pc" else 1)
+        swept = {a: mean_of(book, problem=problem, sampler=f"{name}@{a:g}", nfe=nfe)[0] for a in lab.ALPHAS}
+        if how == "auto":
+            value = mean_of(book, problem=problem, sampler=f"{name}_pds_auto", nfe=nfe)[0]
+        else:
+            (row,) = book.cell(problem=problem, sampler=f"{name}_tune", nfe=nfe)
+            value = swept[row["alpha"]]
+        found[n] = value / min(swept.values())
+    return found
+
+
+def write_csv(book: Book, path: pathlib.Path) -> None:
+    """All rows as one table."""
+    columns = ["problem", "sampler", "nfe", "true_nfe", "N", "seed", *lab.METRICS, "seconds", "alpha", "refused"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(book.rows)
+    files.atomic_write(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def write_table(book: Book, path: pathlib.Path, about: dict[str, Any]) -> None:
+    """Fréchet distance and spectrum error, mean ± sd over seeds, a row a sampler and a column an NFE."""
+    text = ""
+    for problem in about["problems"]:
+        for metric in ("frechet", "spectrum_error"):
+            floor = mean_of(book, metric, problem=problem, sampler="exact", nfe=0)
+            text += f"\n### {problem}: {metric} (exact samples: {floor[0]:.3g} ± {floor[1]:.1g})\n\n"
+            text += "| sampler | " + " | ".join(f"{n} NFE" for n in about["nfe"]) + " |\n"
+            text += "|---" * (len(about["nfe"]) + 1) + "|\n"
+            for name in about["methods"]:
+                cells = [mean_of(book, metric, problem=problem, sampler=name, nfe=n) for n in about["nfe"]]
+                shown = [f"{m:.3g} ± {s:.1g}" if math.isfinite(m) else "–" for m, s in cells]
+                text += f"| {name} | " + " | ".join(shown) + " |\n"
+    files.atomic_write(path, lambda file: file.write(text.encode()))
+
+
+def draw_figures(book: Book, problem: lab.Problem, about: dict[str, Any], out: pathlib.Path) -> None:
+    """Quality against NFE and spectra at 20 NFE of one problem."""
+    lines = {}
+    for name in about["methods"]:
+        values = {nfe: mean_of(book, problem=problem.name, sampler=name, nfe=nfe)[0] for nfe in about["nfe"]}
+        points = [(nfe, max(value, 1e-6)) for nfe, value in values.items() if math.isfinite(value)]
+        if points:
+            lines[name] = points
+    floor = mean_of(book, problem=problem.name, sampler="exact", nfe=0)[0]
+    figures.curves(
+        lines, out / f"quality_{problem.name}.png", xlabel="score evaluations", ylabel="Fréchet distance", floor=floor,
+        title=f"{problem.name}: exact score, {about['samples']} samples, {about['seeds']} seeds",
+    )
+    powers = {"data": problem.stats.power}
+    for name in about["methods"]:
+        if name not in _SHOWN:
+            continue
+        sampler = lab.get_sampler(problem, lab.METHODS[name], lab.METHODS[name].iterations(20))
+        powers[name] = power_spectrum(draw(problem, sampler, about)[0])
+    figures.spectra(powers, out / f"spectra_{problem.name}.png", f"{problem.name}: power at 20 score evaluations")
+
+
+def draw_toy(path: pathlib.Path) -> None:
+    """Langevin paths with and without M at steps 0.1 and 1."""
+    panels = {
+        f"{label}, step {step:g}": lab.toy_paths(m, step, particles=40, seed=0)
+        for label, m in lab.toy_preconditioners().items()
+        for step in (0.1, 1.0)
+    }
+    figures.paths(panels, path, "Langevin dynamics on a narrow Gaussian, 60 steps")
+
+
+def main(argv: list[str]) -> None:
+    """Run what is not done, then write tables and figures."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    use_compilation_cache(None)
+    try:
+        about = settings()
+        out = pathlib.Path(_OUT.value or ("runs/lab_quick" if _QUICK.value else "runs/lab"))
+        book = Book(out, about)
+        problems = [lab.make_problem(name, about["images"]) for name in about["problems"]]
+        for problem in problems:
+            run_problem(book, problem, about)
+        write_csv(book, out / "rows.csv")
+        write_table(book, out / "table.md", about)
+        for problem in problems:
+            draw_figures(book, problem, about, out)
+        draw_toy(out / "toy.png")
+    except PdsError as error:
+        raise SystemExit(f"error: {error}") from error
+    print((out / "table.md").read_text())
+    print(f"rows, tables and figures are in {out}")
+    main_problem = "empirical" if "empirical" in about["problems"] else about["problems"][-1]
+    print(json.dumps({"problem": main_problem, "out": str(out), **summary(book, main_problem, about)}))
+
+
+if __name__ == "__main__":
+    app.run(main)
