@@ -3,17 +3,31 @@ import struct
 import msgpack
 import numpy as np
 import pytest
-from convert_cases import CHECKPOINT_1, assert_same_tree, flax_config
+from convert_cases import CHECKPOINT_1, assert_same_tree, flax_config, forward
 from flax import serialization
 
 from pds_jax import convert
 from pds_jax.convert import score_sde
 from pds_jax.convert.tree import flatten, template
+from pds_jax.sde_lib import get_sde
 
 
 @pytest.fixture(scope="module")
 def state():
     return serialization.msgpack_restore(CHECKPOINT_1.read_bytes())
+
+
+@pytest.mark.parametrize(("use_ema", "loss"), [(True, "eval_loss_step_3"), (False, "loss_step_3")])
+def test_the_weights_give_the_recorded_losses(use_ema, loss):
+    """½‖σ s(x₀ + σz) + z‖²: of the moving average the evaluation loss, of the raw weights the training loss."""
+    step = np.load(CHECKPOINT_1.parent / "train_step.npz")
+    config = flax_config()
+    params, _ = convert.load_checkpoint(CHECKPOINT_1, config, use_ema=use_ema)
+    sigma = np.asarray(get_sde(config)[0].std(step["t_step_3"]))
+    scale, z = sigma[:, None, None, None], step["z_step_3"].transpose(0, 3, 1, 2)
+    x = step["image_step_3"].transpose(0, 3, 1, 2) + scale * z
+    residual = scale * forward(config, params, x, sigma) + z
+    np.testing.assert_allclose(0.5 * (residual**2).sum(axis=(1, 2, 3)).mean(), step[loss], rtol=1e-5)
 
 
 def write(folder, state):
