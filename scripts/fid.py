@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from pds_jax.files import parse_seeds
+from pds_jax.manifest import plain
 from pds_jax.metrics import evaluation, reference
 from pds_jax.metrics.extractors import EXTRACTORS, Extractor, get_extractor
 from pds_jax.metrics.image_sets import DrawnImages, ImageSet, open_images, select
@@ -180,8 +181,10 @@ def calc() -> dict[str, Any]:
     if len(runs) > 1:
         for name, values in summary.items():
             print(f"{name} of {len(runs)}: " + ", ".join(f"{key} {value:.6g}" for key, value in values.items()))
-    identity = {"extractor": judge.identity, "ref": _REF.value, "n": runs[0]["n"]}
-    return {**summary["mean"], **summary, **identity, "runs": runs}
+    facts: dict[str, Any] = {"extractor": judge.identity, "ref": _REF.value, "n": runs[0]["n"], "runs": runs}
+    if isinstance(sets[0], DrawnImages):
+        facts |= {"nfe": sets[0].identity["nfe"], "sampling": plain(sets[0].identity)}
+    return {**summary["mean"], **summary, **facts}
 
 
 def describe(run: Mapping[str, Any]) -> Iterator[str]:

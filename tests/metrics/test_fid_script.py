@@ -64,8 +64,19 @@ def test_ref_then_calc_over_two_ranges(folder):
 
 
 def test_fewer_images_need_the_flag(folder):
-    message = fid("calc", f"--images={folder}/samples", f"--ref={folder}/real.npz", ok=False)
-    assert "holds ['arr_0']; a reference holds mu and sigma" in message
     np.savez(folder / "edm.npz", mu=np.zeros(48), sigma=np.eye(48))
     words = ("calc", f"--images={folder}/samples", f"--ref={folder}/edm.npz", "--extractor=pixels")
     assert "30 images are fewer than the 50000" in fid(*words, ok=False)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_judged_without_saving_images(folder):
+    np.savez(folder / "edm16.npz", mu=np.full(768, 0.5), sigma=0.05 * np.eye(768))
+    words = ("calc", "--checkpoint=photos", "--nfe=4", "--option=corrector=none", "--option=prior=matched")
+    common = (f"--ref={folder}/edm16.npz", "--extractor=pixels", "--allow_fewer", f"--cache={folder}/drawn")
+    alone, together = (fid(*words, *common, "--seeds=0-1,2-5", f"--batch_size={size}") for size in (1, 4))
+    assert alone["nfe"] == 4 and alone["sampling"]["sampling"]["prior"] == "matched"
+    for first, second in zip(alone["runs"], together["runs"], strict=True):
+        assert first["fid"] == pytest.approx(second["fid"], rel=1e-4)
+    assert [run["n"] for run in alone["runs"]] == [2, 4]
+    assert not any((folder / "drawn").rglob("*.png"))
