@@ -23,6 +23,7 @@ from pds_jax.models.normalization import Normalize, get_normalization
 from pds_jax.models.up_or_down_sampling import naive_downsample_2d, naive_upsample_2d
 from pds_jax.models.utils import (
     check_divisible,
+    check_sizes,
     divide_by_sigma,
     get_dtype,
     get_sigmas,
@@ -150,6 +151,7 @@ class DDPM(nn.Module):
         """Refuse unknown options before any work."""
         get_act(self.nonlinearity)
         get_normalization(self.normalization, self.dtype)
+        check_sizes(self.nf, self.ch_mult, self.num_res_blocks, self.dropout)
         super().__post_init__()
 
     @nn.compact

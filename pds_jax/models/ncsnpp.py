@@ -15,8 +15,10 @@ import jax.numpy as jnp
 
 from pds_jax.models import layerspp
 from pds_jax.models.layers import Dtype, conv3x3, default_init, get_act, get_timestep_embedding
+from pds_jax.models.up_or_down_sampling import fir_taps
 from pds_jax.models.utils import (
     check_divisible,
+    check_sizes,
     choice,
     divide_by_sigma,
     get_dtype,
@@ -73,6 +75,8 @@ class NCSNpp(nn.Module):
         choice("model.progressive_input", self.progressive_input, PROGRESSIVE_INPUT)
         choice("model.progressive_combine", self.progressive_combine, COMBINE)
         get_act(self.nonlinearity)
+        fir_taps(self.fir_kernel, factor=2)
+        check_sizes(self.nf, self.ch_mult, self.num_res_blocks, self.dropout)
         super().__post_init__()
 
     @nn.compact
@@ -221,7 +225,7 @@ def from_config(config: Any) -> NCSNpp:
         continuous training (its label is σ itself).
     """
     model = config.model
-    if model.embedding_type == "fourier" and not config.training.continuous:
+    if str(model.embedding_type).lower() == "fourier" and not config.training.continuous:
         raise PdsError("model.embedding_type='fourier' needs training.continuous=True: its label is σ, not an index")
     check_divisible(image_size(config), len(model.ch_mult))
     return NCSNpp(
@@ -236,11 +240,11 @@ def from_config(config: Any) -> NCSNpp:
         fir=model.fir,
         fir_kernel=tuple(model.get("fir_kernel", (1, 3, 3, 1))),
         skip_rescale=model.skip_rescale,
-        resblock_type=model.resblock_type.lower(),
-        progressive=model.progressive.lower(),
-        progressive_input=model.progressive_input.lower(),
-        progressive_combine=model.get("progressive_combine", "sum").lower(),
-        embedding_type=model.embedding_type.lower(),
+        resblock_type=str(model.resblock_type).lower(),
+        progressive=str(model.progressive).lower(),
+        progressive_input=str(model.progressive_input).lower(),
+        progressive_combine=str(model.get("progressive_combine", "sum")).lower(),
+        embedding_type=str(model.embedding_type).lower(),
         fourier_scale=float(model.get("fourier_scale", 16.0)),
         init_scale=float(model.init_scale),
         scale_by_sigma=model.scale_by_sigma,

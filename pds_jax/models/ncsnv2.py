@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from pds_jax.models import refinenet
-from pds_jax.models.layers import Dtype, conv3x3, get_act
+from pds_jax.models.layers import Dtype, get_act
 from pds_jax.models.normalization import get_normalization
 from pds_jax.models.utils import (
     check_divisible,
@@ -92,17 +92,12 @@ class NCSNv2(nn.Module):
         act = get_act(self.nonlinearity)
 
         h = (x if self.centered else 2 * x - 1).astype(self.dtype)
-        h = self._refine(self._encode(self._conv(h, self.nf), y), y)
-        h = self._conv(act(normalize(h, y)), x.shape[-1])
+        h = refinenet.ncsn_conv3x3(h, self.nf, dtype=self.dtype)
+        h = self._refine(self._encode(h, y), y)
+        h = refinenet.ncsn_conv3x3(act(normalize(h, y)), x.shape[-1], dtype=self.dtype)
         if self.scale_by_sigma:
             return divide_by_sigma(h, jnp.asarray(self.sigmas, jnp.float32)[labels])
         return h.astype(jnp.float32)
-
-    def _conv(self, h: Array, features: int) -> Array:
-        """First and last convolution: NCSN's have its own initialisation."""
-        if self.num_classes is None:
-            return conv3x3(features, dtype=self.dtype)(h)
-        return refinenet.ncsn_conv3x3(h, features, dtype=self.dtype)
 
     def _encode(self, h: Array, y: Array | None) -> list[Array]:
         """Backbone: two residual blocks per level."""

@@ -122,7 +122,7 @@ def _init_table(key: Key, shape: tuple[int, ...], dtype: Dtype = jnp.float32) ->
 
 
 class VarianceNorm2d(nn.Module):
-    """Division by the standard deviation of a channel only, α x / √(var + ε)."""
+    """Division by the standard deviation of a channel only, γ x / √(var + ε) (leaf ``scale``)."""
 
     dtype: Dtype = jnp.float32
 
@@ -136,10 +136,10 @@ class VarianceNorm2d(nn.Module):
         Returns:
           (B, H, W, C).
         """
-        alpha = self.param("alpha", _near_one, (1, 1, 1, x.shape[-1]))
+        scale = self.param("scale", _near_one, (1, 1, 1, x.shape[-1]))
         x = x.astype(jnp.float32)
         variance = x.var(axis=(1, 2), keepdims=True)
-        return (x * jax.lax.rsqrt(variance + EPSILON) * alpha).astype(self.dtype)
+        return (x * jax.lax.rsqrt(variance + EPSILON) * scale).astype(self.dtype)
 
 
 UNCONDITIONAL: dict[str, type[nn.Module]] = {

@@ -65,9 +65,14 @@ def create_model(config: Any) -> nn.Module:
       A flax module, called as ``module.apply({'params': params}, x, time_cond, train=False)``.
 
     Raises:
-      PdsError: for an option the network does not know; the message lists the known ones.
+      PdsError: for a field that is missing, or an option that the network does not know; then the message lists
+        the known ones.
     """
-    return get_model(config.model.name)(config)
+    builder = get_model(config.model.name)
+    try:
+        return builder(config)
+    except AttributeError as e:
+        raise PdsError(f"the config of model {config.model.name!r} lacks a field: {e}") from e
 
 
 def init_model(rng: Key, config: Any) -> dict[str, Any]:
@@ -82,9 +87,14 @@ def init_model(rng: Key, config: Any) -> dict[str, Any]:
     """
     model = create_model(config)
     x = jnp.zeros((1, *image_size(config), config.data.num_channels), jnp.float32)
-    params_rng, dropout_rng = jax.random.split(rng)
-    variables = jax.jit(model.init)({"params": params_rng, "dropout": dropout_rng}, x, jnp.ones((1,), jnp.float32))
-    return variables["params"]
+
+    def init(rng: Key) -> dict[str, Any]:
+        return model.init({"params": rng}, x, jnp.ones((1,), jnp.float32), train=False)["params"]
+
+    if isinstance(rng, jax.core.Tracer):
+        return init(rng)
+    # Hundreds of random draws, run once: unoptimised, the program compiles several times faster.
+    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(rng)
 
 
 def image_size(config: Any) -> tuple[int, int]:
@@ -129,9 +139,30 @@ def choice(what: str, value: str, known: Any) -> str:
     Raises:
       PdsError: if the value is not known.
     """
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         raise PdsError(f"{what}={value!r} is unknown; known: {', '.join(sorted(known))}")
     return value
+
+
+def check_sizes(nf: int, ch_mult: Sequence[int], num_res_blocks: int, dropout: float) -> None:
+    """Check the sizes of a U-Net.
+
+    Args:
+      nf: base width.
+      ch_mult: multiples of nf, one per resolution.
+      num_res_blocks: blocks per resolution.
+      dropout: rate.
+
+    Raises:
+      PdsError: for a size below 1, or a rate outside [0, 1).
+    """
+    if nf < 1 or num_res_blocks < 1 or not ch_mult or min(ch_mult) < 1:
+        raise PdsError(
+            "model.nf, model.num_res_blocks and every entry of model.ch_mult must be at least 1, "
+            f"got {nf}, {num_res_blocks} and {tuple(ch_mult)}"
+        )
+    if not 0 <= dropout < 1:
+        raise PdsError(f"model.dropout={dropout} must be at least 0 and below 1")
 
 
 def check_divisible(shape: Sequence[int], levels: int) -> None:
