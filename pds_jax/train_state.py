@@ -147,7 +147,8 @@ def apply_gradients(
     Returns:
       The state after.
     """
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a decay to an integer power
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(ema_rate, state.step, ema_warmup)
     ema_params = jax.tree.map(lambda old, new: old * decay + new * (1.0 - decay), state.ema_params, params)

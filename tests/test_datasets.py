@@ -45,14 +45,14 @@ def test_training_crops_never_see_the_right_quarter(photographs):
 
 def test_a_crop_is_the_mean_of_boxes():
     rng = np.random.default_rng(0)
-    photo = rng.integers(0, 256, (80, 200, 3), dtype=np.uint8)
-    crops = datasets.PhotoCrops([photo], 16).images(np.arange(20))
+    photo = rng.integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    crops = datasets.PhotoCrops([photo], 16).images(np.arange(6))
     found = 0
     for crop in crops:
         for box in (2, 3, 4):
             for candidate in (crop, crop[:, ::-1]):
-                found += _occurs(photo[:, :150], candidate, box)
-    assert found >= 20
+                found += _occurs(photo[:, :75], candidate, box)
+    assert found >= 6
 
 
 def _occurs(photo, crop, box):
@@ -103,7 +103,7 @@ def test_flips_and_dequantisation():
     dark, bright = noisy[:, :, 0], noisy[:, :, 1]
     assert 0 <= dark.min() and dark.max() < 1 / 256 and 255 / 256 <= bright.min() and bright.max() < 1
     assert abs(dark.mean() - 0.5 / 256) < 0.05 / 256
-    np.testing.assert_array_equal(np.floor(noisy * 256), 255 * np.broadcast_to(data, noisy.shape))
+    np.testing.assert_array_equal(np.floor(noisy * 256), np.broadcast_to(data, noisy.shape))
 
 
 def test_iterate_gives_a_ragged_last_batch():

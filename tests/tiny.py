@@ -17,12 +17,13 @@ class Tiny(nn.Module):
 
     centered: bool = False
     scale_by_sigma: bool = False
+    dropout = 0.1  # a class attribute, so that a test may turn it off
 
     @nn.compact
     def __call__(self, x, labels, train=True):
         level = nn.Dense(4)(jnp.log1p(labels.astype(jnp.float32))[:, None])
         h = nn.swish(nn.Conv(4, (3, 3))(x) + level[:, None, None, :])
-        h = nn.Dropout(0.1, deterministic=not train)(h)
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
         return nn.Conv(x.shape[-1], (3, 3))(h)
 
 

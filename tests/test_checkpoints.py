@@ -1,0 +1,144 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from pds_jax import checkpoints, datasets, statistics, train_state
+from pds_jax.models import init_model
+from pds_jax.types import PdsError
+
+
+@pytest.fixture(scope="module")
+def config():
+    return tiny.get_config()
+
+
+@pytest.fixture(scope="module")
+def params(config):
+    return init_model(jax.random.key(0), config)
+
+
+@pytest.fixture(scope="module")
+def stats():
+    return statistics.compute_statistics([datasets.digits("test")[0]])
+
+
+@pytest.fixture
+def model(tmp_path, config, params, stats):
+    checkpoints.save_model(tmp_path / "model", params, config, stats)
+    return tmp_path / "model"
+
+
+def test_a_model_comes_back_bit_by_bit(model, config, params, stats):
+    found = checkpoints.load_model(model)
+    jax.tree.map(np.testing.assert_array_equal, found.params, jax.tree.map(np.asarray, params))
+    assert found.config.to_dict() == config.to_dict()
+    np.testing.assert_array_equal(found.statistics.power, stats.power)
+    assert found.digest == checkpoints.digest_of(params) == checkpoints.load_any(model).digest
+    changed = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].add(1e-3), params)
+    assert checkpoints.digest_of(changed) != found.digest
+
+
+def test_a_truncated_or_altered_file_is_refused(model):
+    file = model / "model.safetensors"
+    data = file.read_bytes()
+    for damaged in (data[:-10], data[:4], data[:-1] + bytes([data[-1] ^ 1])):
+        file.write_bytes(damaged)
+        with pytest.raises(PdsError, match="model"):
+            checkpoints.load_any(model)
+
+
+def test_a_parameter_of_another_shape_is_named_with_both_shapes(model, config, params):
+    other = jax.tree.map(np.asarray, params)
+    other["Conv_0"]["kernel"] = np.zeros((3, 3, 1, 5), np.float32)
+    checkpoints.save_parameters(model, other, config.to_dict())
+    with pytest.raises(PdsError, match=r"Conv_0/kernel.*\(3, 3, 1, 5\).*\(3, 3, 1, 4\)"):
+        checkpoints.load_any(model)
+
+
+def test_missing_pieces_are_named(model, tmp_path):
+    with pytest.raises(PdsError, match="nowhere"):
+        checkpoints.load_any(tmp_path / "nowhere")
+    with pytest.raises(PdsError, match="model.safetensors"):
+        checkpoints.load_model(tmp_path)
+    (model / "config.json").unlink()
+    with pytest.raises(PdsError, match="config"):
+        checkpoints.load_any(model)
+
+
+def test_strict_json_infinities_come_back_as_numbers(model):
+    fields = json.loads((model / "config.json").read_text())
+    fields["pds"]["alpha"] = "inf"
+    (model / "config.json").write_text(json.dumps(fields))
+    assert checkpoints.load_model(model).config.pds.alpha == float("inf")
+
+
+@pytest.mark.parametrize("name", ["photos", "digits"])
+def test_shipped_models_load_by_name(name):
+    found = checkpoints.load_any(name)
+    assert found.config.data.dataset == name and found.statistics is not None
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
+
+
+@pytest.fixture
+def state(config, params):
+    return train_state.create_train_state(params, train_state.get_optimizer(config))
+
+
+def test_training_states_are_kept_and_pruned(tmp_path, state):
+    folder = checkpoints.TrainingFolder(tmp_path / "states", keep=2)
+    assert folder.latest() is None
+    for step in (1, 2, 3):
+        folder.save(step, state.replace(step=jnp.int32(step)))
+    folder.save(3, state)  # already there: left as it is
+    assert folder.steps() == [2, 3]
+    back = folder.restore(3, state)
+    assert int(back.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, back.replace(step=state.step), state)
+    folder.close()
+
+
+def test_a_training_workdir_is_a_checkpoint(tmp_path, state, config, stats):
+    folder = checkpoints.TrainingFolder(tmp_path / "checkpoints-meta")
+    averaged = jax.tree.map(lambda leaf: leaf + 1.0, state.params)
+    folder.save(5, state.replace(ema_params=averaged))
+    folder.close()
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    stats.save(tmp_path / "statistics.npz")
+    ema, raw = (checkpoints.load_any(tmp_path, use_ema=use_ema) for use_ema in (True, False))
+    assert ema.digest == checkpoints.digest_of(averaged) and raw.digest == checkpoints.digest_of(state.params)
+    assert checkpoints.load_any(tmp_path / "checkpoints-meta" / "5").digest == ema.digest
+    assert ema.statistics is not None
+
+
+def test_a_state_of_another_network_is_refused(tmp_path, state):
+    folder = checkpoints.TrainingFolder(tmp_path / "states")
+    folder.save(1, state)
+    wider = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape, 2)), state.params)
+    with pytest.raises(PdsError, match="step 1"):
+        folder.restore(1, state.replace(params=wider))
+    with pytest.raises(PdsError, match="step 9"):
+        folder.restore(9, state)
+    folder.close()
+
+
+def test_other_parameters_come_back(tmp_path):
+    tree = {"a": {"b": np.arange(3, dtype=np.float32)}}
+    checkpoints.save_parameters(tmp_path, tree, {"name": "x"})
+    found, facts = checkpoints.load_parameters(tmp_path)
+    np.testing.assert_array_equal(found["a"]["b"], tree["a"]["b"])
+    assert facts == {"name": "x"}
+
+
+def test_the_shipped_classifier_knows_digits():
+    from pds_jax.metrics import digits_features
+
+    judge = digits_features.load()
+    images, labels = datasets.digits("test")
+    assert np.mean(judge.classes(images) == labels) > 0.97
+    assert judge.features(images).shape == (297, 64)
+    np.testing.assert_allclose(judge.probabilities(images).sum(axis=1), 1.0, rtol=1e-6)
+    assert np.mean(judge.classes(images) == labels) == pytest.approx(judge.facts["report"]["test_accuracy"])

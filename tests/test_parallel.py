@@ -1,0 +1,170 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pds_jax import parallel, preconditioner, sampling, statistics
+from pds_jax.models.analytic import PixelGaussian
+from pds_jax.sde_lib import VESDE
+from pds_jax.types import PdsError
+
+SHAPE = (8, 8, 1)
+IMAGES = np.random.default_rng(0).uniform(size=(40, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def stats():
+    return statistics.compute_statistics([IMAGES])
+
+
+@pytest.fixture(scope="module")
+def score_fn():
+    sde = VESDE(0.01, 5.0, 20)
+    return PixelGaussian.create(sde, np.full(SHAPE, 0.5, np.float32), np.full(SHAPE, 0.1, np.float32))
+
+
+@functools.cache
+def sampler(alpha=5.0, n=10, norm="sample", snr=0.1):
+    m = preconditioner.from_statistics(statistics.compute_statistics([IMAGES]), alpha, "freq")
+    return sampling.get_pc_sampler(VESDE(0.01, 5.0, n), SHAPE, snr=snr, preconditioner=m, norm=norm, check=False)
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Pretend to have fewer devices."""
+    everything = jax.local_devices()
+
+    def use(count):
+        monkeypatch.setattr(jax, "local_device_count", lambda: count)
+        monkeypatch.setattr(jax, "local_devices", lambda: everything[:count])
+
+    return use
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("size", [8, 7])
+def test_any_number_of_devices_gives_the_same_images(devices, score_fn, count, size):
+    """The same arithmetic runs on slices of another length, whose vectorised sums may round differently: 1e-5."""
+    keys = sampling.image_keys(range(size))
+    expected = sampling.run(sampler(), keys, score_fn).x
+    devices(count)
+    found = parallel.sample(sampler(), keys, score_fn)
+    assert found.x.shape == (size, *SHAPE) and found.nfe == 20
+    np.testing.assert_allclose(found.x, expected, atol=1e-5)
+
+
+def test_the_program_of_sample_mode_never_communicates(score_fn):
+    text = parallel.program_text(sampler(), sampling.image_keys(range(8)), score_fn)
+    for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
+        assert word not in text, word
+
+
+def test_the_program_of_batch_mode_does_communicate(score_fn):
+    """So that the test above could fail."""
+    text = parallel.program_text(sampler(norm="batch"), sampling.image_keys(range(8)), score_fn)
+    assert "all-reduce" in text
+
+
+@pytest.mark.parametrize("size", [8, 6])
+def test_batch_mode_takes_the_mean_over_all_devices(devices, score_fn, size):
+    keys = sampling.image_keys(range(size))
+    expected = sampling.run(sampler(norm="batch"), keys, score_fn).x
+    devices(4)
+    np.testing.assert_allclose(parallel.sample(sampler(norm="batch"), keys, score_fn).x, expected, atol=1e-5)
+
+
+def test_another_alpha_step_count_snr_and_seed_compile_nothing(score_fn):
+    parallel.sample(sampler(), sampling.image_keys(range(8)), score_fn)
+    others = sampler(3.0, 12, "sample", 0.2)
+    with jax.log_compiles(), CompileCount() as count:
+        parallel.sample(others, sampling.image_keys(range(100, 108)), score_fn)
+    assert not [name for name in count.names if "run_chunk" in name or "lambda" in name], count.names
+
+
+class CompileCount:
+    """Names of what was compiled inside the block."""
+
+    def __enter__(self):
+        import logging
+
+        self.names = []
+        self.handler = logging.Handler()
+        self.handler.emit = lambda record: self.names.append(record.getMessage())
+        self.logger = logging.getLogger("jax")
+        self.logger.addHandler(self.handler)
+        return self
+
+    def __exit__(self, *_):
+        self.logger.removeHandler(self.handler)
+        self.names = [name for name in self.names if name.startswith("Finished XLA compilation")]
+
+
+def test_warm_up_compiles_what_sample_runs(score_fn):
+    job = sampling.get_pc_sampler(VESDE(0.01, 5.0, 10), SHAPE, "euler_maruyama", "none")
+    keys = sampling.image_keys(range(8))
+    parallel.warm_up(job, keys, score_fn)
+    with jax.log_compiles(), CompileCount() as count:
+        parallel.sample(job, keys, score_fn)
+    assert not count.names
+
+
+def test_trajectories_come_in_image_order(score_fn):
+    keys = sampling.image_keys(range(6))
+    found = parallel.sample(sampler(), keys, score_fn, trajectory_every=5)
+    assert [step for step, _, _ in found.trajectory] == [5, 10]
+    np.testing.assert_array_equal(found.trajectory[-1][2], found.x)
+
+
+def test_divergence_is_reported_from_any_device():
+    keys = sampling.image_keys(range(8))
+    with pytest.raises(sampling.SamplingDiverged, match="NaN"):
+        parallel.sample(sampler(), keys, jax.tree_util.Partial(lambda x, t: x * jnp.float32(jnp.nan)))
+
+
+def test_no_keys_are_refused(score_fn):
+    with pytest.raises(PdsError, match="no images"):
+        parallel.sample(sampler(), sampling.image_keys([]), score_fn)
+
+
+def test_sums_over_devices_are_the_sums(stats):
+    found = statistics.compute_statistics([IMAGES], block=16, sums_fn=parallel.sums_fn)
+    np.testing.assert_allclose(found.power, stats.power, rtol=1e-4)
+    np.testing.assert_allclose(found.mean, stats.mean, rtol=1e-5)
+    assert found.count == stats.count
+
+
+def test_batches_split_in_order():
+    batch = np.arange(2 * 8).reshape(2, 8, 1)
+    split = parallel.split(batch)
+    assert split.shape == (4, 2, 2, 1)
+    np.testing.assert_array_equal(np.moveaxis(split, 0, 1).reshape(2, 8, 1), batch)
+    with pytest.raises(PdsError, match="training.batch_size=6.*4 devices"):
+        parallel.check_divides(6, "training.batch_size")
+
+
+def test_replicated_trees_come_back():
+    tree = {"a": jnp.arange(3.0), "b": 2}
+    copied = parallel.replicate(tree)
+    assert copied["a"].shape == (4, 3)
+    np.testing.assert_array_equal(parallel.unreplicate(copied)["a"], tree["a"])
+
+
+@pytest.mark.parametrize(
+    "environment, arguments",
+    [
+        ({"PDS_JAX_COORDINATOR": "localhost:1"}, {}),
+        ({}, dict(coordinator="localhost:1", num_processes=2)),
+        ({}, dict(coordinator="localhost:1", num_processes=2, process_id=2)),
+        ({"PDS_JAX_NUM_PROCESSES": "x", "PDS_JAX_PROCESS_ID": "0"}, dict(coordinator="localhost:1")),
+    ],
+)
+def test_half_a_description_of_several_processes_is_refused(environment, arguments):
+    with pytest.raises(PdsError, match="process"):
+        parallel.initialize_distributed(**arguments, environment=environment)
+
+
+def test_one_process_needs_no_coordinator():
+    assert parallel.initialize_distributed(environment={}) is False
+    assert parallel.process_share([1, 2, 3]) == [1, 2, 3] and parallel.is_first_process()

@@ -1,0 +1,153 @@
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from pds_jax import checkpoints, parallel, training
+from pds_jax.types import PdsError
+
+TINY = pathlib.Path(tiny.__file__)
+
+
+def final_params(workdir, step):
+    folder = checkpoints.TrainingFolder(pathlib.Path(workdir) / "checkpoints-meta", create=False)
+    params = folder.restore_params(step), folder.restore_params(step, use_ema=False)
+    folder.close()
+    return params
+
+
+def assert_same(a, b, **tolerance):
+    compare = np.testing.assert_allclose if tolerance else np.testing.assert_array_equal
+    jax.tree.map(lambda x, y: compare(x, y, **tolerance), a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A training of 12 steps in one go."""
+    workdir = tmp_path_factory.mktemp("whole")
+    training.train(tiny.get_config(), str(workdir))
+    return workdir
+
+
+def test_training_leaves_what_it_promises(whole):
+    rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] <= 12 and all(np.isfinite(row["loss"]) for row in rows)
+    assert (whole / "config.json").is_file() and (whole / "statistics.npz").is_file()
+    assert list((whole / "tensorboard").glob("events*"))
+    assert checkpoints.TrainingFolder(whole / "checkpoints", create=False).steps() == [8, 12]
+
+
+def test_an_interrupted_training_ends_with_the_same_bits(whole, tmp_path):
+    config = tiny.get_config()
+    config.training.n_iters = 8
+    config.optim.cosine_steps = 0
+    straight = tiny.get_config()
+    straight.optim.cosine_steps = 0
+    training.train(config, str(tmp_path / "a"))
+    training.train(straight, str(tmp_path / "a"))
+    training.train(straight, str(tmp_path / "b"))
+    assert_same(final_params(tmp_path / "a", 12), final_params(tmp_path / "b", 12))
+
+
+def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
+    config = tiny.get_config()
+    config.optim.lr = 0.5
+    with pytest.raises(PdsError, match="optim.lr.*workdir"):
+        training.train(config, str(whole))
+
+
+def test_one_device_and_four_give_the_same_training(whole, tmp_path, monkeypatch):
+    """The mean of gradients is summed in another order: 1e-4 after 12 steps of Adam."""
+    one = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "local_devices", lambda: one)
+    monkeypatch.setattr(parallel.jax, "pmap", lambda f, **options: _pmap(f, devices=one, **options))
+    config = tiny.get_config()
+    # Dropout draws by device; without it nothing else may depend on their number.
+    monkeypatch.setattr(tiny.Tiny, "dropout", 0.0)
+    training.train(config, str(tmp_path / "one"))
+    monkeypatch.undo()
+    monkeypatch.setattr(tiny.Tiny, "dropout", 0.0)
+    training.train(config, str(tmp_path / "four"))
+    assert_same(final_params(tmp_path / "one", 12), final_params(tmp_path / "four", 12), rtol=1e-3, atol=1e-4)
+
+
+_pmap = jax.pmap
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step(tmp_path):
+    config = tiny.get_config()
+    config.optim.update(lr=1e30, warmup=0, grad_clip=-1.0)
+    with pytest.raises(FloatingPointError, match="at step [1-9]"):
+        training.train(config, str(tmp_path))
+
+
+def test_a_batch_that_does_not_split_is_refused(tmp_path):
+    config = tiny.get_config()
+    config.training.batch_size = 6
+    with pytest.raises(PdsError, match="batch_size=6"):
+        training.train(config, str(tmp_path))
+
+
+def test_snapshots_are_sampled(whole, tmp_path):
+    config = tiny.get_config()
+    trainer = training.Trainer(config, str(whole))
+    drawn = trainer.samples(trainer.state.ema_params, count=5, steps=4)
+    assert drawn.shape == (5, 8, 8, 1) and np.isfinite(drawn).all()
+
+
+def start(workdir, steps):
+    environment = {**os.environ, "PYTHONPATH": str(TINY.parent.parent), "XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [sys.executable, str(TINY), str(workdir), str(steps)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def wait_for(condition, process, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the training ended by itself"
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.05)
+
+
+def states(workdir):
+    folder = workdir / "checkpoints-meta"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing_but_time(tmp_path):
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
+    process = start(broken, 400)
+    wait_for(lambda: len(states(broken)) >= 2, process)
+    process.kill()
+    process.wait()
+    assert states(broken) and max(states(broken)) < 400
+    assert start(broken, 400).wait() == 0
+    assert start(unbroken, 400).wait() == 0
+    assert_same(final_params(broken, 400), final_params(unbroken, 400))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_0(tmp_path):
+    process = start(tmp_path, 100_000)
+    wait_for(lambda: states(tmp_path), process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0 and time.monotonic() - began < 30
+    folder = checkpoints.TrainingFolder(tmp_path / "checkpoints-meta", create=False)
+    assert folder.latest() is not None
+    folder.close()
