@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -46,7 +45,9 @@ flags.DEFINE_float("snr", None, "Signal-to-noise ratio of the corrector.")
 flags.DEFINE_integer("n_steps_each", None, "Corrector steps an iteration.")
 flags.DEFINE_enum("norm", None, ["sample", "batch"], "Langevin step from each image's norms, or the batch's mean.")
 flags.DEFINE_enum("variant", None, ["paper", "exact"], "The papers' drift, or the bias-free one.")
-flags.DEFINE_enum("prior", None, ["standard", "matched"], "Start from noise, or from noise plus the data's mean and spectrum.")
+flags.DEFINE_enum(
+    "prior", None, ["standard", "matched"], "Start from noise, or from noise plus the data's mean and spectrum."
+)
 flags.DEFINE_enum("precision", "float32", ["float32", "tf32", "bfloat16"], "Matrix products of the network.")
 flags.DEFINE_string("cache_dir", None, "Compilation cache; default: the user's cache folder; '' turns it off.")
 
@@ -78,21 +79,6 @@ def overrides() -> dict[str, object]:
     return {field: FLAGS[name].value for name, field in _FIELDS.items() if FLAGS[name].value is not None}
 
 
-def use_compilation_cache(folder: str | None) -> None:
-    """Keep compiled programs between runs; called before any array exists.
-
-    Args:
-      folder: where; None for the user's cache folder, empty to turn it off.
-    """
-    import jax
-
-    if folder == "":
-        return
-    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pds_jax", "xla")
-    jax.config.update("jax_compilation_cache_dir", folder or default)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
 def main(argv: Sequence[str]) -> None:
     """Check the flags, then hand over to run_lib."""
     if len(argv) > 1:
@@ -101,6 +87,8 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError("type --mode=sample, --mode=train or --mode=eval; e.g. " + _EXAMPLE)
     if FLAGS.workdir is None:
         raise app.UsageError("type --workdir=FOLDER, where results go; e.g. " + _EXAMPLE)
+    from pds_jax.cache import use_compilation_cache
+
     use_compilation_cache(FLAGS.cache_dir)
     from pds_jax import run_lib
     from pds_jax.types import PdsError

@@ -21,7 +21,7 @@ import numpy as np
 from absl import app, flags
 
 from pds_jax import figures, files, lab, sampling
-from pds_jax.main import use_compilation_cache
+from pds_jax.cache import use_compilation_cache
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.types import PdsError
 

@@ -15,6 +15,7 @@ LEVELS = {
     "ops": 0.5,
     "files": 0.5,
     "npy": 0.5,
+    "cache": 0.5,
     "alpha": 0.5,
     "sde_lib": 1,
     "statistics": 1,
@@ -37,14 +38,16 @@ LEVELS = {
     "images": 4,
     "image_files": 4.5,
     "parallel": 5,
+    "tfds_source": 4.8,
     "datasets": 5,
-    "checkpoints": 5.2,
+    "checkpoints": 5.4,
     "manifest": 5,
     "figures": 5,
-    "convert": 5.5,
+    "convert": 5.2,
     "metrics": 5.5,
     "assembly": 5.8,
     "quality": 5.8,
+    "lab": 5.8,
     "training": 5.8,
     "evaluation": 5.9,
     "run_lib": 6,
@@ -98,7 +101,8 @@ def test_devices_are_named_in_parallel_only():
 
 def test_import_is_light():
     code = (
-        "import sys, time, jax; start = time.perf_counter(); import pds_jax; pds_jax.get_pc_sampler, pds_jax.VESDE; "
+        "import sys, time, jax; start = time.perf_counter(); "
+        "import pds_jax; pds_jax.get_pc_sampler, pds_jax.VESDE; "
         "seconds = time.perf_counter() - start; "
         "heavy = {'tensorflow', 'torch', 'matplotlib', 'sklearn', 'skimage', 'tensorflow_datasets'} & set(sys.modules); "
         "print(seconds, sorted(heavy)); assert not heavy and seconds < 2"

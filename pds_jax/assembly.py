@@ -1,0 +1,391 @@
+"""From names to things that run: a checkpoint to a trained model, options to a plan, a plan to images.
+
+    trained = load("photos")
+    images = draw(trained, plan(trained, nfe=40, alpha=3.0), seeds=range(16)).images
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from pds_jax import checkpoints, datasets, parallel, preconditioner, sampling, sde_lib
+from pds_jax import statistics as statistics_lib
+from pds_jax.alpha import alpha_auto
+from pds_jax.models import create_model
+from pds_jax.preconditioner import Preconditioner
+from pds_jax.predictors import TRAITS, get_predictor
+from pds_jax.score_fn import get_score_fn
+from pds_jax.types import PdsError, ScoreFn
+
+MAX_BATCH = 64
+_ALPHA_OF_THE_PAPERS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model, ready to be sampled.
+
+    Attributes:
+      name: where it came from.
+      config: its configuration.
+      sde: SDE of training.
+      score_fn: its score function, a pytree.
+      shape: (H, W, C) of one image.
+      statistics: of its data, or None.
+      digest: SHA-256 of the weights.
+    """
+
+    name: str
+    config: ConfigDict
+    sde: sde_lib.SDE
+    score_fn: ScoreFn
+    shape: tuple[int, int, int]
+    statistics: statistics_lib.Statistics | None
+    digest: str
+
+
+def load(checkpoint: str, config: ConfigDict | None = None, *, use_ema: bool = True) -> Trained:
+    """Load a trained model.
+
+    Args:
+      checkpoint: "photos", "digits", a folder with model.safetensors and config.json, a training workdir, or an
+        original file of score_sde, score_sde_pytorch or diffusers (these need ``config``).
+      config: configuration; by default the one that lies with the weights.
+      use_ema: the moving average of the weights rather than the raw ones, where both are there.
+
+    Returns:
+      The model.
+
+    Raises:
+      PdsError: nothing there, damaged, or of another network; the message names the first parameter that differs.
+    """
+    found = checkpoints.load_any(checkpoint, config, use_ema=use_ema)
+    config, stats = found.config, found.statistics
+    sde, _ = sde_lib.get_sde(config)
+    size = config.data.image_size
+    score_fn = get_score_fn(
+        sde,
+        create_model(config),
+        jax.tree.map(jnp.asarray, found.params),
+        continuous=config.training.continuous,
+        parametrisation=config.model.get("parametrisation", "score_sde"),
+        statistics=None if stats is None else stats.to_range(config.data.centered),
+        num_scales=config.model.num_scales,
+    )
+    shape = (size, size, config.data.num_channels)
+    return Trained(str(checkpoint), config, sde, score_fn, shape, stats, found.digest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How images are going to be made.
+
+    Attributes:
+      sampler: the sampler, a pytree.
+      config: the configuration with every override in it.
+      N: iterations.
+      nfe: network evaluations an image; None if the solver decides as it goes.
+      alpha: strength of M, infinity for none.
+      preconditioner: M.
+    """
+
+    sampler: Any
+    config: ConfigDict
+    N: int
+    nfe: int | None
+    alpha: float
+    preconditioner: Preconditioner
+
+    def describe(self) -> dict[str, Any]:
+        """What decides the images besides model and seed, for a manifest."""
+        sampling_options = self.config.sampling.to_dict()
+        return {
+            "sampling": sampling_options,
+            "pds": {**self.config.pds.to_dict(), "alpha_used": self.alpha},
+            "preconditioner": self.preconditioner.describe(),
+            "N": self.N,
+            "nfe": self.nfe,
+        }
+
+
+def plan(
+    trained: Trained,
+    *,
+    nfe: int | None = None,
+    speed_up: float | None = None,
+    alpha: float | str | None = None,
+    check: bool = True,
+    **options: Any,
+) -> Plan:
+    """Decide how to sample; everything that can be refused is refused here.
+
+    Args:
+      trained: the model.
+      nfe: network evaluations an image, rounded down to whole iterations; or
+      speed_up: N = int(num_scales / speed_up). By default the configuration's.
+      alpha: strength of PDS: a number > 1, "auto" (closed form in N), "tune" (by the spectrum of a few samples), or
+        infinity for none. By default the configuration's.
+      check: refuse a setting that must diverge.
+      **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
+        variant="exact", prior="matched", filters="both".
+
+    Returns:
+      The plan.
+
+    Raises:
+      PdsError: an unknown option or value, or what the samplers refuse.
+    """
+    config = _with_options(trained.config, {**options, **({} if alpha is None else {"alpha": alpha})})
+    if nfe is not None:
+        speed_up = config.model.num_scales / (_iterations(config, nfe) + 1e-6)
+    if speed_up is not None:
+        config.sampling.speed_up = float(speed_up)
+    stats = _statistics(trained, config)
+    sampler = _sampler(trained, config, None, stats, check)
+    steps = int(getattr(sampler, "steps", 0))
+    strength = _alpha(trained, config, steps, stats, check)
+    m = _preconditioner(trained, config, strength, stats)
+    if not m.is_identity:
+        sampler = _sampler(trained, config, m, stats, check)
+    count = int(sampler.nfe) if hasattr(sampler, "nfe") else None
+    return Plan(sampler, config, steps, count, strength, m)
+
+
+def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
+    """A copy of the configuration with fields of its sampling and pds sections replaced."""
+    changed = ConfigDict(config.to_dict())
+    for name, value in options.items():
+        section = next((s for s in ("sampling", "pds") if name in changed[s]), None)
+        if section is None:
+            known = sorted([*changed.sampling, *changed.pds])
+            raise PdsError(f"unknown sampling option {name!r}; known: {', '.join(known)}")
+        with changed.ignore_type():
+            changed[section][name] = value
+    return changed
+
+
+def _iterations(config: ConfigDict, nfe: int) -> int:
+    options = config.sampling
+    each = options.n_steps_each * (options.corrector != "none") + _evaluations(options.predictor)
+    return max(nfe // max(each, 1), 1)
+
+
+def _evaluations(predictor: str) -> int:
+    get_predictor(predictor)  # refuses an unknown name
+    return TRAITS[predictor].evaluations
+
+
+def _statistics(trained: Trained, config: ConfigDict) -> statistics_lib.Statistics | None:
+    path = config.pds.get("statistics", "")
+    stats = statistics_lib.load(path) if path else trained.statistics
+    if stats is not None:
+        stats.check_shape(trained.shape)
+    return stats
+
+
+def _sampler(trained: Trained, config: ConfigDict, m: Any, stats: Any, check: bool) -> Any:
+    return sampling.get_sampling_fn(config, trained.sde, trained.shape, m, statistics=stats, check=check)
+
+
+def _alpha(trained: Trained, config: ConfigDict, steps: int, stats: Any, check: bool) -> float:
+    pds = config.pds
+    value = pds.alpha
+    masks = pds.freq_mask_path or pds.space_mask_path
+    if isinstance(value, str) and value not in ("auto", "tune"):
+        try:
+            value = float(value)
+        except ValueError:
+            raise PdsError(f"alpha={value!r}: use a number above 1, auto, tune or inf") from None
+    if value == "auto":
+        options = config.sampling
+        return float(
+            alpha_auto(
+                trained.sde,
+                steps,
+                options.corrector != "none",
+                options.snr,
+                options.n_steps_each,
+                stats,
+                config.data.centered,
+            )
+        )
+    if value == "tune":
+        return tune_alpha(trained, config, stats)
+    if math.isnan(value) or value <= 1:
+        raise PdsError(f"alpha={value}: use a number above 1 (the papers use 5), auto, tune, or inf for no PDS")
+    return _ALPHA_OF_THE_PAPERS if masks and math.isinf(value) else float(value)
+
+
+def _preconditioner(trained: Trained, config: ConfigDict, alpha: float, stats: Any) -> Preconditioner:
+    pds = config.pds
+    if pds.r and (pds.freq_mask_path or pds.space_mask_path):
+        raise PdsError("choose either masks from files or the two-number filter (radius, lam), not both")
+    if pds.r:
+        return preconditioner.from_radius(trained.shape, pds.r, pds.lam)
+    if pds.freq_mask_path or pds.space_mask_path:
+        m = preconditioner.from_masks(pds.freq_mask_path or None, pds.space_mask_path or None, alpha)
+    elif math.isinf(alpha):
+        return preconditioner.identity()
+    elif stats is None:
+        raise PdsError(
+            f"alpha={alpha:g} needs the data's statistics: pass --statistics=FILE.npz (make one with "
+            "scripts/make_statistics.py), --freq_mask_path, or the two-number filter --radius and --lam"
+        )
+    else:
+        m = preconditioner.from_statistics(stats, alpha, pds.filters, pds.recipe)
+    m.check_shape(trained.shape)
+    return m
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Images and what they cost.
+
+    Attributes:
+      images: (n, H, W, C) float32, in [0, 1] up to what the model overshoots.
+      nfe: network evaluations an image (the mean where an adaptive solver decided).
+      seconds: of sampling, without compilation.
+      compile_seconds: of compilation, or of loading the program from the cache.
+      trajectory: (step, t, images so far in [0, 1]) where asked for.
+    """
+
+    images: np.ndarray
+    nfe: float
+    seconds: float
+    compile_seconds: float
+    trajectory: list[tuple[int, float, np.ndarray]]
+
+
+Progress = Callable[[int, int], None]
+Saver = Callable[[Sequence[int], np.ndarray], None]
+
+
+def draw(
+    trained: Trained,
+    plan: Plan,
+    seeds: Sequence[int],
+    *,
+    batch_size: int | None = None,
+    label: str = "sampling",
+    save: Saver | None = None,
+    trajectory_every: int = 0,
+) -> Drawn:
+    """Make one image a seed; image s depends on s alone, not on its batch (norm mode "sample").
+
+    Args:
+      trained: the model.
+      plan: how.
+      seeds: which images.
+      batch_size: images at once; by default all, at most 64.
+      label: of the progress bar.
+      save: called after every batch with its seeds and images.
+      trajectory_every: keep the images so far every so many steps; 0 keeps none.
+
+    Returns:
+      The images.
+
+    Raises:
+      PdsError: no seeds, or the samples diverged.
+    """
+    from tqdm import tqdm
+
+    seeds = [int(seed) for seed in seeds]
+    if not seeds:
+        raise PdsError("no seeds were given; ask for at least one image")
+    size = min(batch_size or MAX_BATCH, len(seeds))
+    unscale = datasets.get_data_inverse_scaler(trained.config)
+    batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
+    compile_seconds = _warm_up(trained, plan, size)
+    images, evaluations, trajectory = [], [], []
+    start = time.perf_counter()
+    total = max(plan.N, 1) * len(batches)
+    with tqdm(total=total, desc=label, unit="step", leave=False, mininterval=0.5) as bar:
+        for number, batch in enumerate(batches):
+            progress = _progress(bar, number * max(plan.N, 1))
+            keys = sampling.image_keys(batch + [batch[-1]] * (size - len(batch)))
+            run = parallel.sample(
+                plan.sampler, keys, trained.score_fn, progress=progress, trajectory_every=trajectory_every
+            )
+            part = np.asarray(unscale(np.asarray(run.x)[: len(batch)]), np.float32)
+            images.append(part)
+            evaluations.append(float(np.mean(run.nfe)))
+            trajectory = [(step, t, unscale(x[: len(batch)])) for step, t, x in run.trajectory] or trajectory
+            if save is not None:
+                save(batch, part)
+    seconds = time.perf_counter() - start
+    return Drawn(np.concatenate(images), float(np.mean(evaluations)), seconds, compile_seconds, trajectory)
+
+
+def _progress(bar: Any, offset: int) -> Progress:
+    return lambda done, _: bar.update(offset + done - bar.n)
+
+
+def _warm_up(trained: Trained, plan: Plan, size: int) -> float:
+    """Compile ahead of the clock: a chunk of no steps runs the whole program's compilation and nothing else."""
+    start = time.perf_counter()
+    parallel.warm_up(plan.sampler, sampling.image_keys([0] * size), trained.score_fn)
+    return time.perf_counter() - start
+
+
+# --- choosing alpha by a few samples ---------------------------------------------------------------------------
+
+TUNE_ALPHAS = (2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0, math.inf)
+
+
+def tune_alpha(
+    trained: Trained,
+    config: ConfigDict,
+    stats: Any,
+    *,
+    images: int = 128,
+    alphas: Sequence[float] = TUNE_ALPHAS,
+    first_seed: int = 2**31,
+) -> float:
+    """The α whose samples have the power spectrum closest to the data's.
+
+    E(α) = √mean_k (log P_samples(k) − log P_data(k))² over the radii k. Derived; see docs/theory.md.
+
+    Args:
+      trained: the model.
+      config: its configuration with the options of the run.
+      stats: statistics of the data.
+      images: samples per α.
+      alphas: candidates; those that must diverge are passed over.
+      first_seed: seeds of the samples, far from those of a run.
+
+    Returns:
+      The best α.
+
+    Raises:
+      PdsError: no statistics.
+    """
+    from pds_jax.metrics.simple import spectrum_error
+
+    if stats is None:
+        raise PdsError("alpha=tune compares spectra and needs the data's statistics: pass --statistics=FILE.npz")
+    errors: dict[float, float] = {}
+    for alpha in alphas:
+        try:
+            candidate = plan(trained, **_options_of(config), alpha=alpha)
+            found = draw(trained, candidate, range(first_seed, first_seed + images), label=f"trying alpha={alpha:g}")
+        except PdsError:
+            continue  # diverges: not a candidate
+        errors[alpha] = spectrum_error(np.clip(found.images, 0.0, 1.0), stats.power)
+    if not errors:
+        raise PdsError("alpha=tune: every alpha diverges at this number of steps; use more steps")
+    return min(errors, key=lambda alpha: errors[alpha])
+
+
+def _options_of(config: ConfigDict) -> dict[str, Any]:
+    options = {**config.sampling.to_dict(), **config.pds.to_dict()}
+    del options["alpha"]
+    return options

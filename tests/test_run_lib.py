@@ -1,0 +1,152 @@
+"""The whole path from flags to files, on a tiny network."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from configs.ve import cifar10_ncsnpp_continuous
+from pds_jax import assembly, checkpoints, files, images, run_lib, statistics
+from pds_jax.models import init_model
+from pds_jax.types import PdsError
+
+OPTIONS = {
+    "checkpoint": None,
+    "raw_weights": False,
+    "seeds": "0-2",
+    "batch_size": None,
+    "eval_folder": None,
+    "precision": "float32",
+}
+FEW = {"sampling.speed_up": 4.0, "sampling.corrector": "none"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny NCSN++ with random weights and the statistics of random images, saved as ours."""
+    folder = tmp_path_factory.mktemp("model")
+    config = cifar10_ncsnpp_continuous.get_config("runlocal,image_size=8,ch_mult=1,attn_resolutions=4")
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_model(jax.random.key(0), config))
+    params = jax.tree.map(lambda leaf: (0.1 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    checkpoints.save_model(folder, params, config)
+    pixels = rng.random((64, 4, 4, 3)).repeat(2, axis=1).repeat(2, axis=2).astype(np.float32)
+    statistics.compute_statistics([pixels]).save(folder / "statistics.npz")
+    return folder
+
+
+def sample(model, workdir, overrides=None, **options):
+    chosen = {**OPTIONS, "checkpoint": str(model), **options}
+    return run_lib.sample(None, str(workdir), {**FEW, **(overrides or {})}, chosen)
+
+
+def test_a_run_writes_images_grid_and_manifest(model, tmp_path):
+    folder = sample(model, tmp_path, {"pds.alpha": "5"})
+    for seed in range(3):
+        assert images.load_png(images.seed_path(folder, seed)).shape == (8, 8, 3)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["state"] == "complete" and manifest["nfe"] == 10 and manifest["identity"]["N"] == 10
+    assert manifest["identity"]["pds"]["alpha_used"] == 5.0
+    assert manifest["identity"]["preconditioner"]["recipe"] == "ijcv2025"
+    assert manifest["versions"]["jax"] == jax.__version__
+    assert (folder / "grid.png").is_file()
+
+
+def test_a_second_run_goes_on_and_mends_what_is_broken(model, tmp_path):
+    folder = sample(model, tmp_path)
+    before = {seed: files.sha256(images.seed_path(folder, seed)) for seed in range(3)}
+    images.seed_path(folder, 1).write_bytes(b"torn")
+    images.seed_path(folder, 2).unlink()
+    untouched = images.seed_path(folder, 0).stat().st_mtime_ns
+    sample(model, tmp_path, seeds="0-3")
+    assert {seed: files.sha256(images.seed_path(folder, seed)) for seed in range(3)} == before
+    assert images.seed_path(folder, 0).stat().st_mtime_ns == untouched
+    assert images.seed_path(folder, 3).is_file()
+
+
+def test_another_run_in_the_same_folder_is_refused(model, tmp_path):
+    sample(model, tmp_path)
+    with pytest.raises(PdsError, match="holds another run: .*alpha"):
+        sample(model, tmp_path, {"pds.alpha": "5"})
+
+
+def test_a_folder_of_something_else_is_refused(model, tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "thesis.tex").write_text("precious")
+    with pytest.raises(PdsError, match="not empty"):
+        sample(model, tmp_path)
+
+
+def test_an_image_does_not_depend_on_its_batch(model):
+    """Convolutions sum in another order at another batch size: equal to float32 rounding, not to the bit."""
+    trained = assembly.load(str(model))
+    plan = assembly.plan(trained, speed_up=4.0, alpha=5.0)
+    alone, sevens, together = (
+        assembly.draw(trained, plan, range(8), batch_size=size).images for size in (1, 7, 64)
+    )
+    scale = np.abs(together).max()
+    np.testing.assert_allclose(alone, together, atol=2e-5 * scale, rtol=0)
+    np.testing.assert_allclose(sevens, together, atol=2e-5 * scale, rtol=0)
+
+
+def test_alpha_infinity_is_bit_equal_to_no_pds(model):
+    trained = assembly.load(str(model))
+    plain = assembly.draw(trained, assembly.plan(trained, speed_up=4.0), range(2)).images
+    infinite = assembly.draw(trained, assembly.plan(trained, speed_up=4.0, alpha=math.inf), range(2)).images
+    preconditioned = assembly.draw(trained, assembly.plan(trained, speed_up=4.0, alpha=3.0), range(2)).images
+    np.testing.assert_array_equal(plain, infinite)
+    assert np.abs(plain - preconditioned).max() > 1e-3
+
+
+def test_auto_and_tune_choose_a_strength(model):
+    trained = assembly.load(str(model))
+    assert assembly.plan(trained, speed_up=4.0, alpha="auto").alpha > 1
+    config = assembly.plan(trained, speed_up=4.0).config
+    alphas = (4.0, math.inf)
+    assert assembly.tune_alpha(trained, config, trained.statistics, images=8, alphas=alphas) in alphas
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"pds.alpha": "1"}, "above 1"),
+        ({"pds.alpha": "nan"}, "above 1"),
+        ({"pds.alpha": "strong"}, "number above 1"),
+        ({"sampling.predictor": "leapfrog"}, "known: .*reverse_diffusion"),
+        ({"sampling.corrector": "leapfrog"}, "known: .*langevin"),
+        ({"sampling.speed_up": 1000.0}, "N"),
+        ({"sampling.speed_up": 4.0, "sampling.snr": -1.0, "sampling.corrector": "langevin"}, "snr"),
+        ({"pds.statistics": "missing.npz", "pds.alpha": "5"}, "missing.npz"),
+        ({"pds.freq_mask_path": "missing.npy"}, "missing.npy"),
+        ({"pds.recipe": "cvpr1999", "pds.alpha": "5"}, "ijcv2025"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_run(model, tmp_path, overrides, message):
+    with pytest.raises(PdsError, match=message):
+        sample(model, tmp_path, overrides)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_bad_options_are_refused(model, tmp_path):
+    with pytest.raises(PdsError, match="--seeds"):
+        sample(model, tmp_path, seeds="3-1")
+    with pytest.raises(PdsError, match="--batch_size"):
+        sample(model, tmp_path, batch_size=0)
+    with pytest.raises(PdsError, match="no_such_model"):
+        sample("no_such_model", tmp_path)
+    with pytest.raises(PdsError, match="--config"):
+        run_lib.run("train", None, str(tmp_path), {}, OPTIONS)
+
+
+def test_masks_of_another_shape_are_refused_with_both_shapes(model, tmp_path):
+    np.save(tmp_path / "mask.npy", np.ones((3, 16, 16), np.float32))
+    with pytest.raises(PdsError, match=r"16.*8"):
+        sample(model, tmp_path, {"pds.freq_mask_path": str(tmp_path / "mask.npy")})
+
+
+def test_a_config_of_another_network_names_the_first_parameter(model, tmp_path):
+    config = cifar10_ncsnpp_continuous.get_config("runlocal,image_size=8,ch_mult=1,attn_resolutions=4,nf=16")
+    with pytest.raises(PdsError, match="Conv|Dense|GroupNorm"):
+        run_lib.sample(config, str(tmp_path), FEW, {**OPTIONS, "checkpoint": str(model)})
