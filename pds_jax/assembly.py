@@ -305,7 +305,9 @@ def draw(
     unscale = datasets.get_data_inverse_scaler(trained.config)
     batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
     compile_seconds = _warm_up(trained, plan, size)
-    images, evaluations, trajectory = [], [], []
+    images: list[np.ndarray] = []
+    evaluations: list[float] = []
+    trajectory: list[tuple[int, float, np.ndarray]] = []
     start = time.perf_counter()
     total = max(plan.N, 1) * len(batches)
     with tqdm(total=total, desc=label, unit="step", leave=False, mininterval=0.5) as bar:

@@ -22,9 +22,20 @@ from pds_jax.types import PdsError
 class Source(Protocol):
     """Images by index; an endless source has ``size`` None and any index is good."""
 
-    name: str
-    shape: tuple[int, int, int]
-    size: int | None
+    @property
+    def name(self) -> str:
+        """For messages and provenance."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        ...
+
+    @property
+    def size(self) -> int | None:
+        """How many images there are; None if without end."""
+        ...
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Return images (B, H, W, C), float32 in [0, 1], of the given indices (B,)."""
@@ -246,7 +257,7 @@ def from_path(path: str | os.PathLike[str], *, size: int | None = None, channels
     parts: list[np.ndarray] = []
     held = 0
     is_array = path.suffix.lower() == ".npz"
-    options = {} if is_array else {"size": size, "channels": channels}
+    options: dict[str, Any] = {} if is_array else {"size": size, "channels": channels}
     for batch in read_images(path, **options):
         parts.append(batch)
         held += batch.nbytes

@@ -12,7 +12,7 @@ import numpy as np
 from pds_jax.files import atomic_write
 from pds_jax.images import grid, to_uint8
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 11,
     "axes.grid": True,
     "grid.alpha": 0.3,
@@ -116,8 +116,8 @@ def curves(
         axis.axhline(floor, color="0.4", linestyle="--", linewidth=1.2, label="as many real images")
     axis.set_xscale("log" if logx else "linear")
     axis.set_yscale("log" if logy else "linear")
-    if logx:
-        ticks = sorted({x for points in lines.values() for x, _ in points})
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    if logx and len(ticks) <= 12:  # more labels would lie on each other
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 8 else 0)
         axis.minorticks_off()
     axis.set_xlabel(xlabel)

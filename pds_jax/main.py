@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 _MAIN = "pds_jax.main"
-_MODES = ("sample", "train", "eval")
+_MODES = ("sample", "train")
 
 flags.DEFINE_enum("mode", None, _MODES, "What to do.", module_name=_MAIN)
 config_flags.DEFINE_config_file(
@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
     if FLAGS.mode is None:
-        raise app.UsageError("type --mode=sample, --mode=train or --mode=eval; e.g. " + _EXAMPLE)
+        raise app.UsageError("type --mode=sample or --mode=train; e.g. " + _EXAMPLE)
     if FLAGS.workdir is None:
         raise app.UsageError("type --workdir=FOLDER, where results go; e.g. " + _EXAMPLE)
     from pds_jax.cache import use_compilation_cache

@@ -202,7 +202,7 @@ def all_device_mean(values: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(count: int) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+def _programs(count: int) -> tuple[Any, Any, Any]:
     """Parallel init, chunk and whole-run on the first ``count`` local devices; made once, so they compile once."""
     chosen = jax.local_devices()[:count]
     init = jax.pmap(lambda sampler, keys: sampler.init(keys), AXIS, in_axes=(None, 0), devices=chosen)

@@ -1,4 +1,4 @@
-"""The three jobs of the command line: sample, train, evaluate. Wiring only."""
+"""The two jobs of the command line: sample and train. Wiring only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(
     """Do what ``--mode`` says.
 
     Args:
-      mode: "sample", "train" or "eval".
+      mode: "sample" or "train".
       config: configuration, or None where a checkpoint brings its own.
       workdir: folder of the run.
       overrides: configuration fields such as "sampling.snr" set by flags.
@@ -43,12 +43,8 @@ def run(
             raise PdsError("--mode=train needs --config=configs/….py")
         training.train(_overridden(config, overrides), workdir)
         print(f"Training states, samples and logs are in {workdir}")
-    elif mode == "sample":
-        sample(config, workdir, overrides, options)
     else:
-        from pds_jax import evaluation
-
-        evaluation.evaluate(config, workdir, overrides, options)
+        sample(config, workdir, overrides, options)
 
 
 def _overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

@@ -242,13 +242,13 @@ class Run:
     """What :func:`run` returns.
 
     Attributes:
-      x: (B, H, W, C) float32 images.
-      nfe: score evaluations per image.
+      x: (B, H, W, C) float32 images, on a device or the host.
+      nfe: score evaluations per image; (B,) where an adaptive solver decided.
       trajectory: (step, t, x_mean) every so many steps, on the host; empty unless asked for.
     """
 
-    x: Array
-    nfe: int
+    x: Any
+    nfe: Any
     trajectory: list[tuple[int, float, np.ndarray]]
 
 

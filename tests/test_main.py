@@ -23,7 +23,7 @@ def test_help_lists_every_flag_with_an_explanation():
 
 def test_an_unknown_mode_lists_the_known_ones():
     done = pds_jax("--mode=fly", "--workdir=x")
-    assert done.returncode != 0 and "sample|train|eval" in done.stdout + done.stderr
+    assert done.returncode != 0 and "sample|train" in done.stdout + done.stderr
 
 
 def test_a_checkpoint_that_is_not_there_is_one_clear_line(tmp_path):

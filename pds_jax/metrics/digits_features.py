@@ -60,7 +60,8 @@ class DigitsJudge:
 
 @jax.jit
 def _apply(params: Any, images: Array) -> tuple[Array, Array]:
-    return DigitsClassifier().apply({"params": params}, jnp.asarray(images))
+    outputs: Any = DigitsClassifier().apply({"params": params}, jnp.asarray(images))
+    return outputs
 
 
 @functools.cache
