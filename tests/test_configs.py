@@ -148,6 +148,13 @@ def test_runlocal_keeps_the_structure_and_is_small(name):
     assert count_parameters(name, "runlocal") < 700_000
 
 
+@pytest.mark.parametrize(("name", "size"), [("digits", 8), ("photos", 16)])
+def test_runlocal_keeps_own_data_that_need_no_download(name, size):
+    config = get_config(name, "runlocal")
+    assert (config.data.dataset, config.data.image_size) == (name, size)
+    assert count_parameters(name, "runlocal") < 700_000
+
+
 @pytest.mark.parametrize("name", ["ve.church_ncsnpp_continuous", "vp.ddpm.cifar10", "ve.ncsnv2.cifar10"])
 def test_runlocal_network_runs(name):
     config = get_config(name, "runlocal")
