@@ -13,7 +13,7 @@ from pds_jax import assembly, figures, images, quality
 from pds_jax.cache import use_compilation_cache
 
 _MODEL = flags.DEFINE_enum("model", "photos", ["photos", "digits"], "Which shipped model.")
-_NFES = flags.DEFINE_list("nfe", ["20", "40", "80", "132"], "Numbers of network evaluations.")
+_NFES = flags.DEFINE_list("nfe", ["20", "40", "80"], "Numbers of network evaluations.")
 _COUNT = flags.DEFINE_integer("images", 128, "Images a cell; more makes the table's distances less noisy.")
 _ALPHA = flags.DEFINE_float("alpha", None, "Strength of PDS; default: the model's recommended value.")
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Where results go.")
