@@ -251,7 +251,7 @@ def sample(
     keys: Key,
     score_fn: ScoreFn,
     *,
-    chunk: int = 25,
+    chunk: int = sampling.CHUNK,
     progress: Callable[[int, int], None] | None = None,
     trajectory_every: int = 0,
 ) -> sampling.Run:

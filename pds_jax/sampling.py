@@ -57,6 +57,8 @@ class SamplingDiverged(PdsError, FloatingPointError):
     """A sample stopped being finite; the message says at which step and time, and what to do."""
 
 
+CHUNK = 25  # steps of one compiled call; between two calls the host shows a sign of life
+
 @flax.struct.dataclass
 class Carry:
     """What the loop carries from step to step.
@@ -144,7 +146,11 @@ class PCSampler:
         Returns:
           (B, H, W, C) float32 images in the model's range, and the NFE per image.
         """
-        return self.result(self.run_chunk(self.init(keys, condition), self.steps, score_fn)), self.nfe
+        chunks = -(-len(self.times) // CHUNK)
+        carry, _ = jax.lax.scan(
+            lambda carry, _: (self.run_chunk(carry, CHUNK, score_fn), None), self.init(keys, condition), length=chunks
+        )
+        return self.result(carry), self.nfe
 
     def init(self, keys: Key, condition: Any = None) -> Carry:
         """Draw the prior; one image per key (B,)."""
@@ -162,13 +168,20 @@ class PCSampler:
         return Carry(x, x, keys, jnp.int32(0), _finite(x) - 1, condition, memory)
 
     def run_chunk(self, carry: Carry, steps: int | Array, score_fn: ScoreFn) -> Carry:
-        """Advance by at most `steps` steps; steps is traced, so chunks of any length are one program."""
+        """Advance by at most min(`steps`, CHUNK) steps.
 
-        def advance(_: Array, carry: Carry) -> Carry:
+        One ``lax.scan`` of CHUNK turns; those beyond `steps`, which is traced, are skipped at no cost, so that chunks
+        of any length and runs of any number of steps are one program.
+        """
+        stop = jnp.minimum(carry.step + steps, self.steps)
+
+        def advance(carry: Carry) -> Carry:
             return self.step(carry, lambda d: normal(carry.keys, carry.step + 1, d, self.shape), score_fn)[0]
 
-        stop = jnp.minimum(carry.step + steps, self.steps)
-        return jax.lax.fori_loop(carry.step, stop, advance, carry)
+        def turn(carry: Carry, _: None) -> tuple[Carry, None]:
+            return jax.lax.cond(carry.step < stop, advance, lambda same: same, carry), None
+
+        return jax.lax.scan(turn, carry, length=CHUNK)[0]
 
     def step(
         self, carry: Carry, noise: Callable[[Any], Array], score_fn: ScoreFn
@@ -257,7 +270,7 @@ def run(
     keys: Key,
     score_fn: ScoreFn,
     *,
-    chunk: int = 25,
+    chunk: int = CHUNK,
     progress: Callable[[int, int], None] | None = None,
     trajectory_every: int = 0,
     init_fn: Callable[..., Any] | None = None,
@@ -270,7 +283,7 @@ def run(
       sampler: of :func:`get_pc_sampler`.
       keys: (B,) one key per image.
       score_fn: score function, a pytree.
-      chunk: steps between two signs of life; any value runs the same program.
+      chunk: steps between two signs of life, at most CHUNK; any value runs the same program.
       progress: called with (steps done, steps in all).
       trajectory_every: keep x_mean every so many steps; 0 keeps none.
       init_fn: (sampler, keys[, condition]) -> carry, compiled; one device by default.
@@ -289,7 +302,7 @@ def run(
     trajectory: list[tuple[int, float, np.ndarray]] = []
     carry = init_fn(sampler, keys, *([] if condition is None else [condition]))
     while done < total:
-        target = min(done + chunk, total)
+        target = min(done + min(chunk, CHUNK), total)
         if trajectory_every:
             target = min(target, (done // trajectory_every + 1) * trajectory_every)
         carry = chunk_fn(sampler, carry, jnp.int32(target - done), score_fn)
