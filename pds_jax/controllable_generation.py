@@ -7,7 +7,9 @@ image. After each update the part Π x of the state is replaced by a draw of its
     x ← x − Π x + m_t k + std_t Π z,    x_mean ← x_mean − Π x_mean + m_t k,
 
 t being the time that x is at: after a predictor step the next one, at the end the data's. It costs nothing and the
-result measures as y exactly. It is not exact sampling of p(x | y): the score sees a noisy y (see README).
+result measures as y exactly. But it is not a draw of p(x | y), for the score sees a noisy y: on Gaussian images of 4x4
+pixels of which every other is known, 200 steps, the mean of the others was off by 0.07 where y moves it by 0.13; with
+guidance by 0.02, the Monte-Carlo error.
 
 *Guidance* adds ∇ log p(y | x_t) to the score: by a classifier of noisy images (Dhariwal and Nichol 2021), or, for y =
 A x_0 + σ_y n, by the law N(D, C) of x_0 given x_t (Song, Vahdat, Mardani, Kautz, ICLR 2023),
@@ -363,9 +365,7 @@ def class_conditional(
         raise PdsError(f"labels must be a list of whole numbers, not {array.dtype} of shape {array.shape}")
     bad = np.flatnonzero((array < 0) | (array >= num_classes))
     if bad.size:
-        raise PdsError(
-            f"label {array[bad[0]]} of image {bad[0]} is not one of the {num_classes} classes 0..{num_classes - 1}"
-        )
+        raise PdsError(f"label {array[bad[0]]} of image {bad[0]} is not one of the classes 0 to {num_classes - 1}")
     return ClassScore(
         score_fn=score_fn,
         sde=sde,

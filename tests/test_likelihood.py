@@ -131,7 +131,10 @@ def test_exact_divergence_where_the_estimate_is_random():
     np.testing.assert_allclose(np.mean(estimate), bpd[0], atol=4 * spread)
 
 
-@pytest.mark.parametrize("method", sorted(SOLVERS))
+OTHERS = [pytest.param(method, marks=pytest.mark.slow) for method in sorted(set(SOLVERS) - {"RK45"})]
+
+
+@pytest.mark.parametrize("method", ["RK45", *OTHERS])
 def test_every_solver_finds_the_likelihood_and_counts_its_evaluations(method):
     sde, m, calls = SDES["vpsde"], np.full((2, 2, 1), 0.3, np.float32), []
 
