@@ -146,7 +146,8 @@ def plan(
     """
     config = _with_options(trained.config, {**options, **({} if alpha is None else {"alpha": alpha})})
     if nfe is not None:
-        speed_up = config.model.num_scales / (_iterations(config, nfe) + 1e-6)
+        # The small term keeps int(num_scales / speed_up) from rounding down to one iteration less.
+        speed_up = max(config.model.num_scales / (_iterations(config, nfe) + 1e-6), 1.0)
     if speed_up is not None:
         config.sampling.speed_up = float(speed_up)
     stats = _statistics(trained, config)

@@ -29,12 +29,14 @@ _SAMPLERS = flags.DEFINE_list("samplers", ["PC", "RD"], "Which samplers; see SAM
 _MOST = flags.DEFINE_integer("sweep_up_to", 200, "Sweep alpha up to this NFE; above it only 20.")
 _OUT = flags.DEFINE_string("out", "docs/results", "Folder of tables and JSON.")
 _FIGURES = flags.DEFINE_string("figures", "docs/figures", "Folder of figures.")
+_RENDER = flags.DEFINE_bool("render_only", False, "Measure nothing: table and figures of what is in --out.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke run: 32 images, NFE 20 and 40, into runs/fewstep_quick.")
 
 # Name -> options of the plan, and whether M acts on it.
 SAMPLERS: dict[str, tuple[dict[str, Any], bool]] = {
     "PC": ({"predictor": "reverse_diffusion", "corrector": "langevin"}, True),
     "RD": ({"predictor": "reverse_diffusion", "corrector": "none"}, True),
+    "PC batch norm": ({"predictor": "reverse_diffusion", "corrector": "langevin", "norm": "batch"}, True),
     "RD exact": ({"predictor": "reverse_diffusion", "corrector": "none", "variant": "exact"}, True),
     "SDE-DPM++(2M)": ({"predictor": "sde_dpmpp_2m", "corrector": "none", "grid": "edm"}, True),
     "SDE-DPM++(2M) matched": (
@@ -64,7 +66,7 @@ def cells(nfes: list[int], alphas: list[float], samplers: list[str]) -> list[tup
         for name in samplers:
             found.append((name, nfe, math.inf))
             if SAMPLERS[name][1]:
-                swept = alphas if nfe <= _MOST.value else [20.0]
+                swept = [a for a in alphas if nfe <= _MOST.value or a == 20.0]
                 found += [(name, nfe, alpha) for alpha in swept]
     return found
 
@@ -97,7 +99,7 @@ def run(model: str, nfes: list[int], alphas: list[float], samplers: list[str], c
     floor = judge.floor(count)
     for cell in cells(nfes, alphas, samplers):
         key = f"{cell[0]} | {cell[1]} | {cell[2]:g}"
-        if key not in rows:
+        if key not in rows and not _RENDER.value:
             rows[key] = measure(trained, judge, cell, count)
             files.write_json(path, {**record, "floor": floor, "rows": rows})
     record = {**record, "floor": floor, "rows": rows}

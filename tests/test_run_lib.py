@@ -100,6 +100,14 @@ def test_alpha_infinity_is_bit_equal_to_no_pds(model):
     assert np.abs(plain - preconditioned).max() > 1e-3
 
 
+def test_the_evaluations_asked_for_are_those_made(model):
+    trained = assembly.load(str(model))
+    scales = trained.config.model.num_scales
+    for iterations in (2, 3, 7, 13, scales - 1, scales):
+        assert assembly.plan(trained, nfe=2 * iterations, check=False).nfe == 2 * iterations
+        assert assembly.plan(trained, nfe=iterations, corrector="none", check=False).N == iterations
+
+
 def test_auto_and_tune_choose_a_strength(model):
     trained = assembly.load(str(model))
     assert assembly.plan(trained, speed_up=4.0, alpha="auto").alpha > 1
