@@ -29,6 +29,8 @@ setup(
         "scipy>=1.12",
         "diffrax>=0.7.0",
         "safetensors>=0.4.5",
+        "msgpack>=1.0.8",
+        "ml_dtypes>=0.4.0",
         "tensorflow-datasets>=4.9.7",
         "tqdm>=4.66",
         "Pillow>=10.3",

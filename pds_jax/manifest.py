@@ -73,6 +73,11 @@ class RunFolder:
         """Where the manifest is."""
         return self.folder / "manifest.json"
 
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end."""
+        return files.read_json(self.manifest_path).get("state") == "complete"
+
     def _check_same_run(self) -> None:
         there = files.read_json(self.manifest_path).get("identity")
         if there == self.identity:

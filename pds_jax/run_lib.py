@@ -89,10 +89,11 @@ def sample(
     if len(todo) < len(seeds):
         print(f"{len(seeds) - len(todo)} of {len(seeds)} images are there already")
     _tell(trained, plan, len(todo))
+    if not todo and folder.complete:  # nothing to add: the manifest keeps the seconds of the run that made them
+        print(f"{len(seeds)} images: {folder.folder}\nManifest: {folder.manifest_path}")
+        return folder.folder
     start = time.perf_counter()
-    drawn = None
-    if todo:
-        drawn = assembly.draw(trained, plan, todo, batch_size=batch_size, save=folder.save_batch)
+    drawn = assembly.draw(trained, plan, todo, batch_size=batch_size, save=folder.save_batch) if todo else None
     path = _grid(folder.folder, seeds)
     folder.finish(
         seeds=options["seeds"],

@@ -61,6 +61,9 @@ def test_a_second_run_goes_on_and_mends_what_is_broken(model, tmp_path):
     images.seed_path(folder, 2).unlink()
     untouched = images.seed_path(folder, 0).stat().st_mtime_ns
     sample(model, tmp_path, seeds="0-3")
+    facts = (folder / "manifest.json").read_text()
+    sample(model, tmp_path, seeds="0-3")
+    assert (folder / "manifest.json").read_text() == facts  # a run with nothing to do leaves the record alone
     assert {seed: files.sha256(images.seed_path(folder, seed)) for seed in range(3)} == before
     assert images.seed_path(folder, 0).stat().st_mtime_ns == untouched
     assert images.seed_path(folder, 3).is_file()
