@@ -6,16 +6,18 @@ known, ``statistics.npz``. ``photos`` and ``digits`` name the ones that ship.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from absl import logging
 
 from pds_jax import convert, files
 from pds_jax import statistics as statistics_lib
@@ -35,6 +37,21 @@ _NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
 
 # --- training states -------------------------------------------------------------------------------------------
+
+
+class DamagedState(PdsError):
+    """A training state that cannot be read."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without orbax's many lines of information."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(min(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 class TrainingFolder:
@@ -57,7 +74,8 @@ class TrainingFolder:
         self.folder = pathlib.Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, enable_async_checkpointing=False)
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            with _quiet():
+                self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise PdsError(f"cannot use {self.folder}: {error.strerror or error}") from error
 
@@ -79,10 +97,29 @@ class TrainingFolder:
             return
         tree = jax.tree.map(np.asarray, to_tree(state))
         try:
-            self._manager.save(step, args=self._ocp.args.StandardSave(tree))
-            self._manager.wait_until_finished()
+            with _quiet():
+                self._manager.save(step, args=self._ocp.args.StandardSave(tree))
+                self._manager.wait_until_finished()
         except OSError as error:
             raise PdsError(f"cannot save step {step} in {self.folder}: {error.strerror or error}") from error
+
+    def restore_newest(self, template: TrainState) -> TrainState | None:
+        """The newest state that can be read, or None; damaged ones are removed with a warning.
+
+        Args:
+          template: see :meth:`restore`.
+
+        Raises:
+          PdsError: the newest readable state is of another configuration.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.restore(step, template)
+            except DamagedState as error:
+                logging.warning("%s; going back to an earlier state", error)
+                with _quiet():
+                    self._manager.delete(step)
+        return None
 
     def restore(self, step: int, template: TrainState) -> TrainState:
         """Read a state.
@@ -94,24 +131,44 @@ class TrainingFolder:
         Raises:
           PdsError: the state is missing, damaged or of another configuration.
         """
-        return from_tree(template, self._read(step, jax.tree.map(np.asarray, to_tree(template))))
+        expected, found = to_tree(template), flatten(self._read(step))
+        wanted = flatten(expected)
+        for name, leaf in wanted.items():
+            there = found[name].shape if name in found else "absent"
+            if there != np.shape(leaf):
+                raise PdsError(
+                    f"step {step} in {self.folder} is of another configuration: {name} is {there} there, the "
+                    f"configuration needs {np.shape(leaf)}"
+                )
+        # Filled into the expected tree, since orbax may drop the empty nodes of an optimiser's state.
+        return from_tree(template, _filled(expected, found, ""))
 
     def restore_params(self, step: int, *, use_ema: bool = True) -> Params:
         """Read the parameters of a state alone: their moving average, or the raw ones."""
-        return self._read(step, None)["ema_params" if use_ema else "params"]
+        tree = self._read(step)
+        name = "ema_params" if use_ema else "params"
+        if name not in tree:
+            raise PdsError(f"step {step} in {self.folder} holds no {name}; it is no training state of ours")
+        return tree[name]
 
-    def _read(self, step: int, target: Any) -> Any:
+    def _read(self, step: int) -> dict[str, Any]:
         try:
-            tree = self._manager.restore(step, args=self._ocp.args.StandardRestore(target))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PdsError(
-                f"step {step} in {self.folder} is damaged or of another configuration: {error}"
-            ) from error
+            with _quiet():
+                tree = self._manager.restore(step, args=self._ocp.args.StandardRestore())
+        except Exception as error:  # orbax and tensorstore share no narrower base
+            raise DamagedState(f"step {step} in {self.folder} is missing or damaged: {error}") from error
         return jax.tree.map(np.asarray, tree)
 
     def close(self) -> None:
         """Let go of the folder."""
-        self._manager.close()
+        with _quiet():
+            self._manager.close()
+
+
+def _filled(expected: Any, found: Mapping[str, np.ndarray], path: str) -> Any:
+    if not isinstance(expected, Mapping):
+        return found[path]
+    return {key: _filled(value, found, f"{path}/{key}" if path else key) for key, value in expected.items()}
 
 
 # --- finished models -------------------------------------------------------------------------------------------

@@ -100,11 +100,11 @@ class Trainer:
     def _restore(self) -> TrainState:
         params = init_model(jax.random.fold_in(jax.random.key(self.config.seed), 0), self.config)
         state = create_train_state(params, self.optimizer)
-        step = self.meta.latest()
-        if step is None:
+        found = self.meta.restore_newest(state)
+        if found is None:
             return state
-        logging.info("going on from step %d of %s", step, self.workdir)
-        return self.meta.restore(step, state)
+        logging.info("going on from step %d of %s", int(found.step), self.workdir)
+        return found
 
     def run(self) -> None:
         """Train to the end, or until SIGTERM, which saves and returns."""

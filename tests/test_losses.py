@@ -123,6 +123,7 @@ class Echo:
     centered = False
 
     def apply(self, variables, x, labels, train, rngs):
+        assert train and jax.numpy.issubdtype(rngs["dropout"].dtype, jax.dtypes.prng_key)
         return variables["params"] * x
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from pds_jax import checkpoints, parallel, training
+from pds_jax import checkpoints, training
 from pds_jax.types import PdsError
 
 TINY = pathlib.Path(tiny.__file__)
@@ -27,6 +27,18 @@ def final_params(workdir, step):
 def assert_same(a, b, **tolerance):
     compare = np.testing.assert_allclose if tolerance else np.testing.assert_array_equal
     jax.tree.map(lambda x, y: compare(x, y, **tolerance), a, b)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Every Trainer compiles its own step: let the same program come from a cache."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = [getattr(jax.config, name) for name in names]
+    for name, value in zip(names, (str(tmp_path_factory.mktemp("cache")), 0.0), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +60,9 @@ def test_training_leaves_what_it_promises(whole):
 def test_an_interrupted_training_ends_with_the_same_bits(whole, tmp_path):
     config = tiny.get_config()
     config.training.n_iters = 8
-    config.optim.cosine_steps = 0
-    straight = tiny.get_config()
-    straight.optim.cosine_steps = 0
-    training.train(config, str(tmp_path / "a"))
-    training.train(straight, str(tmp_path / "a"))
-    training.train(straight, str(tmp_path / "b"))
-    assert_same(final_params(tmp_path / "a", 12), final_params(tmp_path / "b", 12))
+    training.train(config, str(tmp_path))
+    training.train(tiny.get_config(), str(tmp_path))
+    assert_same(final_params(tmp_path, 12), final_params(whole, 12))
 
 
 def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
@@ -66,22 +74,13 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
 
 def test_one_device_and_four_give_the_same_training(whole, tmp_path, monkeypatch):
     """The mean of gradients is summed in another order: 1e-4 after 12 steps of Adam."""
-    one = jax.local_devices()[:1]
+    one, pmap = jax.local_devices()[:1], jax.pmap
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "local_devices", lambda: one)
-    monkeypatch.setattr(parallel.jax, "pmap", lambda f, **options: _pmap(f, devices=one, **options))
-    config = tiny.get_config()
-    # Dropout draws by device; without it nothing else may depend on their number.
-    monkeypatch.setattr(tiny.Tiny, "dropout", 0.0)
-    training.train(config, str(tmp_path / "one"))
-    monkeypatch.undo()
-    monkeypatch.setattr(tiny.Tiny, "dropout", 0.0)
-    training.train(config, str(tmp_path / "four"))
-    assert_same(final_params(tmp_path / "one", 12), final_params(tmp_path / "four", 12), rtol=1e-3, atol=1e-4)
-
-
-_pmap = jax.pmap
+    monkeypatch.setattr(jax, "pmap", lambda f, **options: pmap(f, devices=one, **options))
+    training.train(tiny.get_config(), str(tmp_path))
+    assert_same(final_params(tmp_path, 12), final_params(whole, 12), rtol=1e-3, atol=1e-4)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step(tmp_path):

@@ -43,7 +43,7 @@ class DigitsClassifier(nn.Module):
             embedding = nn.Dense(32, name="noise")(jnp.concatenate([jnp.sin(level), jnp.cos(level)], axis=-1))
             h = h + embedding[:, None, None, :]
         h = nn.relu(nn.Conv(64, (3, 3), name="conv_1")(h))
-        h = nn.avg_pool(h, (2, 2), (2, 2))
+        h = jnp.mean(h.reshape(h.shape[0], h.shape[1] // 2, 2, h.shape[2] // 2, 2, h.shape[3]), axis=(2, 4))
         h = nn.relu(nn.Conv(64, (3, 3), name="conv_2")(h))
         features = nn.relu(nn.Dense(FEATURES, name="features")(h.reshape(h.shape[0], -1)))
         return nn.Dense(CLASSES, name="logits")(features), features
