@@ -98,7 +98,7 @@ class PCSampler:
       corrector: name.
       n_steps: corrector steps per time.
       probability_flow: whether the predictor steps the ODE.
-      denoise: whether the result is the last x_mean.
+      denoise: whether the result is the last x_mean; without a predictor that is x, as in score_sde.
       variant: "paper" or "exact".
       prior: "standard" or "matched".
       mean_fn: norm mode of the Langevin corrector.
@@ -212,20 +212,20 @@ class PCSampler:
             x, x_mean = condition.pin(x, x_mean, t, noise(draws), self.sde)
             draws += 1
         corrected, memory, traits = (x, x_mean), carry.memory, TRAITS[self.predictor]
-        if self.predictor != "none":
-            x, x_mean, *kept = get_predictor(self.predictor)(
-                x,
-                t,
-                noise(draws) if traits.noise else None,
-                probability_flow=self.probability_flow,
-                variant=self.variant,
-                t_next=t_next,
-                moments=self.moments,
-                memory=memory,
-                **common,
-            )
-            memory = kept[0] if traits.multistep else None
-            draws, t = draws + traits.noise, t_next if condition is None else condition.time(t, t_next)
+        x, x_mean, *kept = get_predictor(self.predictor)(
+            x,
+            t,
+            noise(draws) if traits.noise else None,
+            probability_flow=self.probability_flow,
+            variant=self.variant,
+            t_next=t_next,
+            moments=self.moments,
+            memory=memory,
+            **common,
+        )
+        memory = kept[0] if traits.multistep else None
+        if condition is not None and self.predictor != "none":
+            draws, t = draws + traits.noise, condition.time(t, t_next)
         if condition is not None:
             x, x_mean = condition.pin(x, x_mean, t, noise(draws), self.sde)
         done = carry.step + 1

@@ -171,7 +171,7 @@ class DDPM(nn.Module):
         """
         check_divisible(x.shape[1:3], len(self.ch_mult))
         act, normalize = get_act(self.nonlinearity), get_normalization(self.normalization, self.dtype)
-        cls = remat_keeping_name(ResnetBlockDDPM, self.remat)
+        cls = remat_keeping_name(ResnetBlockDDPM, self.remat, static_argnums=(3,))
         block = partial(cls, act=act, normalize=normalize, dropout=self.dropout, dtype=self.dtype)
         attend = partial(AttnBlock, normalize=normalize, dtype=self.dtype)
         temb = self._embed(labels)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -146,7 +145,7 @@ class NIN(nn.Module):
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
-    """Softmax attention of one head over all pixels, softmax(q kᵀ / √C) v.
+    """Attention of one head over all pixels, softmax(q kᵀ / √C) v; the softmax is float32.
 
     Args:
       q: (B, H, W, C).
@@ -157,8 +156,10 @@ def attention(q: Array, k: Array, v: Array) -> Array:
       (B, H, W, C).
     """
     b, h, w, c = q.shape
-    flat = [a.reshape(b, h * w, 1, c) for a in (q, k, v)]
-    return jax.nn.dot_product_attention(*flat).reshape(b, h, w, c)
+    q, k, v = (a.reshape(b, h * w, c) for a in (q, k, v))
+    logits = jnp.einsum("bic,bjc->bij", q, k, preferred_element_type=jnp.float32) * c**-0.5
+    weights = nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bij,bjc->bic", weights, v).reshape(b, h, w, c)
 
 
 def add_embedding(h: Array, temb: Array | None, act: Activation, dtype: Dtype) -> Array:

@@ -29,12 +29,13 @@ def group_norm(x: Array, dtype: Dtype) -> Array:
 
     Args:
       x: (B, H, W, C).
-      dtype: dtype of the result; mean and variance are always float32.
+      dtype: dtype of the result; the normalisation itself is float32.
 
     Returns:
       (B, H, W, C).
     """
-    return nn.GroupNorm(num_groups=group_count(x.shape[-1]), epsilon=1e-6, dtype=dtype)(x)
+    norm = nn.GroupNorm(num_groups=group_count(x.shape[-1]), epsilon=1e-6)
+    return norm(x.astype(jnp.float32)).astype(dtype)
 
 
 def rescaled_sum(x: Array, y: Array, rescale: bool) -> Array:

@@ -112,10 +112,10 @@ class NCSNpp(nn.Module):
         resample = {"fir": self.fir, "fir_kernel": self.fir_kernel, "dtype": self.dtype}
         options = {"act": get_act(self.nonlinearity), "dropout": self.dropout, **shared}
         if self.resblock_type == "biggan":
-            cls = remat_keeping_name(layerspp.ResnetBlockBigGANpp, self.remat)
+            cls = remat_keeping_name(layerspp.ResnetBlockBigGANpp, self.remat, static_argnums=(3,))
             block = partial(cls, fir=self.fir, fir_kernel=self.fir_kernel, **options)
         else:
-            block = partial(remat_keeping_name(layerspp.ResnetBlockDDPMpp, self.remat), **options)
+            block = partial(remat_keeping_name(layerspp.ResnetBlockDDPMpp, self.remat, static_argnums=(3,)), **options)
         return block, partial(layerspp.AttnBlockpp, **shared), resample
 
     def _embed(self, time_cond: Array) -> Array | None:

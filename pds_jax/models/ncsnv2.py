@@ -19,6 +19,7 @@ from pds_jax.models.utils import (
     get_sigmas,
     image_size,
     register_model,
+    remat_keeping_name,
 )
 from pds_jax.types import Array, PdsError
 
@@ -57,6 +58,7 @@ class NCSNv2(nn.Module):
     centered: bool = False
     sigmas: tuple[float, ...] = ()
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     def __post_init__(self) -> None:
         """Refuse unknown options before any work."""
@@ -103,6 +105,7 @@ class NCSNv2(nn.Module):
         """Backbone: two residual blocks per level."""
         cls = refinenet.ResidualBlock if self.num_classes is None else refinenet.ConditionalResidualBlock
         normalize = get_normalization(self.normalization, self.dtype, self.num_classes)
+        cls = remat_keeping_name(cls, self.remat)
         block = partial(cls, act=get_act(self.nonlinearity), normalize=normalize, dtype=self.dtype)
         layers = []
         for i, level in enumerate(self.levels):
@@ -122,6 +125,7 @@ class NCSNv2(nn.Module):
         if self.num_classes is not None:
             cls = refinenet.CondRefineBlock
             shared["normalize"] = get_normalization(self.normalization, self.dtype, self.num_classes)
+        cls = remat_keeping_name(cls, self.remat, static_argnums=(2,))
         h: Array | None = None
         for i, level in reversed(list(enumerate(self.levels))):
             layer = layers[i]
@@ -144,6 +148,7 @@ def _build(config: Any, levels: tuple[Level, ...], num_classes: int | None) -> N
         centered=config.data.centered,
         sigmas=tuple(get_sigmas(config).tolist()) if model.scale_by_sigma else (),
         dtype=get_dtype(config),
+        remat=bool(model.get("remat", False)),
     )
     check_divisible(image_size(config), module.halvings + 1)
     return module

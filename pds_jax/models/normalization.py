@@ -181,4 +181,4 @@ def _group_norm_32(x: Array, dtype: Dtype) -> Array:
             f"model.normalization='GroupNorm' has 32 groups, but a layer has {x.shape[-1]} channels; "
             "choose model.nf and model.ch_mult so that every width is a multiple of 32"
         )
-    return nn.GroupNorm(num_groups=32, epsilon=1e-6, dtype=dtype)(x)
+    return nn.GroupNorm(num_groups=32, epsilon=1e-6)(x.astype(jnp.float32)).astype(dtype)

@@ -183,15 +183,22 @@ def check_divisible(shape: Sequence[int], levels: int) -> None:
         )
 
 
-def remat_keeping_name(module: type[nn.Module], enabled: bool) -> type[nn.Module]:
+def remat_keeping_name(module: type[nn.Module], enabled: bool, static_argnums: tuple[int, ...] = ()) -> Any:
     """The module class, with its activations recomputed in the backward pass if ``enabled``.
 
     flax names submodules after their class; keeping the class name keeps the parameter tree.
-    The module is called as (x, temb, train).
+
+    Args:
+      module: the class.
+      enabled: whether to recompute.
+      static_argnums: positions of arguments of ``__call__`` that are not arrays; self is 0.
+
+    Returns:
+      A class with the same fields.
     """
     if not enabled:
         return module
-    wrapped = nn.remat(module, static_argnums=(3,))
+    wrapped = nn.remat(module, static_argnums=static_argnums)
     wrapped.__name__ = module.__name__
     return wrapped
 

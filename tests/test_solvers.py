@@ -1,0 +1,241 @@
+"""Solvers: exact where they claim to be, their order where not, the recorded adaptive ODE sampler."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recorded import SDES, load, score_sde_score, worst_sample
+
+from pds_jax import predictors, sampling, solvers, spectral
+from pds_jax.models.analytic import FrequencyGaussian, GaussianMixture
+from pds_jax.sde_lib import VESDE, VPSDE, subVPSDE
+from pds_jax.types import PdsError
+
+SHAPE = (6, 4, 2)
+KINDS = [VESDE(0.05, 20, 10), VPSDE(N=10), subVPSDE(N=10)]
+IDS = ["ve", "vp", "subvp"]
+ODE = ["ddim", "heun", "dpmpp_2m", "spectral_ddim", "spectral_dpmpp_2m"]
+RNG = np.random.default_rng(0)
+MEAN = (0.5 + 0.2 * RNG.normal(size=SHAPE)).astype(np.float32)
+K = np.hypot(np.fft.fftfreq(6)[:, None], np.fft.rfftfreq(4)[None])[..., None]
+POWER = np.repeat(0.5 / (1 + 30 * K**2), 2, axis=2).astype(np.float32)
+Z = RNG.normal(size=(4, *SHAPE)).astype(np.float32)
+
+
+@jax.jit
+def solve(sampler, z, law):
+    """From the prior made of z, without further noise: for the ODE solvers."""
+    return sampler.result(sampler.run_chunk(sampler.start(z), sampler.steps, law))
+
+
+def make(sde, n, name, **options):
+    return sampling.get_pc_sampler(
+        sde.with_num_scales(n), SHAPE, name, "none", **{"statistics": (MEAN, POWER), "prior": "matched", **options}
+    )
+
+
+def spectral_images(z):
+    """The images that the exact flow turns the matched prior's draws into: μ + F⁻¹ √P F z."""
+    spectrum = np.fft.rfft2(z.astype(np.float64), axes=(1, 2)) * np.sqrt(POWER)
+    return MEAN + np.fft.irfft2(spectrum, s=SHAPE[:2], axes=(1, 2))
+
+
+@pytest.mark.parametrize("name", ["spectral_ddim", "spectral_dpmpp_2m"])
+@pytest.mark.parametrize("sde", KINDS, ids=IDS)
+def test_spectral_flows_are_exact_on_gaussian_data(sde, name):
+    law = FrequencyGaussian.create(sde, MEAN, POWER)
+    for n, grid in ((2, "uniform"), (5, "edm"), (20, "uniform")):
+        x = solve(make(sde, n, name, grid=grid), Z, law)
+        np.testing.assert_allclose(x, spectral_images(Z), atol=2e-4)
+
+
+def mixture(sde):
+    """Two blobs: nonlinear, so that no solver is exact; shapes of 24 numbers stay cheap."""
+    means = np.stack([MEAN - 0.5, MEAN + 0.7]).reshape(2, *SHAPE)
+    return GaussianMixture.create(sde, [0.4, 0.6], means, np.float32(0.3))
+
+
+@pytest.mark.parametrize("sde", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.slow)], ids=IDS[:2])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2), ("spectral_ddim", 1), ("spectral_dpmpp_2m", 2)])
+def test_order_of_convergence(sde, name, order):
+    """Error at eps (no step to the data) against a fine solution, with N − 1 and 2 (N − 1) steps."""
+    options = {"denoise": False, "eps": 0.1, "grid": "uniform"}
+    law = mixture(sde)
+    fine = solve(make(sde, 1025, "heun", **options), Z, law)
+    steps = (32, 64) if order == 1 else (24, 48)
+    errors = [float(jnp.abs(solve(make(sde, n + 1, name, **options), Z, law) - fine).max()) for n in steps]
+    assert errors[1] < 0.05
+    assert 2**order * 0.7 < errors[0] / errors[1] < 2**order * 1.6, errors
+
+
+def test_spectral_steps_without_data_power_are_the_plain_ones():
+    """P = 0: spectral_ddim is ddim, spectral_ancestral is ancestral sampling of SMLD, (nearly) dpmpp_2m."""
+    sde, zero = KINDS[0], 1e-12 * POWER
+    law = mixture(sde)
+    for plain, ours in (("ddim", "spectral_ddim"),):
+        a, b = (
+            solve(make(sde, 12, name, statistics=(MEAN, zero), denoise=False), Z, law) for name in (plain, ours)
+        )
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    sde = sde.with_num_scales(10)
+    t = np.full(4, 5 / 9, np.float32)
+    below = np.full(4, 4 / 9, np.float32)
+    common = {"sde": sde, "score_fn": law, "t_next": below, "moments": (MEAN, zero)}
+    x = 3 * Z
+    ours = solvers.spectral_ancestral(x, t, Z, **common)
+    smld = predictors.ancestral_sampling(x, t + np.float32(1e-5), Z, **common)
+    for a, b in zip(ours, smld, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
+    coefficients = solvers._coefficients(jnp.zeros((1, 1, 1, 1)), jnp.array([2.0]), jnp.array([0.5]))
+    ratio, h = 0.25, np.log(4)
+    np.testing.assert_allclose(coefficients[0], 1 - ratio, rtol=1e-5)
+    # ∫ e^{log σ' − u} (log σ − u) du = h − 1 + e^{−h} times e^{...}: by parts
+    np.testing.assert_allclose(coefficients[1], 1 - ratio - h * ratio if False else _c1(h), rtol=1e-5)
+
+
+def _c1(h):
+    u = np.linspace(0, h, 200001)  # depth below log σ; σ'/e^{log σ − u} = e^{u − h}
+    f = np.exp(u - h) * u
+    return float(np.sum((f[1:] + f[:-1]) / 2) * (u[1] - u[0]))
+
+
+@pytest.mark.parametrize("name", ["sde_dpmpp_2m", "spectral_ancestral"])
+@pytest.mark.parametrize("variant", predictors.VARIANTS)
+def test_noisy_solvers_apply_m(name, variant):
+    """On any score: the noise is M z, and the drift differs from the plain one by what M Mᵀ − I makes of it."""
+    from pds_jax.preconditioner import from_radius
+
+    sde, m = KINDS[0], from_radius(SHAPE, 1.0, 1.3)
+    t, below = np.full(4, 0.6, np.float32), np.full(4, 0.4, np.float32)
+    law, x = mixture(sde), 3 * Z
+    memory = solvers.Memory.empty(jnp.asarray(x))
+    run = functools.partial(
+        predictors.get_predictor(name),
+        x,
+        t,
+        Z,
+        sde=sde,
+        score_fn=law,
+        t_next=below,
+        moments=(MEAN, POWER),
+        memory=memory,
+        variant=variant,
+    )
+    noisy, quiet = (np.asarray(v) for v in run(preconditioner=m)[:2])
+    plain, plain_quiet = (np.asarray(v) for v in run()[:2])
+    np.testing.assert_allclose(noisy - quiet, m.apply(plain - plain_quiet), rtol=1e-3, atol=1e-3)
+    moved = np.asarray(m.gram(jnp.asarray(plain_quiet - x)))
+    if variant == "paper":
+        np.testing.assert_allclose(quiet - x, moved, rtol=1e-3, atol=1e-3)
+    else:
+        ratio = 20 * 0 + float(sde.std(jnp.array([0.4]))[0] / sde.std(jnp.array([0.6]))[0])
+        share = ratio / (1 + ratio) if name == "sde_dpmpp_2m" else 0.5
+        expected = (1 - share) * (plain_quiet - x) + share * moved
+        np.testing.assert_allclose(quiet - x, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sde", KINDS, ids=IDS)
+def test_spectral_ancestral_has_the_laws_covariance(sde):
+    """One step from x_t ~ p_t gives x_s ~ p_s: its gains per mode, read off impulses, against m² P + std²."""
+    law = FrequencyGaussian.create(sde, MEAN, POWER)
+    impulse = np.zeros((3, *SHAPE), np.float32)
+    impulse[1, 0, 0] = 1
+    noise = np.zeros((3, *SHAPE), np.float32)
+    noise[2, 0, 0] = 1
+    for t, s in ((0.9, 0.4), (0.3, 0.0)):
+        times, ends = np.full(3, t, np.float32), np.full(3, s, np.float32)
+        x, quiet = solvers.spectral_ancestral(
+            impulse, times, noise, sde=sde, score_fn=law, t_next=ends, moments=(MEAN, POWER)
+        )
+        transform = functools.partial(np.fft.rfft2, axes=(0, 1))
+        gain = np.abs(transform(np.asarray(quiet[1] - quiet[0], np.float64))) ** 2
+        added = np.abs(transform(np.asarray(x[2] - quiet[2], np.float64))) ** 2
+        start, end = (
+            np.float64(m) ** 2 * POWER + np.float64(v) ** 2
+            for m, v in ((sde.mean_scale(times)[0], sde.std(times)[0]), _end(sde, s))
+        )
+        np.testing.assert_allclose(gain * start + added, end, rtol=2e-4)
+
+
+def _end(sde, s):
+    if s == 0:
+        return 1.0, 0.0
+    t = jnp.array([s], jnp.float32)
+    return sde.mean_scale(t)[0], sde.std(t)[0]
+
+
+def test_evaluations_are_counted():
+    def count(name, **options):
+        calls = []
+
+        def counted(x, t):
+            jax.debug.callback(lambda: calls.append(1))
+            return -x / (1 + t[:, None, None, None])
+
+        sampler = make(KINDS[0], 6, name, **options)
+        sampler(sampling.image_keys([0]), counted)
+        jax.effects_barrier()
+        return len(calls), int(sampler.nfe)
+
+    for name in ("ddim", "sde_dpmpp_2m", "spectral_dpmpp_2m"):
+        assert count(name) == (6, 6)
+    assert count("ddim", denoise=False) == (5, 5)
+    assert count("heun") == (11, 11)
+    assert count("heun", denoise=False) == (10, 10)
+
+
+def test_one_step_solvers_go_with_a_corrector():
+    sde = KINDS[0].with_num_scales(12)
+    sampler = sampling.get_pc_sampler(sde, SHAPE, "ddim", "langevin", statistics=(MEAN, POWER), prior="matched")
+    assert int(sampler.nfe) == 24 and sampler.draws == 1
+    x = sampling.run(sampler, sampling.image_keys(range(200)), FrequencyGaussian.create(sde, MEAN, POWER)).x
+    assert np.abs(np.asarray(x).mean(axis=0) - MEAN).max() < 0.2
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_recorded_adaptive_ode(golden, name):
+    if name not in ("vesde", "vpsde", "subvpsde"):
+        pytest.skip("another name of the same SDE")
+    data = load(golden / "score_sde" / "sde" / "ode_sampler.npz")
+    sde = SDES[name](N=1000)
+    score = score_sde_score(data, sde)
+    for denoise in (0, 1):
+        sampler = sampling.get_ode_sampler(sde, (8, 8, 3), denoise=bool(denoise))
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # diffrax promotes
+            x, nfe = jax.jit(lambda sampler, z: sampler.solve(z, score))(sampler, data[f"{name}.z"] / sde.prior_std)
+        assert worst_sample(x, data[f"{name}.denoise{denoise}.x"]) < 5e-5
+        assert int(nfe.max()) <= 1.3 * int(data[f"{name}.denoise{denoise}.nfe"])
+
+
+def test_adaptive_ode_is_exact_from_the_matched_prior_whatever_the_batch():
+    sde = VESDE(0.05, 20)
+    law = FrequencyGaussian.create(sde, MEAN, POWER)
+    sampler = sampling.get_ode_sampler(sde, SHAPE, eps=0.01, prior="matched", statistics=(MEAN, POWER), rtol=1e-6)
+    low = sde.std(jnp.array([0.01]))[0]
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        run = jax.jit(lambda sampler, keys, law: sampler(keys, law))
+        keys = sampling.image_keys(range(4))
+        x, nfe = run(sampler, keys, law)
+        alone, _ = run(sampler, keys[:1], law)
+    z = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(jax.random.fold_in(k, 0), 0), SHAPE))(keys)
+    expected = MEAN[None] + spectral.filtered(z, jnp.sqrt(POWER + low**2)[None])
+    np.testing.assert_allclose(x, expected, atol=1e-4)
+    np.testing.assert_allclose(alone, x[:1], atol=1e-5)
+    assert nfe.shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eps": 0.0}, "between 0 and 1"),
+        ({"rtol": 0.0}, "rtol"),
+        ({"atol": -1.0}, "atol"),
+        ({"prior": "mine"}, "known: standard, matched"),
+        ({"prior": "matched"}, "statistics"),
+    ],
+)
+def test_bad_ode_options_are_refused(options, message):
+    with pytest.raises(PdsError, match=message):
+        sampling.get_ode_sampler(VESDE(), SHAPE, **options)
