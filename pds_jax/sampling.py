@@ -146,11 +146,7 @@ class PCSampler:
         Returns:
           (B, H, W, C) float32 images in the model's range, and the NFE per image.
         """
-        chunks = -(-len(self.times) // CHUNK)
-        carry, _ = jax.lax.scan(
-            lambda carry, _: (self.run_chunk(carry, CHUNK, score_fn), None), self.init(keys, condition), length=chunks
-        )
-        return self.result(carry), self.nfe
+        return self.result(self.run_all(self.init(keys, condition), score_fn)), self.nfe
 
     def init(self, keys: Key, condition: Any = None) -> Carry:
         """Draw the prior; one image per key (B,)."""
@@ -166,6 +162,14 @@ class PCSampler:
             keys = jax.random.split(jax.random.key(0), z.shape[0])
         memory = Memory.empty(x) if TRAITS[self.predictor].multistep else None
         return Carry(x, x, keys, jnp.int32(0), _finite(x) - 1, condition, memory)
+
+    def run_all(self, carry: Carry, score_fn: ScoreFn) -> Carry:
+        """Advance to the last step, chunk by chunk in one program."""
+
+        def turn(carry: Carry, _: None) -> tuple[Carry, None]:
+            return self.run_chunk(carry, CHUNK, score_fn), None
+
+        return jax.lax.scan(turn, carry, length=-(-len(self.times) // CHUNK))[0]
 
     def run_chunk(self, carry: Carry, steps: int | Array, score_fn: ScoreFn) -> Carry:
         """Advance by at most min(`steps`, CHUNK) steps.
