@@ -76,6 +76,9 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def parse_seeds(text: str) -> list[int]:
     """Read a seed list such as ``"0-63"`` or ``"0-7,12,20-29"``; both ends are included.
 
+    >>> parse_seeds("0-3,9")
+    [0, 1, 2, 3, 9]
+
     Args:
       text: comma-separated seeds and ranges.
 

@@ -34,6 +34,9 @@ def uniform(T: float, eps: float, N: int) -> np.ndarray:  # noqa: N803
 def speed_up(num_scales: int, speed_up: float, eps0: float) -> tuple[int, float]:
     """Fewer iterations: N = int(num_scales / speed_up), eps = eps0 · speed_up.
 
+    >>> speed_up(1000, 20, 1e-5)
+    (50, 0.0002)
+
     Source: the released code of Ma et al., IJCV 2025.
 
     Args:
