@@ -73,3 +73,23 @@ def load() -> DigitsJudge:
     """
     params, facts = checkpoints.load_parameters(checkpoints.shipped_folder("digits_classifier"))
     return DigitsJudge(jax.tree.map(jnp.asarray, params), facts)
+
+
+def noisy_logit_fn() -> Any:
+    """The classifier of noised digits in checkpoints/digits_classifier_noisy, for class-conditional sampling.
+
+    Trained on x_0 + σ n with log σ uniform in [log 0.01, log 4.8], x_0 in [0, 1].
+
+    Returns:
+      (x (B, 8, 8, 1), σ (B,)) -> logits (B, 10), a pytree; for ``controllable_generation.class_conditional``.
+
+    Raises:
+      PdsError: it is not there or damaged.
+    """
+    params, _ = checkpoints.load_parameters(checkpoints.shipped_folder("digits_classifier_noisy"))
+    return jax.tree_util.Partial(_noisy_logits, jax.tree.map(jnp.asarray, params))
+
+
+def _noisy_logits(params: Any, x: Array, sigma: Array) -> Array:
+    logits, _ = DigitsClassifier(noise_conditional=True).apply({"params": params}, x, sigma)
+    return logits
