@@ -16,7 +16,6 @@ Source: Song et al., ICLR 2021, algorithms 2 and 3; Ma et al., IJCV 2025, algori
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,6 +57,7 @@ class SamplingDiverged(PdsError, FloatingPointError):
 
 
 CHUNK = 25  # steps of one compiled call; between two calls the host shows a sign of life
+
 
 @flax.struct.dataclass
 class Carry:
@@ -200,41 +200,95 @@ class PCSampler:
         Returns:
           The state after, and (x, x_mean) between corrector and predictor.
         """
-        score_fn = checked(score_fn)
-        times = jnp.asarray(self.times)
+        score_fn, times = checked(score_fn), jnp.asarray(self.times)
         t, t_next = (jnp.full(carry.x.shape[:1], times[carry.step + k]) for k in (0, 1))
-        common = {"sde": self.sde, "score_fn": score_fn, "preconditioner": self.preconditioner}
-        x, x_mean, draws = carry.x, carry.x_mean, 0
-        if self.corrector != "none":
-            corrector, draws = get_corrector(self.corrector), self.n_steps
-            correct = functools.partial(corrector, snr=self.snr, mean_fn=self.mean_fn, **common)
-            x, x_mean = jax.lax.fori_loop(
-                0, self.n_steps, lambda d, pair: correct(pair[0], t, noise(d)), (x, x_mean)
-            )
-        condition = carry.condition
-        if condition is not None:
-            x, x_mean = condition.pin(x, x_mean, t, noise(draws), self.sde)
-            draws += 1
-        corrected, memory, traits = (x, x_mean), carry.memory, TRAITS[self.predictor]
+        if self.corrector != "none" and TRAITS[self.predictor].evaluations == 1:
+            x, x_mean, corrected, memory = self._with_one_score(carry, t, t_next, noise, score_fn)
+        else:
+            state = carry.x, carry.x_mean
+            if self.corrector != "none":
+                state = jax.lax.fori_loop(
+                    0, self.n_steps, lambda d, state: self._correct(state[0], t, noise(d), score_fn), state
+                )
+            corrected = self._pinned(carry, state, t, noise)
+            z = noise(self._predictor_draw(carry)) if TRAITS[self.predictor].noise else None
+            x, x_mean, memory = self._predict(carry, corrected[0], t, t_next, z, score_fn)
+        if carry.condition is not None:
+            at = t if self.predictor == "none" else carry.condition.time(t, t_next)
+            z = noise(self._predictor_draw(carry) + TRAITS[self.predictor].noise)
+            x, x_mean = carry.condition.pin(x, x_mean, at, z, self.sde)
+        done = carry.step + 1
+        finite = jnp.where((carry.finite == carry.step) & (_finite(x) == 1), done, carry.finite)
+        return Carry(x, x_mean, carry.keys, done, finite, carry.condition, memory), corrected
+
+    def _with_one_score(
+        self, carry: Carry, t: Array, t_next: Array, noise: Callable[[Any], Array], score_fn: ScoreFn
+    ) -> tuple[Array, Array, tuple[Array, Array], Memory | None]:
+        """All corrector steps and the predictor as turns of one loop, so that the network is compiled once."""
+
+        def turn(d: Array, state: tuple[Array, Array, tuple[Array, Array]]) -> Any:
+            x, x_mean, corrected = state
+            predicting = d == self.n_steps
+            z = noise(jnp.where(predicting, self._predictor_draw(carry), d))
+            known = _known(score_fn(x, t))
+
+            def correct() -> Any:
+                pair = self._correct(x, t, z, known)
+                if carry.condition is not None:
+                    last, pinned = d == self.n_steps - 1, self._pinned(carry, pair, t, noise)
+                    pair = jnp.where(last, pinned[0], pair[0]), jnp.where(last, pinned[1], pair[1])
+                return *pair, pair
+
+            def predict() -> Any:
+                return *self._predict(carry, x, t, t_next, z, known)[:2], corrected
+
+            return jax.lax.cond(predicting, predict, correct)
+
+        start = carry.x, carry.x_mean, (carry.x, carry.x_mean)
+        x, x_mean, corrected = jax.lax.fori_loop(0, self.n_steps + 1, turn, start)
+        return x, x_mean, corrected, None
+
+    def _correct(self, x: Array, t: Array, z: Array, score_fn: ScoreFn) -> tuple[Array, Array]:
+        return get_corrector(self.corrector)(
+            x,
+            t,
+            z,
+            sde=self.sde,
+            score_fn=score_fn,
+            preconditioner=self.preconditioner,
+            snr=self.snr,
+            mean_fn=self.mean_fn,
+        )
+
+    def _predict(
+        self, carry: Carry, x: Array, t: Array, t_next: Array, z: Array | None, score_fn: ScoreFn
+    ) -> tuple[Array, Array, Memory | None]:
         x, x_mean, *kept = get_predictor(self.predictor)(
             x,
             t,
-            noise(draws) if traits.noise else None,
+            z,
+            sde=self.sde,
+            score_fn=score_fn,
+            preconditioner=self.preconditioner,
             probability_flow=self.probability_flow,
             variant=self.variant,
             t_next=t_next,
             moments=self.moments,
-            memory=memory,
-            **common,
+            memory=carry.memory,
         )
-        memory = kept[0] if traits.multistep else None
-        if condition is not None and self.predictor != "none":
-            draws, t = draws + traits.noise, condition.time(t, t_next)
-        if condition is not None:
-            x, x_mean = condition.pin(x, x_mean, t, noise(draws), self.sde)
-        done = carry.step + 1
-        finite = jnp.where((carry.finite == carry.step) & (_finite(x) == 1), done, carry.finite)
-        return Carry(x, x_mean, carry.keys, done, finite, condition, memory), corrected
+        return x, x_mean, kept[0] if kept else None
+
+    def _pinned(
+        self, carry: Carry, state: tuple[Array, Array], t: Array, noise: Callable[[Any], Array]
+    ) -> tuple[Array, Array]:
+        """The state after the corrector with what a condition knows put in."""
+        if carry.condition is None:
+            return state
+        return carry.condition.pin(*state, t, noise(self._predictor_draw(carry) - 1), self.sde)
+
+    def _predictor_draw(self, carry: Carry) -> int:
+        """Number of the predictor's draw: after the corrector's, and the condition's."""
+        return self.n_steps * (self.corrector != "none") + (carry.condition is not None)
 
     def result(self, carry: Carry) -> Array:
         """The images of a finished run: the last x_mean, or x without noise removal."""
@@ -516,6 +570,11 @@ def get_sampling_fn(
         statistics=statistics,
         check=check,
     )
+
+
+def _known(s: Array) -> ScoreFn:
+    """A score function whose only value has been computed."""
+    return lambda x, t: s
 
 
 def _finite(x: Array) -> Array:
