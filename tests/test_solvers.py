@@ -170,6 +170,7 @@ def test_evaluations_are_counted(name, options, expected):
     assert len(calls) == int(sampler.nfe) == expected
 
 
+@pytest.mark.slow
 def test_one_step_solvers_go_with_a_corrector():
     sde = KINDS[0].with_num_scales(12)
     sampler = sampling.get_pc_sampler(sde, SHAPE, "ddim", "langevin", statistics=(MEAN, POWER), prior="matched")
@@ -178,8 +179,13 @@ def test_one_step_solvers_go_with_a_corrector():
     assert np.abs(np.asarray(x).mean(axis=0) - MEAN).max() < 0.2
 
 
-@pytest.mark.parametrize("name", ["vesde", "vpsde", "subvpsde"])
-@pytest.mark.parametrize("denoise", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "denoise"),
+    [
+        ("vpsde", 1),
+        *(pytest.param(n, d, marks=pytest.mark.slow) for n in ("vesde", "subvpsde") for d in (0, 1)),
+    ],
+)
 def test_recorded_adaptive_ode(golden, name, denoise):
     data = load(golden / "score_sde" / "sde" / "ode_sampler.npz")
     sde = SDES[name](N=1000)
@@ -192,6 +198,7 @@ def test_recorded_adaptive_ode(golden, name, denoise):
     assert int(nfe.max()) <= 1.3 * int(data[f"{name}.denoise{denoise}.nfe"])
 
 
+@pytest.mark.slow
 def test_adaptive_ode_is_exact_from_the_matched_prior_whatever_the_batch():
     sde = VESDE(0.05, 20)
     law = FrequencyGaussian.create(sde, MEAN, POWER)
