@@ -1,7 +1,7 @@
 """Every SDE × predictor × corrector × M on Gaussian data against the recursion of each mode's mean and variance.
 
-A new predictor costs a line here and its formula in gaussian.py. The fast run takes every predictor, corrector, M and
-SDE once; --slow takes all combinations.
+A new predictor costs its formula in gaussian.py. The fast run takes every SDE, corrector, M and variant; --slow takes
+all combinations.
 """
 
 import functools
