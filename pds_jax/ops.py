@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from pds_jax.types import Array
+
+FFT_BYTES = 2**31  # of one transform; cuFFT aborts the process on plans of more than 4 GiB, work space included
 
 
 def batch_mul(a: Array, x: Array) -> Array:
@@ -41,7 +46,7 @@ def rfft2(x: Array) -> Array:
     Returns:
       (B, H, W // 2 + 1, C) complex64 half plane of frequencies.
     """
-    return jnp.fft.rfft2(x, axes=(1, 2))
+    return _in_parts(lambda part: jnp.fft.rfft2(part, axes=(1, 2)), x)
 
 
 def irfft2(spectrum: Array, shape: tuple[int, int]) -> Array:
@@ -54,4 +59,12 @@ def irfft2(spectrum: Array, shape: tuple[int, int]) -> Array:
     Returns:
       (B, H, W, C) float32.
     """
-    return jnp.fft.irfft2(spectrum, s=shape, axes=(1, 2))
+    return _in_parts(lambda part: jnp.fft.irfft2(part, s=shape, axes=(1, 2)), spectrum)
+
+
+def _in_parts(transform: Callable[[Array], Array], x: Array) -> Array:
+    """Transform as many images at once as FFT_BYTES hold; image by image the result is the same."""
+    size = max(FFT_BYTES // max(8 * math.prod(x.shape[1:]), 1), 1)
+    if x.shape[0] <= size:
+        return transform(x)
+    return jnp.concatenate([transform(x[start : start + size]) for start in range(0, x.shape[0], size)])
