@@ -16,6 +16,7 @@ LEVELS = {
     "files": 0.5,
     "npy": 0.5,
     "cache": 0.5,
+    "flags": 0.5,
     "alpha": 0.5,
     "sde_lib": 1,
     "statistics": 1,

@@ -1,27 +1,62 @@
 """The command line itself, as a user types it."""
 
+import pathlib
 import subprocess
 import sys
+
+import pytest
+from absl import flags as absl_flags
+
+from pds_jax import flags
+
+HELP = pathlib.Path(__file__).parent / "golden" / "help.txt"
+CONFIG = {"sampling", "pds", "eval", "training", "data", "model"}
 
 
 def pds_jax(*words):
     return subprocess.run([sys.executable, "-m", "pds_jax.main", *words], capture_output=True, text=True, timeout=120)
 
 
-def test_a_missing_flag_says_what_to_type():
-    done = pds_jax()
-    assert done.returncode != 0 and "--mode=sample" in done.stdout + done.stderr
-    done = pds_jax("--mode=sample")
-    assert done.returncode != 0 and "--workdir=" in done.stdout + done.stderr
+def test_help_is_the_recorded_text():
+    """After a change of flags: ``pds_jax --help > tests/golden/help.txt``, and read it."""
+    assert flags.help_text() == HELP.read_text()
 
 
-def test_help_lists_every_flag_with_an_explanation():
-    done = pds_jax("--help")
-    for flag in ("--checkpoint", "--seeds", "--alpha", "--speed_up", "--freq_mask_path", "--eval_folder", "--norm"):
-        assert flag in done.stdout.replace("--[no]", "--")
+def test_help_lists_every_flag_with_an_explanation_within_the_width():
+    text = flags.help_text()
+    for flag in flags.table():
+        assert f"--{flag.name}=" in text or f"--[no]{flag.name}\n" in text
+        assert flag.help.endswith("."), f"--{flag.name}: the help is a sentence"
+        assert flag.default is not None or flag.field or flag.otherwise or "Required" in flag.help, flag.name
+    assert max(map(len, text.splitlines())) <= 115
 
 
-def test_an_unknown_mode_lists_the_known_ones():
+def test_flags_have_one_name_and_set_fields_of_known_sections():
+    names = [flag.name for flag in flags.table()]
+    assert len(names) == len(set(names))
+    assert {flag.field.split(".")[0] for flag in flags.table() if flag.field} <= CONFIG
+
+
+def test_flags_given_become_overrides_and_the_rest_options():
+    values = absl_flags.FlagValues()
+    for flag in flags.table():
+        kind = absl_flags.DEFINE_float if flag.kind is float else absl_flags.DEFINE_string
+        kind(flag.name, flag.default if flag.kind is not bool else None, flag.help, flag_values=values)
+    values(["pds_jax", "--alpha=5", "--radius=3.2", "--checkpoint=photos"])
+    assert flags.overrides(values) == {"pds.alpha": "5", "pds.r": 3.2}
+    assert flags.options(values)["checkpoint"] == "photos" and flags.options(values)["seeds"] == "0-15"
+    assert not {"mode", "workdir", "config", "alpha"} & set(flags.options(values))
+
+
+@pytest.mark.parametrize("words, wanted", [((), "--mode=sample|train"), (("--mode=sample",), "--workdir=FOLDER")])
+def test_a_missing_flag_says_what_to_type(words, wanted):
+    done = pds_jax(*words)
+    assert done.returncode == 2 and wanted in done.stderr and "Traceback" not in done.stderr
+    assert "pds_jax --mode=sample --checkpoint=photos" in done.stderr
+
+
+def test_help_is_printed_and_an_unknown_mode_lists_the_known_ones():
+    assert pds_jax("--help").stdout == flags.help_text()
     done = pds_jax("--mode=fly", "--workdir=x")
     assert done.returncode != 0 and "sample|train" in done.stdout + done.stderr
 

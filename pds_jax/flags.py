@@ -1,0 +1,242 @@
+"""The flags of the command line, in groups. A new flag is one line in its group."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+MODULE = "pds_jax.main"
+MODES = ("sample", "train")
+WIDTH = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One flag.
+
+    Attributes:
+      name: without the dashes.
+      kind: str, int, float, bool, or a tuple of the values it may have.
+      help: what it does, one sentence or two.
+      value: what stands for its value in the help, e.g. "FOLDER".
+      default: its value when it is not given; None where the program or the configuration decides.
+      field: field of the configuration that it sets, e.g. "sampling.snr"; "" for an option of the run itself.
+      otherwise: what happens when it is not given, where neither default nor field says so.
+    """
+
+    name: str
+    kind: Any
+    help: str
+    value: str = ""
+    default: Any = None
+    field: str = ""
+    otherwise: str = ""
+
+
+# "config" is absl's configuration file flag; the others are defined from this table. The options of the run (no field)
+# reach run_lib in `options`, the others in `overrides`.
+GROUPS: dict[str, tuple[Flag, ...]] = {
+    "Main": (
+        Flag("mode", MODES, "What to do. Required."),
+        Flag("workdir", str, "Folder of the run; everything is written below it. Required.", "FOLDER"),
+        Flag("eval_folder", str, "Folder below workdir for this run's images.", "NAME", otherwise="samples"),
+    ),
+    "Model": (
+        Flag(
+            "checkpoint",
+            str,
+            "Trained model: photos, digits, a folder with model.safetensors, a training workdir, or an original file "
+            "of score_sde (checkpoint_N), score_sde_pytorch (.pth) or diffusers (folder).",
+            "NAME|PATH",
+            otherwise="the training in workdir",
+        ),
+        Flag(
+            "config",
+            "config",
+            "Configuration, e.g. configs/ve/cifar10_ncsnpp_continuous.py; override fields with --config.a.b=c or "
+            "FILE.py:speed_up=20,alpha=5.",
+            "FILE.py",
+            otherwise="the one that lies with the weights",
+        ),
+        Flag("raw_weights", bool, "Use the raw weights of a checkpoint, not their moving average.", default=False),
+    ),
+    "What to make": (
+        Flag("seeds", str, "Which images: one per seed, e.g. 0-63 or 0-7,12,20-29.", "LIST", "0-15"),
+        Flag("batch_size", int, "Images at once.", "COUNT", otherwise="the number of seeds, at most 64"),
+    ),
+    "PDS": (
+        Flag(
+            "alpha",
+            str,
+            "Strength of M: a number above 1 (the papers use 5; larger is weaker), auto (from the number of steps), "
+            "tune (by the spectrum of a few samples), or inf for no PDS.",
+            "NUMBER|auto|tune|inf",
+            field="pds.alpha",
+        ),
+        Flag("filters", ("freq", "space", "both"), "Which filters of the statistics M has.", field="pds.filters"),
+        Flag("recipe", ("ijcv2025", "eccv2022"), "How statistics become filters.", field="pds.recipe"),
+        Flag(
+            "statistics",
+            str,
+            "Statistics of the data, made by scripts/make_statistics.py.",
+            "FILE.npz",
+            field="pds.statistics",
+            otherwise="the checkpoint's own",
+        ),
+        Flag(
+            "freq_mask_path",
+            str,
+            "Raw frequency statistics (C, H, W) of the released PDS code.",
+            "FILE.npy",
+            field="pds.freq_mask_path",
+        ),
+        Flag(
+            "space_mask_path",
+            str,
+            "Raw pixel statistics (C, H, W) of the released PDS code.",
+            "FILE.npy",
+            field="pds.space_mask_path",
+        ),
+        Flag("radius", float, "Filter without data: radius in DFT bins; give --lam too.", "BINS", field="pds.r"),
+        Flag("lam", float, "Filter without data: gain outside the radius.", "GAIN", field="pds.lam"),
+        Flag(
+            "variant",
+            ("paper", "exact"),
+            "The papers' drift, or the one without bias (docs/theory.md).",
+            field="sampling.variant",
+        ),
+        Flag(
+            "prior",
+            ("standard", "matched"),
+            "Start from noise, or from noise plus the data's mean and spectrum.",
+            field="sampling.prior",
+        ),
+    ),
+    "Sampler": (
+        Flag(
+            "speed_up",
+            float,
+            "Run N = num_scales / speed_up iterations, e.g. 20.",
+            "FACTOR",
+            field="sampling.speed_up",
+        ),
+        Flag(
+            "predictor",
+            str,
+            "reverse_diffusion, euler_maruyama, ancestral_sampling, none, ddim, heun, dpmpp_2m, ...: "
+            "docs/how_to_choose.md.",
+            "NAME",
+            field="sampling.predictor",
+        ),
+        Flag("corrector", str, "langevin, ald or none.", "NAME", field="sampling.corrector"),
+        Flag("snr", float, "Signal-to-noise ratio of the corrector.", "RATIO", field="sampling.snr"),
+        Flag("n_steps_each", int, "Corrector steps an iteration.", "COUNT", field="sampling.n_steps_each"),
+        Flag(
+            "norm",
+            ("sample", "batch"),
+            "Langevin step from each image's norms, or from their mean over the batch as the originals do.",
+            field="sampling.norm",
+        ),
+    ),
+    "Conditional": (),
+    "Evaluation": (),
+    "Machine": (
+        Flag(
+            "precision",
+            ("float32", "tf32", "bfloat16"),
+            "Matrix products of the network; the sampler's state is always float32.",
+            default="float32",
+        ),
+        Flag(
+            "cache_dir",
+            str,
+            "Compilation cache; '' turns it off.",
+            "FOLDER",
+            otherwise="the user's cache folder",
+        ),
+    ),
+}
+
+EXAMPLES = """\
+  The shipped photos network, 16 images, 50 iterations, with PDS:
+    pds_jax --mode=sample --checkpoint=photos --workdir=runs/photos --seeds=0-15 --speed_up=20 --alpha=5
+  The same without PDS, to compare:
+    pds_jax --mode=sample --checkpoint=photos --workdir=runs/photos --eval_folder=plain --seeds=0-15 --speed_up=20
+  An official checkpoint and the masks of the released PDS code:
+    pds_jax --mode=sample --config=configs/ve/cifar10_ncsnpp_continuous.py --checkpoint=checkpoint_26 \\
+      --workdir=runs/cifar10 --speed_up=20 --freq_mask_path=freq.npy --space_mask_path=space.npy --norm=batch
+  Train; the same command goes on after an interruption:
+    pds_jax --mode=train --config=configs/photos.py --workdir=runs/train"""
+
+EXAMPLE = EXAMPLES.splitlines()[1].strip()
+
+_NOT_OPTIONS = ("mode", "config", "workdir", "cache_dir")
+
+
+def table() -> list[Flag]:
+    """All flags in the order of the help."""
+    return [flag for group in GROUPS.values() for flag in group]
+
+
+def define() -> None:
+    """Make absl know the flags."""
+    for flag in table():
+        words: dict[str, Any] = {"help": flag.help, "module_name": MODULE}
+        if flag.kind == "config":
+            config_flags.DEFINE_config_file(flag.name, None, flag.help, lock_config=False)
+        elif isinstance(flag.kind, tuple):
+            flags.DEFINE_enum(flag.name, flag.default, flag.kind, **words)
+        elif flag.kind is bool:
+            flags.DEFINE_bool(flag.name, flag.default, **words)
+        elif flag.kind is int:
+            flags.DEFINE_integer(flag.name, flag.default, **words)
+        elif flag.kind is float:
+            flags.DEFINE_float(flag.name, flag.default, **words)
+        else:
+            flags.DEFINE_string(flag.name, flag.default, **words)
+
+
+def overrides(values: flags.FlagValues) -> dict[str, Any]:
+    """Configuration field -> value, for the flags given on the command line that set one."""
+    given = {flag.field: values[flag.name].value for flag in table() if flag.field}
+    return {field: value for field, value in given.items() if value is not None}
+
+
+def options(values: flags.FlagValues) -> dict[str, Any]:
+    """Name -> value of the flags that are not fields of the configuration."""
+    return {flag.name: values[flag.name].value for flag in table() if not flag.field and flag.name not in _NOT_OPTIONS}
+
+
+def help_text() -> str:
+    """What ``pds_jax --help`` prints."""
+    parts = [
+        "pds_jax: sample score-based generative models with and without preconditioning, and train them.",
+        f"Usage: pds_jax --mode={'|'.join(MODES)} --workdir=FOLDER [flags]",
+        "Examples:\n" + EXAMPLES,
+    ]
+    for name, group in GROUPS.items():
+        if group:
+            parts.append("\n".join([f"{name}:", *map(_entry, group)]))
+    parts.append(
+        "A default [section.field] is the configuration's. Any other field: --config.section.field=value.\n"
+        "Results lie in WORKDIR/EVAL_FOLDER; the last lines printed say where. All flags of all modules: --helpfull."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _entry(flag: Flag) -> str:
+    if flag.kind is bool:
+        head = f"--[no]{flag.name}"
+    else:
+        head = f"--{flag.name}={'|'.join(flag.kind) if isinstance(flag.kind, tuple) else flag.value or 'VALUE'}"
+    default = flag.otherwise
+    if flag.default is not None:
+        default = str(flag.default).lower() if flag.kind is bool else str(flag.default)
+    if flag.field:
+        default = f"{default} [{flag.field}]" if default else f"[{flag.field}]"
+    text = f"{flag.help} Default: {default}." if default else flag.help
+    return "\n".join([f"  {head}", *textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)])
