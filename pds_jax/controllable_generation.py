@@ -21,6 +21,7 @@ which is exact for Gaussian data if C is theirs. It costs a backward pass of the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from pds_jax.spectral import filtered, noise_level, per_mode
 from pds_jax.types import Array, PdsError, ScoreFn
 
 LogitFn = Callable[[Array, Array], Array]
+Layout = Callable[[Any], Any]
 
 
 @flax.struct.dataclass
@@ -250,6 +252,11 @@ class GuidedScore:
         (gradient,) = pull(self.operator.transpose(residual))
         return s + self.scale * gradient
 
+    def lay_out(self, copy: Layout, split: Layout) -> GuidedScore:
+        """Place on devices: copy what all images share, split what belongs to each."""
+        shared = {name: copy(getattr(self, name)) for name in ("score_fn", "sde", "power", "noise_std", "scale")}
+        return dataclasses.replace(self, operator=split(self.operator), y=split(self.y), **shared)
+
 
 def reconstruction_guidance(
     score_fn: ScoreFn,
@@ -339,6 +346,11 @@ class ClassScore:
             )
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
         return jnp.sum(jnp.take_along_axis(log_p, self.labels[:, None], axis=-1))
+
+    def lay_out(self, copy: Layout, split: Layout) -> ClassScore:
+        """Place on devices: copy what all images share, split what belongs to each."""
+        shared = {name: copy(getattr(self, name)) for name in ("score_fn", "sde", "logit_fn", "scale")}
+        return dataclasses.replace(self, labels=split(self.labels), **shared)
 
 
 def class_conditional(

@@ -202,10 +202,12 @@ def all_device_mean(values: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(count: int) -> tuple[Any, Any, Any]:
-    """Parallel init, chunk and whole-run on the first ``count`` local devices; made once, so they compile once."""
+def _programs(count: int) -> tuple[Any, Any, Any, Any]:
+    """Parallel init, chunk, whole run and result on the first ``count`` local devices; made once, compiled once."""
     chosen = jax.local_devices()[:count]
-    init = jax.pmap(lambda sampler, keys: sampler.init(keys), AXIS, in_axes=(None, 0), devices=chosen)
+    init = jax.pmap(
+        lambda sampler, keys, condition: sampler.init(keys, condition), AXIS, in_axes=(None, 0, 0), devices=chosen
+    )
     chunk = jax.pmap(
         lambda sampler, carry, steps, score_fn: sampler.run_chunk(carry, steps, score_fn),
         AXIS,
@@ -215,7 +217,8 @@ def _programs(count: int) -> tuple[Any, Any, Any]:
     whole = jax.pmap(
         lambda sampler, keys, score_fn: sampler(keys, score_fn), AXIS, in_axes=(None, 0, 0), devices=chosen
     )
-    return init, chunk, whole
+    result = jax.pmap(lambda sampler, carry: sampler.result(carry), AXIS, in_axes=(None, 0), devices=chosen)
+    return init, chunk, whole, result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,19 +228,32 @@ class _Placed:
     sampler: Any
     keys: Key
     score_fn: ScoreFn
+    condition: Any
     count: int
     size: int
 
 
-def _place(sampler: Any, keys: Key, score_fn: ScoreFn) -> _Placed:
+def _place(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> _Placed:
+    if condition is not None and not hasattr(sampler, "run_chunk"):
+        raise PdsError("an adaptive ODE sampler takes no condition; use predictors and correctors (sampling.method=pc)")
     size, count = len(keys), min(jax.local_device_count(), len(keys))
     if getattr(sampler, "mean_fn", None) is NORMS["batch"]:
         # Every image enters the mean norm, so there may be no padding.
         count = math.gcd(size, jax.local_device_count())
         sampler = dataclasses.replace(sampler, mean_fn=all_device_mean)
     share = -(-size // count)
-    padded = jnp.concatenate([keys, jnp.broadcast_to(keys[-1:], (count * share - size,))])
-    return _Placed(sampler, padded.reshape(count, share), replicate(score_fn, count), count, size)
+
+    def split_leaf(leaf: Any) -> Any:
+        if leaf.shape[0] != size:
+            raise PdsError(f"a leaf {leaf.shape} of the condition does not begin with the {size} images")
+        padded = jnp.concatenate([leaf, jnp.broadcast_to(leaf[-1:], (count * share - size, *leaf.shape[1:]))])
+        return padded.reshape(count, share, *leaf.shape[1:])
+
+    split_images = functools.partial(jax.tree.map, split_leaf)
+    copy = functools.partial(replicate, count=count)
+    # A score that knows something of every image (a class, a measurement) says which of its leaves are whose.
+    placed = score_fn.lay_out(copy, split_images) if hasattr(score_fn, "lay_out") else copy(score_fn)
+    return _Placed(sampler, split_leaf(keys), placed, split_images(condition), count, size)
 
 
 def _gather(images: Any, size: int) -> np.ndarray:
@@ -254,6 +270,7 @@ def sample(
     chunk: int = sampling.CHUNK,
     progress: Callable[[int, int], None] | None = None,
     trajectory_every: int = 0,
+    condition: Any = None,
 ) -> sampling.Run:
     """Sample one image a key on all local devices.
 
@@ -267,18 +284,19 @@ def sample(
       chunk: steps between two signs of life.
       progress: called with (steps done, steps in all).
       trajectory_every: keep x_mean every so many steps; 0 keeps none.
+      condition: what is known of the images, of ``controllable_generation``; every leaf begins with B.
 
     Returns:
       Images (B, H, W, C), NFE and trajectory, on the host.
 
     Raises:
       SamplingDiverged: an image is NaN or infinite.
-      PdsError: no keys.
+      PdsError: no keys, or a condition of other images or with an adaptive solver.
     """
     if len(keys) == 0:
         raise PdsError("no images were asked for: the keys are empty")
-    job = _place(sampler, keys, score_fn)
-    init, run_chunk, whole = _programs(job.count)
+    job = _place(sampler, keys, score_fn, condition)
+    init, run_chunk, whole, result = _programs(job.count)
     if not hasattr(sampler, "run_chunk"):
         images, nfe = whole(job.sampler, job.keys, job.score_fn)
         return sampling.Run(_gather(images, job.size), np.asarray(nfe).reshape(-1)[: job.size], [])
@@ -289,19 +307,22 @@ def sample(
         chunk=chunk,
         progress=progress,
         trajectory_every=trajectory_every,
-        init_fn=init,
+        init_fn=lambda sampler, keys: init(sampler, keys, job.condition),
         chunk_fn=run_chunk,
+        result_fn=None if condition is None else result,
     )
     trajectory = [(step, t, _gather(images, job.size)) for step, t, images in done.trajectory]
     return sampling.Run(_gather(done.x, job.size), done.nfe, trajectory)
 
 
-def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn) -> None:
+def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> None:
     """Compile what :func:`sample` with as many keys will run, by a chunk of no steps."""
-    job = _place(sampler, keys, score_fn)
-    init, run_chunk, whole = _programs(job.count)
+    job = _place(sampler, keys, score_fn, condition)
+    init, run_chunk, whole, _ = _programs(job.count)
     if hasattr(sampler, "run_chunk"):
-        jax.block_until_ready(run_chunk(job.sampler, init(job.sampler, job.keys), jnp.int32(0), job.score_fn))
+        jax.block_until_ready(
+            run_chunk(job.sampler, init(job.sampler, job.keys, job.condition), jnp.int32(0), job.score_fn)
+        )
         return
     # An adaptive solver has no empty chunk; from T to nearly T it needs a step or two.
     almost = dataclasses.replace(job.sampler, eps=np.asarray(0.99 * job.sampler.sde.T, np.asarray(sampler.eps).dtype))
@@ -311,8 +332,8 @@ def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn) -> None:
 def program_text(sampler: Any, keys: Key, score_fn: ScoreFn) -> str:
     """The compiled program of one chunk, to look for communication in."""
     job = _place(sampler, keys, score_fn)
-    init, run_chunk, _ = _programs(job.count)
-    lowered = run_chunk.lower(job.sampler, init(job.sampler, job.keys), jnp.int32(1), job.score_fn)
+    init, run_chunk, _, _ = _programs(job.count)
+    lowered = run_chunk.lower(job.sampler, init(job.sampler, job.keys, None), jnp.int32(1), job.score_fn)
     return lowered.compile().as_text()
 
 

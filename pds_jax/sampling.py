@@ -333,6 +333,7 @@ def run(
     trajectory_every: int = 0,
     init_fn: Callable[..., Any] | None = None,
     chunk_fn: Callable[[Any, Any, Any, ScoreFn], Any] | None = None,
+    result_fn: Callable[[Any, Any], Any] | None = None,
     condition: Any = None,
 ) -> Run:
     """Sample from the host, chunk by chunk, with progress, a trajectory, and an early stop when a sample diverges.
@@ -346,6 +347,7 @@ def run(
       trajectory_every: keep x_mean every so many steps; 0 keeps none.
       init_fn: (sampler, keys[, condition]) -> carry, compiled; one device by default.
       chunk_fn: (sampler, carry, steps, score_fn) -> carry, compiled; one device by default.
+      result_fn: (sampler, carry) -> images; one device by default.
       condition: what is known of the images, of ``controllable_generation``.
 
     Returns:
@@ -370,7 +372,8 @@ def run(
             progress(done, total)
         if trajectory_every and done % trajectory_every == 0:
             trajectory.append((done, float(sampler.times[done - 1]), np.asarray(carry.x_mean)))
-    return Run(sampler.result(carry), int(sampler.nfe), trajectory)
+    images = result_fn(sampler, carry) if result_fn is not None else sampler.result(carry)
+    return Run(images, int(sampler.nfe), trajectory)
 
 
 def check_finite(sampler: Any, carry: Any, done: int) -> None:

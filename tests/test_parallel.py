@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pds_jax import parallel, preconditioner, sampling, statistics
+from pds_jax import controllable_generation, parallel, preconditioner, sampling, statistics
 from pds_jax.models.analytic import PixelGaussian
 from pds_jax.sde_lib import VESDE
 from pds_jax.types import PdsError
@@ -115,6 +115,50 @@ def test_trajectories_come_in_image_order(score_fn):
     found = parallel.sample(sampler(), keys, score_fn, trajectory_every=5)
     assert [step for step, _, _ in found.trajectory] == [5, 10]
     np.testing.assert_array_equal(found.trajectory[-1][2], found.x)
+
+
+IMAGES_GIVEN = IMAGES[:6]
+
+
+@pytest.mark.parametrize("name", [pytest.param("inpainting", marks=pytest.mark.slow), "super_resolution"])
+def test_a_condition_is_padded_and_split_like_the_keys(score_fn, name):
+    """Six images on four devices; every image gets its own measurement, not its neighbour's."""
+    small = IMAGES_GIVEN.reshape(6, 4, 2, 4, 2, 1).mean((2, 4))
+    condition = {
+        "inpainting": lambda: controllable_generation.inpainting(IMAGES_GIVEN, np.eye(8)),
+        "super_resolution": lambda: controllable_generation.super_resolution(small, 2),
+    }[name]()
+    keys = sampling.image_keys(range(6))
+    job = sampling.get_pc_sampler(VESDE(0.01, 5.0, 10), SHAPE, "reverse_diffusion", "none")
+    guided = controllable_generation.reconstruction_guidance(score_fn, VESDE(0.01, 5.0, 10), condition, steps=2)
+    found = parallel.sample(job, keys, guided, condition=condition).x
+    expected = sampling.run(job, keys, guided, condition=condition).x
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    np.testing.assert_allclose(condition.operator.forward(jnp.asarray(found)), condition.y, atol=1e-5)
+
+
+def test_labels_are_split_like_the_keys(score_fn):
+    def logits(x, sigma):
+        return jnp.concatenate([jnp.sum(x, axis=(1, 2)), -jnp.sum(x, axis=(1, 2))], axis=-1)
+
+    sde, keys = VESDE(0.01, 5.0, 10), sampling.image_keys(range(6))
+    labels = np.array([0, 1, 0, 0, 1, 1])
+    guided = controllable_generation.class_conditional(
+        score_fn, sde, jax.tree_util.Partial(logits), labels, num_classes=2
+    )
+    job = sampling.get_pc_sampler(sde, SHAPE, "reverse_diffusion", "none")
+    found = parallel.sample(job, keys, guided).x
+    np.testing.assert_allclose(found, sampling.run(job, keys, guided).x, atol=2e-4)
+    assert found[labels == 0].mean() > found[labels == 1].mean() + 0.01
+
+
+def test_conditions_that_do_not_fit_are_refused(score_fn):
+    condition = controllable_generation.inpainting(IMAGES_GIVEN, np.eye(8))
+    with pytest.raises(PdsError, match="does not begin with the 5 images"):
+        parallel.sample(sampler(), sampling.image_keys(range(5)), score_fn, condition=condition)
+    adaptive = sampling.get_ode_sampler(VESDE(0.01, 5.0, 10), SHAPE)
+    with pytest.raises(PdsError, match="adaptive ODE sampler takes no condition"):
+        parallel.sample(adaptive, sampling.image_keys(range(6)), score_fn, condition=condition)
 
 
 def test_divergence_is_reported_from_any_device():
