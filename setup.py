@@ -2,11 +2,30 @@
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "pds_jax" / "version.py").read_text()).group(1)
+
+
+
+class BuildWithModels(build_py):
+    """Put the trained models of checkpoints/ into the wheel, as pds_jax/checkpoints_shipped."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:  # the repository's own folder is used
+            return
+        target = pathlib.Path(self.build_lib) / "pds_jax" / "checkpoints_shipped"
+        for name in ("model.safetensors", "config.json", "statistics.npz", "README.md"):
+            for file in sorted((HERE / "checkpoints").glob(f"*/{name}")):
+                copy = target / file.relative_to(HERE / "checkpoints")
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+
 
 setup(
     name="pds_jax",
@@ -44,8 +63,10 @@ setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "metrics": ["torch-fidelity>=0.3.0"],
         "convert": ["torch>=2.4", "diffusers>=0.31"],
-        "notebooks": ["jupyter>=1.0", "ipywidgets>=8.1"],
+        "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+        "docs": ["sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4.0", "sphinx-copybutton>=0.5.2"],
         "test": ["pytest>=8.2", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
     },
+    cmdclass={"build_py": BuildWithModels},
     entry_points={"console_scripts": ["pds_jax = pds_jax.main:run"]},
 )

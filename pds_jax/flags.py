@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
+import pathlib
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -209,6 +213,26 @@ def overrides(values: flags.FlagValues) -> dict[str, Any]:
 def options(values: flags.FlagValues) -> dict[str, Any]:
     """Name -> value of the flags that are not fields of the configuration."""
     return {flag.name: values[flag.name].value for flag in table() if not flag.field and flag.name not in _NOT_OPTIONS}
+
+
+def with_installed_configs(words: Sequence[str]) -> list[str]:
+    """The command line with ``configs/...`` found beside the installed package where it is not below this folder."""
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        head, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
+        if (head.lstrip("-") == "config" and equals) or (not head and before.lstrip("-") == "config" != before):
+            path = _installed(path)
+        found.append(head + equals + path)
+    return found
+
+
+def _installed(path: str) -> str:
+    name, colon, argument = path.partition(":")
+    root = importlib.util.find_spec("configs")
+    if os.path.exists(name) or not name.startswith("configs/") or root is None or root.origin is None:
+        return path
+    place = pathlib.Path(root.origin).parent.parent / name
+    return f"{place}{colon}{argument}" if place.exists() else path
 
 
 def help_text() -> str:

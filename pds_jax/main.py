@@ -44,7 +44,7 @@ def run() -> None:
     if any(word in ("--help", "-help", "-h", "--helpshort") for word in sys.argv[1:]):
         print(flags.help_text(), end="")
         return
-    app.run(main)
+    app.run(main, argv=flags.with_installed_configs(sys.argv))
 
 
 if __name__ == "__main__":
