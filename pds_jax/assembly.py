@@ -268,6 +268,8 @@ class Drawn:
 
 Progress = Callable[[int, int], None]
 Saver = Callable[[Sequence[int], np.ndarray], None]
+# Seeds -> (condition of the sampler or None, score function), for those images.
+Given = Callable[[Sequence[int]], tuple[Any, ScoreFn]]
 
 
 def draw(
@@ -279,6 +281,7 @@ def draw(
     label: str = "sampling",
     save: Saver | None = None,
     trajectory_every: int = 0,
+    given: Given | None = None,
 ) -> Drawn:
     """Make one image a seed; image s depends on s alone, not on its batch (norm mode "sample").
 
@@ -290,6 +293,7 @@ def draw(
       label: of the progress bar.
       save: called after every batch with its seeds and images.
       trajectory_every: keep the images so far every so many steps; 0 keeps none.
+      given: what is known of the images of some seeds, see ``controllable_generation``; by default nothing.
 
     Returns:
       The images.
@@ -305,7 +309,8 @@ def draw(
     size = min(batch_size or MAX_BATCH, len(seeds))
     unscale = datasets.get_data_inverse_scaler(trained.config)
     batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
-    compile_seconds = _warm_up(trained, plan, size)
+    given = given or (lambda seeds: (None, trained.score_fn))
+    compile_seconds = _warm_up(plan, _filled(batches[0], size), given)
     images: list[np.ndarray] = []
     evaluations: list[float] = []
     trajectory: list[tuple[int, float, np.ndarray]] = []
@@ -314,9 +319,15 @@ def draw(
     with tqdm(total=total, desc=label, unit="step", leave=False, mininterval=0.5) as bar:
         for number, batch in enumerate(batches):
             progress = _progress(bar, number * max(plan.N, 1))
-            keys = sampling.image_keys(batch + [batch[-1]] * (size - len(batch)))
+            filled = _filled(batch, size)
+            condition, score_fn = given(filled)
             run = parallel.sample(
-                plan.sampler, keys, trained.score_fn, progress=progress, trajectory_every=trajectory_every
+                plan.sampler,
+                sampling.image_keys(filled),
+                score_fn,
+                progress=progress,
+                trajectory_every=trajectory_every,
+                condition=condition,
             )
             part = np.asarray(unscale(np.asarray(run.x)[: len(batch)]), np.float32)
             images.append(part)
@@ -332,10 +343,16 @@ def _progress(bar: Any, offset: int) -> Progress:
     return lambda done, _: bar.update(offset + done - bar.n)
 
 
-def _warm_up(trained: Trained, plan: Plan, size: int) -> float:
+def _filled(batch: list[int], size: int) -> list[int]:
+    """A ragged batch of seeds filled up with its last, so that one program serves all."""
+    return batch + [batch[-1]] * (size - len(batch))
+
+
+def _warm_up(plan: Plan, seeds: list[int], given: Given) -> float:
     """Compile ahead of the clock: a chunk of no steps runs the whole program's compilation and nothing else."""
     start = time.perf_counter()
-    parallel.warm_up(plan.sampler, sampling.image_keys([0] * size), trained.score_fn)
+    condition, score_fn = given(seeds)
+    parallel.warm_up(plan.sampler, sampling.image_keys(seeds), score_fn, condition)
     return time.perf_counter() - start
 
 

@@ -50,6 +50,7 @@ LEVELS = {
     "quality": 5.8,
     "lab": 5.8,
     "training": 5.8,
+    "sampling_job": 5.9,
     "run_lib": 6,
     "main": 7,
 }
