@@ -65,7 +65,7 @@ setup(
         "convert": ["torch>=2.4", "diffusers>=0.31"],
         "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
         "docs": ["sphinx>=8.1", "furo>=2024.8.6", "myst-parser>=4.0", "sphinx-copybutton>=0.5.2"],
-        "test": ["pytest>=8.2", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14"],
+        "test": ["pytest>=8.2", "pytest-xdist>=3.5", "ruff>=0.9", "mypy>=1.14", "pip-audit>=2.9"],
     },
     cmdclass={"build_py": BuildWithModels},
     entry_points={"console_scripts": ["pds_jax = pds_jax.main:run"]},
