@@ -2,19 +2,23 @@
 
     python scripts/lab.py --quick                 a few cells, under two minutes
     python scripts/lab.py --out=docs/lab          everything; resumes where it was stopped
+    python scripts/lab.py --minutes=60            as much as an hour allows, then tables of what is there
 
+Cells run in the order of what they tell: few evaluations and plain PC at 2000, the sweep of alpha, the rest by cost.
 Writes rows.csv (a row a cell and seed), table.md and figures. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
+import itertools
 import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,11 +37,12 @@ _NFES = flags.DEFINE_list("nfe", None, "Score evaluations an image.")
 _SAMPLES = flags.DEFINE_integer("samples", None, "Samples a seed.")
 _SEEDS = flags.DEFINE_integer("repeats", None, "Independent sets of samples (seeds).")
 _IMAGES = flags.DEFINE_integer("images", 500, "Photograph crops of the empirical law.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Begin no new cell after this time; a later run goes on from there.")
 _SWEEP = flags.DEFINE_list("sweep", None, "Iterations N at which alpha is swept and tuned.")
 
 _SWEPT = ("pc", "rd")
 _FULL: dict[str, Any] = {
-    "problems": ["gaussian", "mixture", "empirical"],
+    "problems": ["empirical", "gaussian", "mixture"],
     "methods": list(lab.METHODS),
     "nfe": [10, 15, 20, 30, 40, 66, 100, 200, 400, 1000, 2000],
     "samples": 512,
@@ -53,7 +58,9 @@ _SMALL: dict[str, Any] = {
     "sweep": [],
 }
 _SHOWN = ("pc", "rd", "rd_pds_5", "dpmpp_2m_matched", "spectral_ancestral")  # spectra at 20 evaluations
+_STAGES = (40, 400, math.inf)  # evaluations up to which a stage goes; pc goes to the end in the first
 _FEW = 200  # in --quick only pc runs with more evaluations
+_GOAL = 2000
 
 Row = dict[str, Any]
 
@@ -108,11 +115,13 @@ def measure(problem: lab.Problem, about: dict[str, Any], images: np.ndarray) -> 
 
 
 def draw(problem: lab.Problem, sampler: Any, about: dict[str, Any]) -> tuple[np.ndarray, float]:
-    """All seeds in one batch; an image depends on its own seed alone."""
-    keys = sampling.image_keys(range(about["seeds"] * about["samples"]))
+    """A batch a seed, which fits a core's cache better than all in one; an image depends on its own key alone."""
     start = time.perf_counter()
-    images = np.asarray(sampling.run(sampler, keys, problem.law, chunk=200).x)
-    return images, time.perf_counter() - start
+    batches = []
+    for seed in range(about["seeds"]):
+        keys = sampling.image_keys(range(seed * about["samples"], (seed + 1) * about["samples"]))
+        batches.append(np.asarray(sampling.run(sampler, keys, problem.law).x))
+    return np.concatenate(batches), time.perf_counter() - start
 
 
 def run_cell(
@@ -137,25 +146,59 @@ def run_cell(
     print(f"{problem.name:10s} {label:22s} NFE {nfe:5d}  frechet {rows[0]['frechet']:.4g}  {seconds:.1f} s", flush=True)
 
 
-def run_problem(book: Book, problem: lab.Problem, about: dict[str, Any]) -> None:
-    """The floor, every sampler at every NFE, and the sweep of alpha."""
+def run_floor(book: Book, problem: lab.Problem, about: dict[str, Any]) -> None:
+    """What every metric says of exact samples."""
     if not book.cell(problem=problem.name, sampler="exact"):
         floor = problem.exact(about["seeds"] * about["samples"], 1)
         base = {"problem": problem.name, "sampler": "exact", "nfe": 0}
         book.add({**base, "seed": s, **scores} for s, scores in enumerate(measure(problem, about, floor)))
-    for name in about["methods"]:
-        for nfe in about["nfe"]:
-            if lab.METHODS[name].iterations(nfe) >= 2 and (name == "pc" or nfe <= _FEW or not _QUICK.value):
-                run_cell(book, problem, about, name, nfe)
-    for name in _SWEPT if about["sweep"] else ():
-        for n in about["sweep"]:
-            nfe = n * (2 if name == "pc" else 1)
-            for alpha in lab.ALPHAS:
-                run_cell(book, problem, about, name, nfe, alpha)
-            run_cell(book, problem, about, f"{name}_pds_auto", nfe)
-            key = {"problem": problem.name, "sampler": f"{name}_tune", "nfe": nfe}
-            if not book.cell(**key):
-                book.add([{**key, "N": n, "seed": -1, "alpha": lab.tune_alpha(problem, lab.METHODS[name], n)}])
+
+
+def jobs(book: Book, problems: list[lab.Problem], about: dict[str, Any]) -> Iterator[Callable[[], None]]:
+    """Every cell as something to call, those that tell most first."""
+    for problem in problems:
+        yield functools.partial(run_floor, book, problem, about)
+    previous = 0.0
+    for stage in _STAGES:
+        for problem in problems:
+            for nfe, name in itertools.product(about["nfe"], about["methods"]):
+                first = stage == _STAGES[0] and name == "pc" and nfe == _GOAL
+                wanted = name == "pc" or nfe <= _FEW or not _QUICK.value
+                if (previous < nfe <= stage or first) and wanted and lab.METHODS[name].iterations(nfe) >= 2:
+                    yield functools.partial(run_cell, book, problem, about, name, nfe)
+        if stage == _STAGES[0]:
+            (swept,) = [problem for problem in problems if problem.name == main_problem(about)]
+            for n, name in itertools.product(about["sweep"], _SWEPT):
+                yield from sweep_jobs(book, swept, about, name, n)
+        previous = stage
+
+
+def sweep_jobs(
+    book: Book, problem: lab.Problem, about: dict[str, Any], name: str, n: int
+) -> Iterator[Callable[[], None]]:
+    """One sampler with N = n: every alpha, alpha=auto, and the alpha that tuning chooses."""
+    nfe = evaluations(name, n)
+    for alpha in lab.ALPHAS:
+        yield functools.partial(run_cell, book, problem, about, name, nfe, alpha)
+    yield functools.partial(run_cell, book, problem, about, f"{name}_pds_auto", nfe)
+    yield functools.partial(run_tune, book, problem, name, n)
+
+
+def run_tune(book: Book, problem: lab.Problem, name: str, n: int) -> None:
+    """The alpha that the spectra of a few samples choose, unless it is known."""
+    key = {"problem": problem.name, "sampler": f"{name}_tune", "nfe": evaluations(name, n)}
+    if not book.cell(**key):
+        book.add([{**key, "N": n, "seed": -1, "alpha": lab.tune_alpha(problem, lab.METHODS[name], n)}])
+
+
+def evaluations(name: str, n: int) -> int:
+    """Score evaluations of n iterations of a swept sampler."""
+    return n * (2 if name == "pc" else 1)
+
+
+def main_problem(about: dict[str, Any]) -> str:
+    """The problem that is swept and reported: the photographs where they are among those asked for."""
+    return "empirical" if "empirical" in about["problems"] else about["problems"][-1]
 
 
 def mean_of(book: Book, metric: str = "frechet", **key: Any) -> tuple[float, float]:
@@ -193,14 +236,15 @@ def ratios(book: Book, problem: str, name: str, sweep: list[int], how: str) -> d
     """Fréchet distance with alpha=auto or alpha=tune over that with the best alpha of the sweep, per N."""
     found = {}
     for n in sweep:
-        nfe = n * (2 if name == "pc" else 1)
+        nfe = evaluations(name, n)
         swept = {a: mean_of(book, problem=problem, sampler=f"{name}@{a:g}", nfe=nfe)[0] for a in lab.ALPHAS}
         if how == "auto":
             value = mean_of(book, problem=problem, sampler=f"{name}_pds_auto", nfe=nfe)[0]
         else:
-            (row,) = book.cell(problem=problem, sampler=f"{name}_tune", nfe=nfe)
-            value = swept[row["alpha"]]
-        found[n] = value / min(swept.values())
+            rows = book.cell(problem=problem, sampler=f"{name}_tune", nfe=nfe)
+            value = swept[rows[0]["alpha"]] if rows else math.inf
+        if math.isfinite(value):
+            found[n] = value / min(swept.values())
     return found
 
 
@@ -272,8 +316,11 @@ def main(argv: list[str]) -> None:
         out = pathlib.Path(_OUT.value or ("runs/lab_quick" if _QUICK.value else "runs/lab"))
         book = Book(out, about)
         problems = [lab.make_problem(name, about["images"]) for name in about["problems"]]
-        for problem in problems:
-            run_problem(book, problem, about)
+        start, limit = time.monotonic(), 60 * (_MINUTES.value or math.inf)
+        for job in jobs(book, problems, about):
+            if time.monotonic() - start > limit:
+                break
+            job()
         write_csv(book, out / "rows.csv")
         write_table(book, out / "table.md", about)
         for problem in problems:
@@ -283,8 +330,7 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"error: {error}") from error
     print((out / "table.md").read_text())
     print(f"rows, tables and figures are in {out}")
-    main_problem = "empirical" if "empirical" in about["problems"] else about["problems"][-1]
-    print(json.dumps({"problem": main_problem, "out": str(out), **summary(book, main_problem, about)}))
+    print(json.dumps({"problem": main_problem(about), "out": str(out), **summary(book, main_problem(about), about)}))
 
 
 if __name__ == "__main__":

@@ -321,15 +321,17 @@ class GaussianMixture(ExactScore):
         return self.means[k] + jnp.sqrt(self.variances[k]) * jax.random.normal(of_noise, (n, *self.shape), jnp.float32)
 
     def _facts(self, x_bar: Array, v: Array) -> _Facts:
-        offset = x_bar[:, None] - self.means[None]
-        total = self.variances[None] + _as(v, 5)
+        # Images are rows here: on CPU, XLA is fast over a long last axis and slow over a channel axis of length 1.
+        rows = len(self.means), -1
+        means, variances = self.means.reshape(rows)[None], self.variances.reshape(rows)[None]
+        offset = x_bar.reshape(x_bar.shape[0], 1, -1) - means
+        total = variances + _as(v, 3)
         terms = jnp.square(offset) / total + jnp.log(total) + _LOG_2PI
-        log_parts = self.log_weights[None] - 0.5 * jnp.sum(terms, axis=(2, 3, 4))
-        r = jax.nn.softmax(log_parts, axis=1)[:, :, None, None, None]
-        of_components = self.means[None] + self.variances[None] / total * offset
+        log_parts = self.log_weights[None] - 0.5 * jnp.sum(terms, axis=2)
+        r = jax.nn.softmax(log_parts, axis=1)[:, :, None]
         return _Facts(
-            score=-jnp.sum(r * (offset / total), axis=1),
-            denoised=jnp.sum(r * of_components, axis=1),
+            score=-jnp.sum(r * (offset / total), axis=1).reshape(x_bar.shape),
+            denoised=jnp.sum(r * (means + variances / total * offset), axis=1).reshape(x_bar.shape),
             log_prob=jax.nn.logsumexp(log_parts, axis=1),
         )
 
