@@ -1,10 +1,13 @@
-"""The persistent compilation cache."""
+"""What has to be set before JAX makes its first array: the persistent compilation cache, and the CPU's scheduler."""
 
 from __future__ import annotations
 
 import os
 
 import jax
+import jaxlib
+
+_SCHEDULER = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 
 
 def use_compilation_cache(folder: str | None) -> None:
@@ -18,3 +21,15 @@ def use_compilation_cache(folder: str | None) -> None:
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pds_jax", "xla")
     jax.config.update("jax_compilation_cache_dir", folder or default)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def order_for_memory() -> None:
+    """Let XLA's CPU backend order a program for little memory; called before any array exists.
+
+    A network of 1024x1024 pixels then needs a tenth of the temporary memory; no difference in speed was measured. XLA
+    stops the process at a flag that it does not know, so nothing is set for a jaxlib that this was not tried with, nor
+    where the user's XLA_FLAGS choose a scheduler.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jaxlib.__version__.startswith("0.10.") and "xla_cpu_scheduler_type" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_SCHEDULER}".strip()

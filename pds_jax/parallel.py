@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from pds_jax import sampling, statistics
 from pds_jax.correctors import NORMS
@@ -25,6 +26,8 @@ from pds_jax.train_state import TrainState, apply_gradients
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
 AXIS = "batch"
+# Processes that sample their shares end hours apart; the coordinator waits for the last.
+_WAIT_AT_THE_END = 14 * 24 * 3600
 
 
 # --- processes -------------------------------------------------------------------------------------------------
@@ -62,7 +65,7 @@ def initialize_distributed(
     if all(value is None for value in given):
         if environment.get("PDS_JAX_DISTRIBUTED") != "1":
             return False
-        jax.distributed.initialize()
+        jax.distributed.initialize(shutdown_timeout_seconds=_WAIT_AT_THE_END)
         return jax.process_count() > 1
     if any(value is None for value in given):
         raise PdsError("several processes need all of coordinator (host:port), num_processes and process_id")
@@ -72,7 +75,7 @@ def initialize_distributed(
         raise PdsError(f"num_processes={given[1]!r} and process_id={given[2]!r} must be whole numbers") from error
     if not 0 <= index < count:
         raise PdsError(f"process_id={index} must be from 0 to num_processes - 1 = {count - 1}")
-    jax.distributed.initialize(str(given[0]), count, index)
+    jax.distributed.initialize(str(given[0]), count, index, shutdown_timeout_seconds=_WAIT_AT_THE_END)
     return count > 1
 
 
@@ -81,9 +84,43 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def process_share(items: Sequence[Any]) -> Sequence[Any]:
-    """This process's share of a list, every num_processes-th item: all shares together are the list."""
-    return items[jax.process_index() :: jax.process_count()]
+def process_share() -> tuple[int, int]:
+    """(index, count): this process is the index-th of count."""
+    return jax.process_index(), jax.process_count()
+
+
+def gather(tree: Any) -> list[Any]:
+    """Every process's tree of host arrays, in the order of the processes, bit for bit; all must call it.
+
+    Args:
+      tree: arrays of any dtype, of the same structure, shapes and dtypes in every process.
+
+    Returns:
+      One tree a process; ``[tree]`` where there is one.
+    """
+    if jax.process_count() == 1:
+        return [tree]
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    # As bytes, since float64 would become float32 on the way.
+    rows = [multihost_utils.process_allgather(np.frombuffer(leaf.tobytes(), np.uint8)) for leaf in leaves]
+    return [
+        structure.unflatten(
+            np.frombuffer(np.asarray(row[i]).tobytes(), leaf.dtype).reshape(leaf.shape)
+            for row, leaf in zip(rows, leaves, strict=True)
+        )
+        for i in range(jax.process_count())
+    ]
+
+
+def wait_for_all(name: str) -> None:
+    """Go on when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is up in any process; all must call it."""
+    return any(bool(found) for found in gather(np.asarray(flag)))
 
 
 def devices() -> list[str]:
@@ -202,9 +239,12 @@ def all_device_mean(values: Array) -> Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(count: int) -> tuple[Any, Any, Any, Any]:
-    """Parallel init, chunk, whole run and result on the first ``count`` local devices; made once, compiled once."""
-    chosen = jax.local_devices()[:count]
+def _programs(count: int, everywhere: bool = False) -> tuple[Any, Any, Any, Any]:
+    """Parallel init, chunk, whole run and result on the first ``count`` local devices; made once, compiled once.
+
+    ``everywhere``: on all devices of all processes instead, which then exchange their norms.
+    """
+    chosen = None if everywhere else jax.local_devices()[:count]
     init = jax.pmap(
         lambda sampler, keys, condition: sampler.init(keys, condition), AXIS, in_axes=(None, 0, 0), devices=chosen
     )
@@ -231,35 +271,62 @@ class _Placed:
     condition: Any
     count: int
     size: int
+    everywhere: bool = False
+
+    @property
+    def programs(self) -> tuple[Any, Any, Any, Any]:
+        return _programs(self.count, self.everywhere)
+
+    def gather(self, images: Any) -> np.ndarray:
+        """(D, b, H, W, C) of the devices to the (B, H, W, C) that were asked for."""
+        host = np.asarray(images)
+        host = host.reshape(-1, *host.shape[2:])
+        return np.concatenate(gather(host)) if self.everywhere else host[: self.size]
+
+
+def _split_images(tree: Any, count: int) -> Any:
+    """Leaves (B, …) to (count, ⌈B / count⌉, …), filled up with the last image."""
+
+    def split_leaf(leaf: Any) -> Any:
+        share = -(-leaf.shape[0] // count)
+        missing = count * share - leaf.shape[0]
+        padded = jnp.concatenate([leaf, jnp.broadcast_to(leaf[-1:], (missing, *leaf.shape[1:]))])
+        return padded.reshape(count, share, *leaf.shape[1:])
+
+    return jax.tree.map(split_leaf, tree)
 
 
 def _place(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> _Placed:
     if condition is not None and not hasattr(sampler, "run_chunk"):
         raise PdsError("an adaptive ODE sampler takes no condition; use predictors and correctors (sampling.method=pc)")
     size, count = len(keys), min(jax.local_device_count(), len(keys))
+    everywhere = False
     if getattr(sampler, "mean_fn", None) is NORMS["batch"]:
         # Every image enters the mean norm, so there may be no padding.
-        count = math.gcd(size, jax.local_device_count())
         sampler = dataclasses.replace(sampler, mean_fn=all_device_mean)
-    share = -(-size // count)
-
-    def split_leaf(leaf: Any) -> Any:
-        if leaf.shape[0] != size:
-            raise PdsError(f"a leaf {leaf.shape} of the condition does not begin with the {size} images")
-        padded = jnp.concatenate([leaf, jnp.broadcast_to(leaf[-1:], (count * share - size, *leaf.shape[1:]))])
-        return padded.reshape(count, share, *leaf.shape[1:])
-
-    split_images = functools.partial(jax.tree.map, split_leaf)
+        everywhere = jax.process_count() > 1
+        if everywhere:
+            check_divides(size, "norm=batch: images of a batch")
+            here = local_slice(size)
+            keys, condition = keys[here], jax.tree.map(lambda leaf: leaf[here], condition)
+            size //= jax.process_count()
+            if hasattr(score_fn, "lay_out"):
+                raise PdsError("norm=batch over several processes takes no condition; use norm=sample")
+        count = math.gcd(size, jax.local_device_count())
+    if any(len(leaf) != size for leaf in jax.tree.leaves(condition)):
+        raise PdsError(f"the condition is not of {size} images: every leaf of it must begin with that number")
+    split_images = functools.partial(_split_images, count=count)
     copy = functools.partial(replicate, count=count)
     # A score that knows something of every image (a class, a measurement) says which of its leaves are whose.
     placed = score_fn.lay_out(copy, split_images) if hasattr(score_fn, "lay_out") else copy(score_fn)
-    return _Placed(sampler, split_leaf(keys), placed, split_images(condition), count, size)
+    job = _Placed(sampler, split_images(keys), placed, split_images(condition), count, size, everywhere)
+    return dataclasses.replace(job, score_fn=_on_devices(count, everywhere)(placed))
 
 
-def _gather(images: Any, size: int) -> np.ndarray:
-    """(D, b, H, W, C) to the (B, H, W, C) that were asked for."""
-    host = np.asarray(images)
-    return host.reshape(-1, *host.shape[2:])[:size]
+@functools.lru_cache(maxsize=8)
+def _on_devices(count: int, everywhere: bool) -> Callable[[Any], Any]:
+    """Put a tree with a leading axis of devices there once, or every chunk of steps would copy it again."""
+    return jax.pmap(lambda tree: tree, AXIS, devices=None if everywhere else jax.local_devices()[:count])
 
 
 def sample(
@@ -296,10 +363,10 @@ def sample(
     if len(keys) == 0:
         raise PdsError("no images were asked for: the keys are empty")
     job = _place(sampler, keys, score_fn, condition)
-    init, run_chunk, whole, result = _programs(job.count)
+    init, run_chunk, whole, result = job.programs
     if not hasattr(sampler, "run_chunk"):
         images, nfe = whole(job.sampler, job.keys, job.score_fn)
-        return sampling.Run(_gather(images, job.size), np.asarray(nfe).reshape(-1)[: job.size], [])
+        return sampling.Run(job.gather(images), np.asarray(nfe).reshape(-1)[: job.size], [])
     done = sampling.run(
         job.sampler,
         job.keys,
@@ -311,14 +378,14 @@ def sample(
         chunk_fn=run_chunk,
         result_fn=None if condition is None else result,
     )
-    trajectory = [(step, t, _gather(images, job.size)) for step, t, images in done.trajectory]
-    return sampling.Run(_gather(done.x, job.size), done.nfe, trajectory)
+    trajectory = [(step, t, job.gather(images)) for step, t, images in done.trajectory]
+    return sampling.Run(job.gather(done.x), done.nfe, trajectory)
 
 
 def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> None:
     """Compile what :func:`sample` with as many keys will run, by a chunk of no steps."""
     job = _place(sampler, keys, score_fn, condition)
-    init, run_chunk, whole, _ = _programs(job.count)
+    init, run_chunk, whole, _ = job.programs
     if hasattr(sampler, "run_chunk"):
         jax.block_until_ready(
             run_chunk(job.sampler, init(job.sampler, job.keys, job.condition), jnp.int32(0), job.score_fn)
@@ -332,32 +399,59 @@ def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -
 def program_text(sampler: Any, keys: Key, score_fn: ScoreFn) -> str:
     """The compiled program of one chunk, to look for communication in."""
     job = _place(sampler, keys, score_fn)
-    init, run_chunk, _, _ = _programs(job.count)
+    init, run_chunk, _, _ = job.programs
     lowered = run_chunk.lower(job.sampler, init(job.sampler, job.keys, None), jnp.int32(1), job.score_fn)
     return lowered.compile().as_text()
+
+
+# --- any function of images ------------------------------------------------------------------------------------
+
+
+def spread(fn: Callable[[Any, Any], Any], shared: Any) -> Callable[[Any], Any]:
+    """Let all local devices compute a function of images.
+
+    Args:
+      fn: (shared, batch) -> outputs, pure; every leaf of batch and of outputs begins with the images.
+      shared: pytree of arrays, such as parameters; copied to every device once.
+
+    Returns:
+      batch -> outputs on the host. A batch that does not divide is filled up with its last image and cut again.
+    """
+    count = jax.local_device_count()
+    program = jax.pmap(fn, AXIS, devices=jax.local_devices()[:count])
+    placed = _on_devices(count, False)(replicate(shared, count))
+
+    def run(batch: Any) -> Any:
+        size = len(jax.tree.leaves(batch)[0])
+        outputs = program(placed, _split_images(batch, count))
+        return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:size], outputs)
+
+    return run
 
 
 # --- statistics ------------------------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=8)
-def _sums_program(count: int) -> Callable[..., Any]:
+@functools.lru_cache(maxsize=1)
+def _sums_program() -> Callable[..., Any]:
     def sums(images: Array, weights: Array) -> statistics.Sums:
         return jax.lax.psum(statistics.accumulate(images, weights), AXIS)
 
-    return jax.pmap(sums, AXIS, devices=jax.local_devices()[:count])
+    return jax.pmap(sums, AXIS)
 
 
 def sums_fn(images: np.ndarray, weights: np.ndarray) -> statistics.Sums:
-    """Sums of one block over all local devices, for ``statistics.compute_statistics(sums_fn=...)``.
+    """Sums of one block over all devices of all processes, for ``statistics.compute_statistics(sums_fn=...)``.
 
     Args:
-      images: (B, H, W, C) float32 in [0, 1].
+      images: (B, H, W, C) float32 in [0, 1], the same in every process; each process takes its part.
       weights: (B,) float32, 1 for an image and 0 for padding.
 
     Returns:
-      The block's sums.
+      The block's sums, the same in every process.
     """
-    count = math.gcd(len(images), jax.local_device_count())
-    shaped = np.reshape(images, (count, -1, *images.shape[1:]))
-    return unreplicate(_sums_program(count)(shaped, np.reshape(weights, (count, -1))))
+    missing = -len(images) % jax.device_count()
+    images, weights = (np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)]) for a in (images, weights))
+    here = local_slice(len(images))
+    shaped = (a[here].reshape(jax.local_device_count(), -1, *a.shape[1:]) for a in (images, weights))
+    return unreplicate(_sums_program()(*shaped))

@@ -154,11 +154,28 @@ def test_labels_are_split_like_the_keys(score_fn):
 
 def test_conditions_that_do_not_fit_are_refused(score_fn):
     condition = controllable_generation.inpainting(IMAGES_GIVEN, np.eye(8))
-    with pytest.raises(PdsError, match="does not begin with the 5 images"):
+    with pytest.raises(PdsError, match="not of 5 images"):
         parallel.sample(sampler(), sampling.image_keys(range(5)), score_fn, condition=condition)
     adaptive = sampling.get_ode_sampler(VESDE(0.01, 5.0, 10), SHAPE)
     with pytest.raises(PdsError, match="adaptive ODE sampler takes no condition"):
         parallel.sample(adaptive, sampling.image_keys(range(6)), score_fn, condition=condition)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("size", [8, 5, 2])
+def test_any_function_of_images_spreads_over_the_devices(devices, count, size):
+    devices(count)
+    scale = {"a": np.arange(3, dtype=np.float32)}
+
+    def fn(shared, batch):
+        x, keys = batch
+        draws = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+        return {"scaled": x * shared["a"][None], "noise": draws}
+
+    batch = jnp.arange(3.0 * size).reshape(size, 3), sampling.image_keys(range(size))
+    found, expected = parallel.spread(fn, scale)(batch), fn(scale, batch)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
 
 
 def test_divergence_is_reported_from_any_device():
@@ -177,6 +194,17 @@ def test_sums_over_devices_are_the_sums(stats):
     np.testing.assert_allclose(found.power, stats.power, rtol=1e-4)
     np.testing.assert_allclose(found.mean, stats.mean, rtol=1e-5)
     assert found.count == stats.count
+
+
+def test_a_block_that_does_not_divide_is_filled_up(stats):
+    found = statistics.compute_statistics([IMAGES], block=13, sums_fn=parallel.sums_fn)
+    np.testing.assert_allclose(found.power, stats.power, rtol=1e-4)
+    assert found.count == stats.count and found.provenance["images_sha256"] == stats.provenance["images_sha256"]
+
+
+def test_gathering_in_one_process_is_the_tree_itself():
+    tree = {"a": np.arange(3.0)}
+    assert parallel.gather(tree)[0] is tree and parallel.any_process(True) and not parallel.any_process(False)
 
 
 def test_batches_split_in_order():
@@ -211,4 +239,4 @@ def test_half_a_description_of_several_processes_is_refused(environment, argumen
 
 def test_one_process_needs_no_coordinator():
     assert parallel.initialize_distributed(environment={}) is False
-    assert parallel.process_share([1, 2, 3]) == [1, 2, 3] and parallel.is_first_process()
+    assert parallel.process_share() == (0, 1) and parallel.is_first_process()
