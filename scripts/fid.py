@@ -24,6 +24,8 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from pds_jax import parallel
+from pds_jax.cache import use_compilation_cache
 from pds_jax.files import parse_seeds
 from pds_jax.manifest import plain
 from pds_jax.metrics import evaluation, reference
@@ -46,7 +48,7 @@ _OUT = flags.DEFINE_string("out", None, "ref: the .npz to write.")
 _KEEP = flags.DEFINE_bool("keep_features", False, "ref: store the features too, which kid, pr and dc need.")
 _METRICS = flags.DEFINE_list("metrics", ["fid"], f"calc: some of {','.join(evaluation.METRICS)}.")
 _ALLOW_FEWER = flags.DEFINE_bool("allow_fewer", False, "calc: judge fewer than 50000 images; printed with the figure.")
-_EXTRACTOR = flags.DEFINE_string("extractor", "inception", "inception, digits or pixels.")
+_EXTRACTOR = flags.DEFINE_string("extractor", "inception", "inception, digits, patches (of photos) or pixels.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "Inception's file; else $PDS_INCEPTION, else torch's cache.")
 _RESIZE = flags.DEFINE_enum(
     "resize", "tf1", ["tf1", "half_pixel"], "Inception: tf1 as the original FID, half_pixel as pytorch-fid."
@@ -66,7 +68,7 @@ def cache_folder() -> str | None:
 def extractor() -> Extractor:
     """The extractor that the flags name."""
     options = {"weights": _WEIGHTS.value, "resize": _RESIZE.value} if _EXTRACTOR.value == "inception" else {}
-    return get_extractor(_EXTRACTOR.value, **options)
+    return get_extractor(_EXTRACTOR.value, **options).spread(parallel.spread)
 
 
 def image_sets() -> list[ImageSet]:
@@ -200,6 +202,7 @@ def main(argv: list[str]) -> None:
     verbs: dict[str, Callable[[], dict[str, Any]]] = {"ref": ref, "calc": calc}
     if len(argv) != 2 or argv[1] not in verbs:
         raise app.UsageError("type fid.py ref ... or fid.py calc ...; extractors: " + ", ".join(sorted(EXTRACTORS)))
+    use_compilation_cache(None)
     try:
         result = verbs[argv[1]]()
     except PdsError as error:

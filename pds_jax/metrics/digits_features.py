@@ -64,6 +64,12 @@ def _apply(params: Any, images: Array) -> tuple[Array, Array]:
     return outputs
 
 
+def features_and_logits(params: Any, images: Array) -> dict[str, Array]:
+    """The judge as a pure function of its parameters and uint8 images (B, 8, 8, 1)."""
+    logits, features = _apply(params, images.astype(jnp.float32) / 255.0)
+    return {"features": features, "logits": jax.nn.log_softmax(logits)}
+
+
 @functools.cache
 def load() -> DigitsJudge:
     """The classifier that ships in checkpoints/digits_classifier.

@@ -7,6 +7,7 @@ use, and for classifiers ``logits`` (B, classes), which the Inception Score uses
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -15,11 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from pds_jax.images import to_uint8
 from pds_jax.metrics import inception
 from pds_jax.types import PdsError
 
 DATA_RANGE = "uint8 0..255"
+_CROPS = 4096
 Outputs = Mapping[str, Any]
+# (parameters, uint8 images (B, H, W, C)) -> outputs, pure.
+Network = Callable[[Any, Any], Outputs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +36,20 @@ class Extractor:
       identity: everything that decides the features, ready for JSON; two extractors are the same iff this is equal.
       outputs: uint8 images (B, H, W, C) -> {"features": (B, D), ...}.
       channels: how many channels it takes; None for any.
+      network: the pure function that makes the outputs, and
+      params: what it takes besides the images; None where there is no such function.
     """
 
     name: str
     identity: dict[str, Any]
     outputs: Callable[[np.ndarray], Outputs]
     channels: int | None = None
+    network: Network | None = None
+    params: Any = None
+
+    def spread(self, spread: Callable[[Network, Any], Callable[[np.ndarray], Outputs]]) -> Extractor:
+        """The same extractor on several devices, such as by ``parallel.spread``; itself where it has no network."""
+        return self if self.network is None else dataclasses.replace(self, outputs=spread(self.network, self.params))
 
     def __call__(self, images: np.ndarray) -> Any:
         """Features (B, D) of uint8 images (B, H, W, C)."""
@@ -79,7 +92,7 @@ def get_extractor(name: str, **options: Any) -> Extractor:
     """Make an extractor.
 
     Args:
-      name: "inception", "digits", "pixels", or one that was registered.
+      name: "inception", "digits", "patches", "pixels", or one that was registered.
       **options: for its maker, e.g. weights and resize of "inception".
 
     Raises:
@@ -124,12 +137,19 @@ def inception_extractor(
     params = inception.load_weights(weights)
     layers = (layer, "logits_unbiased")
 
-    def outputs(images: np.ndarray) -> Outputs:
+    def network(params: Any, images: Any) -> Outputs:
         found = inception.inception_features(params, images, layers, resize)
         return {"features": found[layer], "logits": found["logits_unbiased"]}
 
     facts = {"layer": layer, "resize": resize, "weights_sha256": inception.weights_digest(params)}
-    return Extractor("inception", _identity("inception", **facts), outputs, channels=3)
+    return Extractor(
+        "inception",
+        _identity("inception", **facts),
+        functools.partial(network, params),
+        channels=3,
+        network=network,
+        params=params,
+    )
 
 
 @register_extractor("pixels")
@@ -154,4 +174,40 @@ def digits_extractor() -> Extractor:
         return {"features": judge.features(unit), "logits": np.log(np.maximum(judge.probabilities(unit), 1e-300))}
 
     facts = {"weights_sha256": inception.weights_digest(judge.params)}
-    return Extractor("digits", _identity("digits", **facts), outputs, channels=1)
+    return Extractor(
+        "digits",
+        _identity("digits", **facts),
+        outputs,
+        channels=1,
+        network=digits_features.features_and_logits,
+        params=judge.params,
+    )
+
+
+@register_extractor("patches")
+def patches_extractor() -> Extractor:
+    """Coordinates along the first 64 principal components of 4096 training crops of the `photos` data, 16x16 RGB."""
+    import jax.numpy as jnp
+
+    from pds_jax import datasets
+    from pds_jax.metrics.simple import PatchPCA
+
+    source = datasets.PhotoCrops(datasets.read_photographs(), 16, "train")
+    crops = source.images(np.arange(_CROPS))
+    pca = PatchPCA.fit(crops)
+    # An eigenvector's sign is arbitrary; features of two machines must agree.
+    largest = np.take_along_axis(pca.basis, np.abs(pca.basis).argmax(axis=0)[None], axis=0)
+    params = {"mean": pca.mean.astype(np.float32), "basis": (np.sign(largest) * pca.basis).astype(np.float32)}
+
+    def network(params: Any, images: Any) -> Outputs:
+        unit = jnp.asarray(images).reshape(len(images), -1).astype(jnp.float32) / 255.0
+        centred = unit - params["mean"][None]
+        return {"features": jnp.matmul(centred, params["basis"], precision="highest")}
+
+    def outputs(images: np.ndarray) -> Outputs:
+        if images.shape[1:] != source.shape:
+            raise PdsError(f"the extractor 'patches' judges images {source.shape}, not {images.shape[1:]}")
+        return network(params, images)
+
+    facts = {"components": pca.basis.shape[1], "crops_sha256": hashlib.sha256(to_uint8(crops).tobytes()).hexdigest()}
+    return Extractor("patches", _identity("patches", **facts), outputs, channels=3, network=network, params=params)

@@ -1,7 +1,7 @@
-import jax
 import numpy as np
 import pytest
 
+from pds_jax import parallel
 from pds_jax.metrics.evaluation import check_request, evaluate, make_reference, summarise
 from pds_jax.metrics.extractors import Extractor, get_extractor
 from pds_jax.metrics.frechet import frechet_distance_from_features
@@ -111,13 +111,46 @@ def test_digits_judge_digits():
     pixels = np.round(load_digits().images * (255.0 / 16.0)).astype(np.uint8)[..., None]
     noise = RNG.integers(0, 256, (400, 8, 8, 1)).astype(np.uint8)
     judge = get_extractor("digits")
-    with jax.numpy_dtype_promotion("standard"):  # flax's avg_pool divides by an integer
-        reference = make_reference(ArrayImages("digits", pixels[::2]), judge)
-        near, far = (
-            evaluate(ArrayImages("x", x), reference, judge, metrics=("fid", "is"), allow_fewer=True)
-            for x in (pixels[1::2], noise)
-        )
+    reference = make_reference(ArrayImages("digits", pixels[::2]), judge)
+    near, far = (
+        evaluate(ArrayImages("x", x), reference, judge, metrics=("fid", "is"), allow_fewer=True)
+        for x in (pixels[1::2], noise)
+    )
     assert near["fid"] < 0.1 * far["fid"]
     assert 8.0 < near["is"] <= 10.0 and far["is"] < near["is"]
     with pytest.raises(PdsError, match="takes 1 channels"):
         make_reference(ArrayImages("colour", REAL), judge)
+
+
+@pytest.mark.parametrize("name, shape", [("digits", (8, 8, 1)), ("patches", (16, 16, 3))])
+def test_four_devices_give_the_statistics_of_one(name, shape):
+    """37 images in batches of 10: ragged batches, which do not divide by four either."""
+    images = RNG.integers(0, 256, (37, *shape)).astype(np.uint8)
+    one = get_extractor(name)
+    four = one.spread(parallel.spread)
+    assert four.identity == one.identity
+    plain, spread = (
+        make_reference(ArrayImages("x", images), judge, keep_features=True, batch_size=10) for judge in (one, four)
+    )
+    scale = np.abs(plain.features).max()
+    np.testing.assert_allclose(spread.features, plain.features, atol=2e-6 * scale, rtol=0)
+    np.testing.assert_allclose(spread.mu, plain.mu, atol=2e-6 * scale, rtol=0)
+    np.testing.assert_allclose(spread.sigma, plain.sigma, atol=1e-5 * np.abs(plain.sigma).max(), rtol=0)
+    assert PIXELS.spread(parallel.spread) is PIXELS  # nothing to compute
+
+
+def test_patches_are_near_to_crops_of_the_same_photographs():
+    from pds_jax import datasets
+    from pds_jax.images import to_uint8
+
+    crops = datasets.PhotoCrops(datasets.read_photographs(), 16, "train")
+    near, law = (to_uint8(crops.images(np.arange(start, start + 500))) for start in (0, 5000))
+    judge = get_extractor("patches")
+    reference = make_reference(ArrayImages("crops", law), judge)
+    got, noise = (
+        evaluate(ArrayImages("x", x), reference, judge, allow_fewer=True)["fid"]
+        for x in (near, RNG.integers(0, 256, near.shape).astype(np.uint8))
+    )
+    assert got < 0.1 * noise
+    with pytest.raises(PdsError, match=r"judges images \(16, 16, 3\), not \(2, 2, 3\)"):
+        make_reference(ArrayImages("small", REAL), judge)
