@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pds_jax.files import atomic_write
-from pds_jax.images import grid, to_uint8
+from pds_jax.images import enlarge, grid, save_gif, to_uint8, visible_scale
 
 _STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -194,7 +194,13 @@ def strip(trajectory: np.ndarray, path: str | os.PathLike[str], labels: Sequence
     """
     plt = _pyplot()
     steps, count = trajectory.shape[:2]
-    figure, axes = plt.subplots(count, steps, figsize=(0.9 * steps, 0.9 * count + 0.4), squeeze=False)
+    figure, axes = plt.subplots(
+        count,
+        steps,
+        figsize=(0.9 * steps, 0.9 * count + 0.4),
+        squeeze=False,
+        gridspec_kw={"wspace": 0.06, "hspace": 0.06},
+    )
     for row in range(count):
         for column in range(steps):
             _show(axes[row][column], trajectory[column, row])
@@ -203,6 +209,21 @@ def strip(trajectory: np.ndarray, path: str | os.PathLike[str], labels: Sequence
     if title:
         figure.suptitle(title)
     save(figure, path)
+
+
+def _planes(panels: Mapping[str, Any], title: str, reach: float) -> tuple[Any, list[Any]]:
+    """A figure with one square piece of the plane a label, two a row."""
+    plt = _pyplot()
+    rows = (len(panels) + 1) // 2
+    figure, axes = plt.subplots(rows, 2, figsize=(8, 4 * rows + 0.4), squeeze=False)
+    for axis, label in zip(axes.flat, panels, strict=False):
+        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), title=label, aspect="equal")
+    figure.suptitle(title)
+    return figure, list(axes.flat)[: len(panels)]
+
+
+def _within(positions: np.ndarray, reach: float) -> np.ndarray:
+    return np.where(np.abs(positions).max(axis=-1, keepdims=True) <= 3 * reach, positions, np.nan)
 
 
 def paths(panels: Mapping[str, np.ndarray], path: str | os.PathLike[str], title: str = "", reach: float = 4.0) -> None:
@@ -214,13 +235,61 @@ def paths(panels: Mapping[str, np.ndarray], path: str | os.PathLike[str], title:
       title: above everything.
       reach: half the side of the plane shown.
     """
-    plt = _pyplot()
-    rows = (len(panels) + 1) // 2
-    figure, axes = plt.subplots(rows, 2, figsize=(8, 4 * rows), squeeze=False)
-    for axis, (label, positions) in zip(axes.flat, panels.items(), strict=False):
-        seen = np.where(np.abs(positions).max(axis=-1, keepdims=True) <= 3 * reach, positions, np.nan)
+    figure, axes = _planes(panels, title, reach)
+    for axis, positions in zip(axes, panels.values(), strict=True):
+        seen = _within(positions, reach)
         axis.plot(seen[..., 0], seen[..., 1], color="C0", alpha=0.25, linewidth=0.7)
         axis.plot(seen[-1, :, 0], seen[-1, :, 1], "o", color="C3", markersize=3)
-        axis.set(xlim=(-reach, reach), ylim=(-reach, reach), title=label, aspect="equal")
-    figure.suptitle(title)
+    figure.tight_layout()
     save(figure, path)
+
+
+def path_animation(
+    panels: Mapping[str, np.ndarray], path: str | os.PathLike[str], title: str = "", reach: float = 4.0, tail: int = 6
+) -> None:
+    """The particles of :func:`paths` as they move, with the last steps of each as a tail.
+
+    Args:
+      panels: label -> positions (steps, n, 2), all of one length.
+      path: the GIF to write.
+      title: above everything, followed by the step.
+      reach: half the side of the plane shown.
+      tail: steps of the tail.
+    """
+    figure, axes = _planes(panels, title, reach)
+    figure.set_dpi(64)
+    figure.tight_layout()
+    drawn = []
+    for axis, positions in zip(axes, panels.values(), strict=True):
+        seen = _within(positions, reach)
+        lines = axis.plot(seen[:1, :, 0], seen[:1, :, 1], color="C0", alpha=0.4, linewidth=0.8)
+        drawn.append((seen, lines, axis.plot([], [], "o", color="C3", markersize=3)[0]))
+    frames = []
+    for step in range(len(drawn[0][0])):
+        for seen, lines, dots in drawn:
+            dots.set_data(seen[step, :, 0], seen[step, :, 1])
+            for index, line in enumerate(lines):
+                line.set_data(seen[max(step - tail, 0) : step + 1, index].T)
+        figure.suptitle(f"{title}{': ' if title else ''}step {step}")
+        frames.append(_pixels(figure))
+    _pyplot().close(figure)
+    save_gif(path, frames)
+
+
+def _pixels(figure: Any) -> np.ndarray:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="rgba", dpi=figure.dpi)
+    width, height = figure.canvas.get_width_height()
+    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def image_animation(steps: Sequence[np.ndarray], path: str | os.PathLike[str], columns: int | None = None) -> None:
+    """A run of the sampler as it goes: one frame a recorded step, all images in a grid.
+
+    Args:
+      steps: one array (n, H, W, C) a step, uint8 or float; what lies outside [0, 1] is clipped.
+      path: the GIF to write.
+      columns: images a row.
+    """
+    scale = visible_scale(steps[0].shape[1])
+    save_gif(path, [grid(enlarge(np.clip(images, 0, 1), scale), columns) for images in steps])

@@ -7,6 +7,7 @@ import io
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -75,6 +76,30 @@ def load_png(path: str | os.PathLike[str]) -> np.ndarray:
     except (OSError, SyntaxError) as error:
         raise PdsError(f"{path} is not a readable image: {error}") from error
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def save_gif(path: str | os.PathLike[str], frames: Sequence[np.ndarray], milliseconds: int = 80, hold: int = 12) -> None:
+    """Write an animated GIF that repeats, atomically.
+
+    Args:
+      path: where.
+      frames: pictures (H, W, 1 or 3) of one size, uint8 or float in [0, 1].
+      milliseconds: shown each.
+      hold: how many times longer the last one is shown.
+
+    Raises:
+      PdsError: no frame, or frames of different sizes.
+    """
+    shapes = {np.shape(frame) for frame in frames}
+    if len(shapes) != 1:
+        raise PdsError(f"an animation needs frames of one size, got {sorted(shapes)}")
+    pixels = [to_uint8(frame) for frame in frames]
+    pictures = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in pixels]
+    durations = [milliseconds] * (len(pictures) - 1) + [milliseconds * hold]
+    buffer = io.BytesIO()
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    data = buffer.getvalue()
+    atomic_write(path, lambda file: file.write(data))
 
 
 def seed_path(folder: str | os.PathLike[str], seed: int) -> pathlib.Path:
