@@ -78,7 +78,9 @@ def load_png(path: str | os.PathLike[str]) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def save_gif(path: str | os.PathLike[str], frames: Sequence[np.ndarray], milliseconds: int = 80, hold: int = 12) -> None:
+def save_gif(
+    path: str | os.PathLike[str], frames: Sequence[np.ndarray], milliseconds: int = 80, hold: int = 12
+) -> None:
     """Write an animated GIF that repeats, atomically.
 
     Args:
