@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any
 
 import diffrax
@@ -292,6 +292,9 @@ def evaluate_bpd(
     scaler: Callable[[Any], Any],
     repeats: int = 5,
     uniform_dequantization: bool = True,
+    spread: Callable[[Any, Any], Callable[[Any], Any]] | None = None,
+    done: MutableMapping[str, np.ndarray] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> BitsPerDim:
     """Pass a set `repeats` times, each with new dequantisation noise and ε.
 
@@ -306,6 +309,10 @@ def evaluate_bpd(
       scaler: the map from [0, 1] to the network's range.
       repeats: passes over the set.
       uniform_dequantization: off when the images are continuous or dequantised already.
+      spread: (function, arguments) -> function of a batch on several devices, such as ``parallel.spread``.
+      done: bits/dim and evaluations (2, b) of batches by "repeat-first image"; those in it are not computed again,
+        others are put in.
+      progress: called with the number of images after each batch.
 
     Returns:
       The figures.
@@ -313,20 +320,26 @@ def evaluate_bpd(
     Raises:
       PdsError: an empty set, or an image whose ODE did not reach T (its index is named).
     """
+    arguments = likelihood_fn, as_pytree(score_fn)
+    compute = functools.partial(_bpd_and_nfe, arguments) if spread is None else spread(_bpd_and_nfe, arguments)
+    done = {} if done is None else done
     table, evaluations = [], []
     for repeat in range(repeats):
         row, start, size = [], 0, None
         for images in batches():
             count = len(images)
             size = size or count
-            bpd, nfe = _bpd_of_batch(
-                likelihood_fn, score_fn, _pad(images, size), jax.random.fold_in(key, repeat), start, scaler,
-                uniform_dequantization,
-            )  # fmt: skip
-            _require_finite(bpd[:count], start)
-            row.append(bpd[:count])
-            evaluations.append(nfe[:count])
+            found = done.get(f"{repeat}-{start}")
+            if found is None or found.shape != (2, count):
+                keys, x = _noised(_pad(images, size), jax.random.fold_in(key, repeat), start, uniform_dequantization)
+                found = np.stack([np.asarray(part, np.float64)[:count] for part in compute((keys, scaler(x)))])
+                _require_finite(found[0], start)
+                done[f"{repeat}-{start}"] = found
+            row.append(found[0])
+            evaluations.append(found[1])
             start += count
+            if progress is not None:
+                progress(count)
         if not row:
             raise PdsError("bits/dim of an empty set: there are no images")
         table.append(np.concatenate(row))
@@ -342,15 +355,14 @@ def evaluate_bpd(
     )
 
 
-def _bpd_of_batch(
-    likelihood_fn: Likelihood,
-    score_fn: ScoreFn,
-    images: np.ndarray,
-    key: Key,
-    start: int,
-    scaler: Callable[[Any], Any],
-    uniform_dequantization: bool,
-) -> tuple[np.ndarray, np.ndarray]:
+def _bpd_and_nfe(arguments: tuple[Likelihood, ScoreFn], batch: tuple[Key, Array]) -> tuple[Array, Array]:
+    (likelihood_fn, score_fn), (keys, x) = arguments, batch
+    bpd, _, nfe = likelihood_fn(keys, score_fn, x)
+    return bpd, nfe
+
+
+def _noised(images: np.ndarray, key: Key, start: int, uniform_dequantization: bool) -> tuple[Key, Array]:
+    """Keys of ε (B,) and the images of a batch, both functions of the images' indices."""
     indices = jnp.arange(start, start + len(images))
     keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(indices)
     x = jnp.asarray(images)
@@ -358,8 +370,7 @@ def _bpd_of_batch(
         x = dequantize(keys[:, 0], x)
     elif x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255.0
-    bpd, _, nfe = likelihood_fn(keys[:, 1], score_fn, scaler(x))
-    return np.asarray(bpd, np.float64), np.asarray(nfe)
+    return keys[:, 1], x
 
 
 def _pad(images: np.ndarray, size: int) -> np.ndarray:

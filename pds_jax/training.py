@@ -19,7 +19,8 @@ from pds_jax.train_state import TrainState, create_train_state, get_optimizer
 from pds_jax.types import PdsError
 
 _STATISTICS_IMAGES = 20000
-# Fields that a resumed run may change.
+# What a resumed run may change.
+_FREE_SECTIONS = ("eval", "sampling", "pds")
 _FREE_FIELDS = (
     "n_iters",
     "snapshot_freq",
@@ -78,7 +79,7 @@ class Trainer:
         now = manifest.plain(self.config.to_dict())
         if path.exists():
             there = files.read_json(path)
-            for section in sorted(set(there) | set(now)):
+            for section in sorted((set(there) | set(now)) - set(_FREE_SECTIONS)):
                 old, new = there.get(section), now.get(section)
                 for field in sorted(set(old) | set(new)) if isinstance(old, dict) and isinstance(new, dict) else []:
                     if field not in _FREE_FIELDS and old.get(field) != new.get(field):
@@ -86,16 +87,17 @@ class Trainer:
                             f"{self.workdir} holds a training with {section}.{field}={old.get(field)!r}, now it is "
                             f"{new.get(field)!r}; choose another --workdir"
                         )
-        files.write_json(path, now)
+        parallel.wait_for_all("configuration compared")
+        if parallel.is_first_process():
+            files.write_json(path, now)
 
     def _statistics(self) -> stats_lib.Statistics:
         path = self.workdir / "statistics.npz"
-        if path.exists():
-            return stats_lib.load(path)
-        count = min(self.source.size or _STATISTICS_IMAGES, _STATISTICS_IMAGES)
-        found = stats_lib.compute_statistics(datasets.iterate(self.source, 256, count))
-        found.save(path)
-        return found
+        if parallel.is_first_process() and not path.exists():
+            count = min(self.source.size or _STATISTICS_IMAGES, _STATISTICS_IMAGES)
+            stats_lib.compute_statistics(datasets.iterate(self.source, 256, count)).save(path)
+        parallel.wait_for_all("statistics")
+        return stats_lib.load(path)
 
     def _restore(self) -> TrainState:
         params = init_model(jax.random.fold_in(jax.random.key(self.config.seed), 0), self.config)
@@ -120,7 +122,7 @@ class Trainer:
         state = parallel.replicate(self.state)
         step = int(self.state.step)
         try:
-            while step < training.n_iters and not self._stop:
+            while step < training.n_iters and not parallel.any_process(self._stop):
                 count = min(training.n_jitted_steps, training.n_iters - step)
                 state, step_losses = step_fn(state, self._batches(step, count), self.key)
                 before, step = step, step + count
@@ -158,6 +160,8 @@ class Trainer:
         except sampling.SamplingDiverged as error:
             logging.warning("no samples at step %d: %s", step, error)
             return
+        if not parallel.is_first_process():
+            return
         scale = images.visible_scale(drawn.shape[1])
         images.save_png(self.workdir / "samples" / f"step_{step:07d}.png", images.grid(images.enlarge(drawn, scale)))
 
@@ -191,7 +195,9 @@ def _passed(before: int, after: int, every: int) -> bool:
     return every > 0 and before // every != after // every
 
 
-def get_loss_fn(config: Any, sde: Any, model: Any, eps: float, statistics: stats_lib.Statistics) -> losses.LossFn:
+def get_loss_fn(
+    config: Any, sde: Any, model: Any, eps: float, statistics: stats_lib.Statistics | None, train: bool = True
+) -> losses.LossFn:
     """The training loss that a configuration describes.
 
     Args:
@@ -199,7 +205,8 @@ def get_loss_fn(config: Any, sde: Any, model: Any, eps: float, statistics: stats
       sde: forward SDE.
       model: network.
       eps: smallest time.
-      statistics: of the data, for the Wiener parametrisation.
+      statistics: of the data, for the Wiener parametrisation and loss weighting "unit".
+      train: dropout on.
 
     Returns:
       loss_fn(keys (B,), params, batch) -> scalar.
@@ -207,21 +214,23 @@ def get_loss_fn(config: Any, sde: Any, model: Any, eps: float, statistics: stats
     training = config.training
     if not training.continuous:
         get = losses.get_smld_loss_fn if training.sde.lower() == "vesde" else losses.get_ddpm_loss_fn
-        return get(sde, model, train=True, reduce_mean=training.reduce_mean)
+        return get(sde, model, train=train, reduce_mean=training.reduce_mean)
     parametrisation = config.model.get("parametrisation", "score_sde")
-    moments = statistics.to_range(config.data.centered)
     weighting = training.get("loss_weighting", "sigma")
     if weighting not in ("sigma", "unit"):
         raise PdsError(f"training.loss_weighting={weighting!r} is unknown; known: sigma, unit")
+    if statistics is None and (weighting == "unit" or parametrisation == "wiener"):
+        raise PdsError("loss_weighting 'unit' and parametrisation 'wiener' need the statistics of the training data")
+    moments = None if statistics is None else statistics.to_range(config.data.centered)
     return losses.get_sde_loss_fn(
         sde,
         model,
-        train=True,
+        train=train,
         reduce_mean=training.reduce_mean,
         continuous=True,
         likelihood_weighting=training.likelihood_weighting,
         eps=eps,
-        weight=losses.unit_weight(sde, moments[1], config.data.image_size) if weighting == "unit" else None,
+        weight=losses.unit_weight(sde, moments[1], config.data.image_size) if moments and weighting == "unit" else None,
         parametrisation=parametrisation,
         statistics=moments if parametrisation == "wiener" else None,
     )
@@ -238,14 +247,17 @@ class Log:
           step: steps done before.
           total: steps in all.
         """
-        import tensorboardX
         from tqdm import tqdm
 
         self._pending: list[tuple[int, Any]] = []
         self._recent: list[float] = []
-        self._bar = tqdm(total=total, initial=step, desc="training", unit="step", mininterval=10, smoothing=0.1)
-        self._file = open(workdir / "log.jsonl", "a", buffering=1)
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        silent = not parallel.is_first_process()
+        self._bar = tqdm(
+            total=total, initial=step, desc="training", unit="step", mininterval=10, smoothing=0.1, disable=silent
+        )
+        # Every process reads its losses, to stop at one that is no number; the first writes them.
+        self._file = None if silent else open(workdir / "log.jsonl", "a", buffering=1)
+        self._board = None if silent else _board(workdir / "tensorboard")
         self._clock, self._last = time.monotonic(), step
         self.step = step
 
@@ -283,14 +295,22 @@ class Log:
         now = time.monotonic()
         loss = float(np.mean(self._recent))
         rate = (self.step - self._last) / max(now - self._clock, 1e-9)
-        self._file.write(f'{{"step": {self.step}, "loss": {loss:.8g}, "steps_per_second": {rate:.4g}}}\n')
-        self._board.add_scalar("loss", loss, self.step)
-        self._board.add_scalar("steps_per_second", rate, self.step)
+        if self._file is not None and self._board is not None:
+            self._file.write(f'{{"step": {self.step}, "loss": {loss:.8g}, "steps_per_second": {rate:.4g}}}\n')
+            self._board.add_scalar("loss", loss, self.step)
+            self._board.add_scalar("steps_per_second", rate, self.step)
         self._bar.set_postfix(loss=f"{loss:.4f}")
         self._recent, self._clock, self._last = [], now, self.step
 
     def close(self) -> None:
         """Flush and close."""
         self._bar.close()
-        self._file.close()
-        self._board.close()
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+
+
+def _board(folder: pathlib.Path) -> Any:
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(str(folder))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pds_jax import preconditioner
+from pds_jax import parallel, preconditioner
 from pds_jax.likelihood import LARGEST_EXACT, SOLVERS, dequantize, evaluate_bpd, get_likelihood_fn
 from pds_jax.ops import irfft2, rfft2
 from pds_jax.sde_lib import VESDE, VPSDE, subVPSDE
@@ -190,6 +190,25 @@ def test_a_set_gives_the_same_figure_at_any_batch_size():
     u = dequantize(jax.random.split(KEY, 5), jnp.asarray(images))
     density = np.square(np.asarray(u) * 2 - 1).mean((1, 2, 3)) / 0.6 + np.log(2 * np.pi * 0.3) / 2
     np.testing.assert_allclose(two.per_image, density / np.log(2) + 7, atol=0.05)  # other noise within a level
+
+
+def test_batches_that_are_done_are_not_done_again_and_devices_do_not_matter():
+    sde = SDES["vpsde"]
+    images = np.random.default_rng(3).integers(0, 256, (5, 2, 2, 1)).astype(np.uint8)
+    score_fn, fn = gaussian_score(sde, np.zeros((2, 2, 1), np.float32), 0.3), get_likelihood_fn(sde, centered)
+    done, seen = {}, []
+
+    def run(**options):
+        batches = lambda: (images[i : i + 3] for i in range(0, 5, 3))  # noqa: E731
+        return evaluate_bpd(fn, score_fn, batches, KEY, scaler=lambda x: x * 2.0 - 1.0, repeats=2, **options)
+
+    first = run(done=done, progress=seen.append)
+    assert sorted(done) == ["0-0", "0-3", "1-0", "1-3"] and seen == [3, 2, 3, 2]
+    done["0-3"] = np.full((2, 2), 7.0)
+    second = run(done=done, spread=lambda *_: None)  # nothing to compute: what is stored is believed
+    np.testing.assert_array_equal(second.per_image[:3], first.per_image[:3])
+    assert second.per_image[4] == (7.0 + done["1-3"][0, 1]) / 2
+    np.testing.assert_allclose(run(spread=parallel.spread).per_image, first.per_image, rtol=1e-5)
 
 
 def test_preconditioners_are_refused_and_the_identity_is_not():

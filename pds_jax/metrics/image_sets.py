@@ -32,6 +32,7 @@ _PLAIN_MODES = {"RGB": 3, "L": 1}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_BYTES = 1 << 16
 _SEED = re.compile(r"(\d+)$")
+_OF_A_RUN = re.compile(r"\d{3,}/\d{6,}\.png$")
 
 
 class ImageSet(Protocol):
@@ -73,7 +74,8 @@ def open_images(path: str | os.PathLike[str], *, convert: bool = False) -> Image
     """Open a folder, a .zip of image files, or a .npz or .npy array of images.
 
     Args:
-      path: where; folders are searched through, files are taken in the order of their names.
+      path: where; folders are searched through, files are taken in the order of their names. Of the folder of a
+        sampling run only its images are taken, not its grid.
       convert: bring gray, palette, alpha and CMYK files to RGB by Pillow's rules (alpha is dropped) instead of refusing
         them, and gray arrays too.
 
@@ -291,6 +293,8 @@ def _names(path: pathlib.Path) -> list[str]:
     else:
         with _archive(path) as archive:
             found = [name for name in archive.namelist() if not name.endswith("/")]
+    if "manifest.json" in found:  # a sampling run, which holds a grid and other pictures beside its images
+        found = [name for name in found if _OF_A_RUN.match(name)]
     visible = [name for name in found if not pathlib.PurePosixPath(name).name.startswith(".")]
     return [name for name in visible if name.lower().endswith(SUFFIXES)]
 

@@ -162,3 +162,14 @@ def test_drawn_images_are_drawn_in_full_batches_when_asked_for():
     assert drawn.take([3]).keys([0]) == keys[3:]
     other = DrawnImages("samples", (2, 2, 1), [7], {"alpha": 4.0}, draw, 3)
     assert other.keys([0]) != keys[:1]
+
+
+def test_of_a_sampling_run_only_the_images_count(tmp_path):
+    for name, size in {"000/000003.png": 4, "000/000001.png": 4, "grid.png": 20, "trajectory/step_01.png": 9}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(tmp_path / name)
+    with pytest.raises(PdsError, match="must have one size"):
+        open_images(tmp_path)
+    (tmp_path / "manifest.json").write_text("{}")
+    found = open_images(tmp_path)
+    assert list(found.seeds) == [1, 3] and found.shape == (4, 4, 3)
