@@ -36,5 +36,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         attn_resolutions=(4,),
         ema_warmup=True,
     )
+    config.eval.update(begin_ckpt=1, end_ckpt=2, batch_size=256, num_samples=1024, enable_sampling=True)
     config.optim.update(lr=1e-3, warmup=500, cosine_steps=2000)
     return finish(config, arg)

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from pds_jax import training
+from pds_jax.evaluation_job import evaluate
 from pds_jax.sampling_job import sample
 from pds_jax.types import PdsError
 
@@ -40,6 +41,8 @@ def run(
             raise PdsError("--mode=train needs --config=configs/….py")
         training.train(_overridden(config, overrides), workdir)
         print(f"Training states, samples and logs are in {workdir}")
+    elif mode == "eval":
+        evaluate(config, workdir, overrides, options)
     else:
         sample(config, workdir, overrides, options)
 

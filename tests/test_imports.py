@@ -51,6 +51,8 @@ LEVELS = {
     "lab": 5.8,
     "training": 5.8,
     "sampling_job": 5.9,
+    "evaluation_job": 5.95,
+    "conditional_job": 5.95,
     "run_lib": 6,
     "main": 7,
 }
