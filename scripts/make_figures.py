@@ -10,15 +10,19 @@ import json
 import math
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pds_jax import assembly, figures, images, lab, preconditioner, statistics
+from pds_jax import assembly, figures, images, lab, preconditioner, sampling, statistics
 from pds_jax.cache import use_compilation_cache
 from pds_jax.metrics.simple import power_spectrum
+from pds_jax.models.analytic import PixelGaussian
+from pds_jax.sde_lib import VESDE
 
 _OUT = flags.DEFINE_string("out", "docs/figures", "Folder of the pictures.")
-_ONLY = flags.DEFINE_list("only", None, "Names, of " + "plane, filters, gains, forward, photos; default: all.")
+_ONLY = flags.DEFINE_list("only", None, "Names, of " + "plane, lag, filters, gains, forward, photos; default: all.")
 _NFE = flags.DEFINE_integer("nfe", 40, "Network evaluations of the picture of the photos network.")
 _COUNT = flags.DEFINE_integer("images", 64, "Images behind the spectra of that picture.")
 
@@ -36,6 +40,28 @@ def plane(out: pathlib.Path) -> list[pathlib.Path]:
     figures.paths(panels, out / "plane.png", title, reach=3.2)
     figures.path_animation({k: v[:31] for k, v in panels.items()}, out / "plane.gif", title, reach=3.2)
     return [out / "plane.png", out / "plane.gif"]
+
+
+def lag(out: pathlib.Path) -> list[pathlib.Path]:
+    """The noise of a direction without data against the noise level that the score is told."""
+    sde = VESDE(sigma_min=0.01, sigma_max=50, N=66)
+    law = PixelGaussian.create(sde, np.zeros((1, 1, 2)), np.array([[[1.0, 0.001]]]) ** 2)
+    advance = jax.jit(lambda sampler, carry: sampler.run_chunk(carry, 1, law))
+    lines = {}
+    for gain in (1.0, 1.1, 1.25, 1.4):
+        m = preconditioner.Preconditioner(space=jnp.asarray([[[1.0, gain]]], jnp.float32), shape=(1, 1, 2))
+        sampler = sampling.get_pc_sampler(sde, (1, 1, 2), "reverse_diffusion", "none", preconditioner=m)
+        carry = sampler.init(sampling.image_keys(range(20_000)))
+        points = []
+        for step in range(1, 45):
+            carry = advance(sampler, carry)
+            told = float(sde.std(jnp.full(1, sampler.times[step]))[0])
+            points.append((step, float(jnp.std(carry.x[..., 1])) / told))
+        lines[f"gain {gain:g}"] = points
+    title = "A direction without data, 66 iterations of reverse diffusion"
+    axes = {"xlabel": "iteration", "ylabel": "noise there / noise told"}
+    figures.curves(lines, out / "lag.png", title=title, logx=False, logy=False, **axes)
+    return [out / "lag.png"]
 
 
 def photo_statistics() -> statistics.Statistics:
@@ -107,7 +133,7 @@ def photos(out: pathlib.Path) -> list[pathlib.Path]:
     return [*written, out / "spectra.png"]
 
 
-FIGURES = {each.__name__: each for each in (plane, filters, gains, forward, photos)}
+FIGURES = {each.__name__: each for each in (plane, lag, filters, gains, forward, photos)}
 
 
 def main(argv: list[str]) -> None:
