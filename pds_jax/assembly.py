@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from pds_jax import checkpoints, datasets, parallel, preconditioner, sampling, sde_lib
@@ -252,11 +254,12 @@ class Drawn:
     """Images and what they cost.
 
     Attributes:
-      images: (n, H, W, C) float32, in [0, 1] up to what the model overshoots.
+      images: (n, H, W, C) float32, in [0, 1] up to what the model overshoots; none where each batch was saved.
       nfe: network evaluations an image (the mean where an adaptive solver decided).
       seconds: of sampling, without compilation.
       compile_seconds: of compilation, or of loading the program from the cache.
       trajectory: (step, t, images so far in [0, 1]) where asked for.
+      batch_size: images at once, in the end.
     """
 
     images: np.ndarray
@@ -264,12 +267,15 @@ class Drawn:
     seconds: float
     compile_seconds: float
     trajectory: list[tuple[int, float, np.ndarray]]
+    batch_size: int
 
 
 Progress = Callable[[int, int], None]
 Saver = Callable[[Sequence[int], np.ndarray], None]
 # Seeds -> (condition of the sampler or None, score function), for those images.
 Given = Callable[[Sequence[int]], tuple[Any, ScoreFn]]
+# (Images at once, batches still to make, what one costs) -> nothing.
+Teller = Callable[[int, int, parallel.Cost], None]
 
 
 def draw(
@@ -278,8 +284,10 @@ def draw(
     seeds: Sequence[int],
     *,
     batch_size: int | None = None,
+    adapt: bool = False,
     label: str = "sampling",
     save: Saver | None = None,
+    tell: Teller | None = None,
     trajectory_every: int = 0,
     given: Given | None = None,
 ) -> Drawn:
@@ -289,9 +297,12 @@ def draw(
       trained: the model.
       plan: how.
       seeds: which images.
-      batch_size: images at once; by default all, at most 64.
+      batch_size: images at once, also where there are fewer seeds: with the same number, an image is the same to the
+        bit, with another to float32's rounding. By default all, at most 64.
+      adapt: halve the batch as often as it does not fit into memory, instead of raising.
       label: of the progress bar.
-      save: called after every batch with its seeds and images.
+      save: called after every batch with its seeds and images, while the next is being made.
+      tell: called before the first batch with what it will cost.
       trajectory_every: keep the images so far every so many steps; 0 keeps none.
       given: what is known of the images of some seeds, see ``controllable_generation``; by default nothing.
 
@@ -299,61 +310,98 @@ def draw(
       The images.
 
     Raises:
+      OutOfMemory: a batch does not fit, and ``adapt`` is off.
       PdsError: no seeds, or the samples diverged.
     """
     from tqdm import tqdm
 
-    seeds = [int(seed) for seed in seeds]
-    if not seeds:
+    todo = [int(seed) for seed in seeds]
+    if not todo:
         raise PdsError("no seeds were given; ask for at least one image")
-    size = min(batch_size or MAX_BATCH, len(seeds))
     unscale = datasets.get_data_inverse_scaler(trained.config)
-    batches = [seeds[start : start + size] for start in range(0, len(seeds), size)]
     given = given or (lambda seeds: (None, trained.score_fn))
-    compile_seconds = _warm_up(plan, _filled(batches[0], size), given)
+    batches = _Batches(plan, given, batch_size or min(MAX_BATCH, len(todo)), adapt, tell)
     images: list[np.ndarray] = []
     evaluations: list[float] = []
     trajectory: list[tuple[int, float, np.ndarray]] = []
+    saving: concurrent.futures.Future[None] | None = None
     start = time.perf_counter()
-    total = max(plan.N, 1) * len(batches)
-    with tqdm(total=total, desc=label, unit="step", leave=False, mininterval=0.5) as bar:
-        for number, batch in enumerate(batches):
-            progress = _progress(bar, number * max(plan.N, 1))
-            filled = _filled(batch, size)
-            condition, score_fn = given(filled)
-            run = parallel.sample(
-                plan.sampler,
-                sampling.image_keys(filled),
-                score_fn,
-                progress=progress,
-                trajectory_every=trajectory_every,
-                condition=condition,
-            )
+    with (
+        tqdm(desc=label, unit="step", leave=False, mininterval=0.5) as bar,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        while todo:
+            batch, run = batches.next(todo, _progress(bar, bar.n), trajectory_every, bar)
+            todo = todo[len(batch) :]
             part = np.asarray(unscale(np.asarray(run.x)[: len(batch)]), np.float32)
-            images.append(part)
             evaluations.append(float(np.mean(run.nfe)))
             trajectory = [(step, t, unscale(x[: len(batch)])) for step, t, x in run.trajectory] or trajectory
-            if save is not None:
-                save(batch, part)
-    seconds = time.perf_counter() - start
-    return Drawn(np.concatenate(images), float(np.mean(evaluations)), seconds, compile_seconds, trajectory)
+            if saving is not None:
+                saving.result()
+            if save is None:
+                images.append(part)
+            else:
+                saving = pool.submit(save, batch, part)
+        if saving is not None:
+            saving.result()
+    return Drawn(
+        images=np.concatenate(images) if images else np.empty((0, *trained.shape), np.float32),
+        nfe=float(np.mean(evaluations)),
+        seconds=time.perf_counter() - start - batches.aside_seconds,
+        compile_seconds=batches.compile_seconds,
+        trajectory=trajectory,
+        batch_size=batches.size,
+    )
+
+
+class _Batches:
+    """Batch after batch, each of a size that fits into memory."""
+
+    def __init__(self, plan: Plan, given: Given, size: int, adapt: bool, tell: Teller | None):
+        self.plan, self.given, self.size, self.adapt, self.tell = plan, given, size, adapt, tell
+        self.compile_seconds = self.aside_seconds = 0.0
+        self._warm = 0
+
+    def next(
+        self, todo: list[int], progress: Progress, trajectory_every: int, bar: Any
+    ) -> tuple[list[int], sampling.Run]:
+        """Make the next images of those to do; their seeds and the run."""
+        while True:
+            batch = todo[: self.size]
+            filled = batch + [batch[-1]] * (self.size - len(batch))  # one program serves the last batch too
+            keys = sampling.image_keys(filled)
+            try:
+                condition, score_fn = self.given(filled)
+                if self._warm != self.size:
+                    self._prepare(keys, score_fn, condition, -(-len(todo) // self.size), bar)
+                return batch, parallel.sample(
+                    self.plan.sampler,
+                    keys,
+                    score_fn,
+                    progress=progress,
+                    trajectory_every=trajectory_every,
+                    condition=condition,
+                )
+            except parallel.OutOfMemory:
+                if not self.adapt or self.size == 1:
+                    raise
+                self.size //= 2
+                logging.warning("out of memory; going on with %d images at once", self.size)
+
+    def _prepare(self, keys: Any, score_fn: ScoreFn, condition: Any, count: int, bar: Any) -> None:
+        """Compile ahead of the clock, and say what the run will cost."""
+        start = time.perf_counter()
+        parallel.warm_up(self.plan.sampler, keys, score_fn, condition)
+        self.compile_seconds += time.perf_counter() - start
+        if self.tell is not None:
+            self.tell(self.size, count, parallel.cost(self.plan.sampler, keys, score_fn, condition))
+        self.aside_seconds += time.perf_counter() - start
+        self._warm = self.size
+        bar.total = bar.n + max(self.plan.N, 1) * count
 
 
 def _progress(bar: Any, offset: int) -> Progress:
     return lambda done, _: bar.update(offset + done - bar.n)
-
-
-def _filled(batch: list[int], size: int) -> list[int]:
-    """A ragged batch of seeds filled up with its last, so that one program serves all."""
-    return batch + [batch[-1]] * (size - len(batch))
-
-
-def _warm_up(plan: Plan, seeds: list[int], given: Given) -> float:
-    """Compile ahead of the clock: a chunk of no steps runs the whole program's compilation and nothing else."""
-    start = time.perf_counter()
-    condition, score_fn = given(seeds)
-    parallel.warm_up(plan.sampler, sampling.image_keys(seeds), score_fn, condition)
-    return time.perf_counter() - start
 
 
 # --- choosing alpha by a few samples ---------------------------------------------------------------------------

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
+import signal
 import tempfile
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from pds_jax.types import PdsError
 
 _RANGE = re.compile(r"^\s*(\d+)\s*(?:-\s*(\d+)\s*)?$")
+_SHARD = re.compile(r"^\s*(\d{1,9})\s*/\s*(\d{1,9})\s*$")
 _MAX_SEEDS = 10_000_000
+_MAX_JSON = 256 << 20
+
+
+class Stopped(BaseException):
+    """SIGTERM came; no ``except Exception`` is to swallow it."""
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise :class:`Stopped` in the block when SIGTERM comes; elsewhere than in the main thread do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
@@ -38,9 +64,11 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[IO[bytes]], obje
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, target)
-    except OSError as error:
+    except BaseException as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+        if not isinstance(error, OSError):
+            raise
         raise PdsError(
             f"cannot write {target}: {error.strerror or error}; free some space or choose another folder"
         ) from error
@@ -59,8 +87,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
       PdsError: the file is missing or is not JSON.
     """
     try:
+        if os.path.getsize(path) > _MAX_JSON:
+            raise PdsError(f"cannot read {path} as JSON: it is larger than {_MAX_JSON >> 20} MiB")
         return json.loads(pathlib.Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise PdsError(f"cannot read {path} as JSON: {error}") from error
 
 
@@ -106,6 +136,29 @@ def parse_seeds(text: str) -> list[int]:
     if repeated is not None:
         raise PdsError(f"--seeds={text!r}: seed {repeated} is given twice; each seed makes one image")
     return seeds
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Read ``"i/n"``, the i-th of n shares, i counting from 0.
+
+    >>> parse_shard("1/4")
+    (1, 4)
+
+    Args:
+      text: as above, or None for everything.
+
+    Returns:
+      (i, n).
+
+    Raises:
+      PdsError: malformed, or i not below n.
+    """
+    if text is None:
+        return 0, 1
+    match = _SHARD.match(text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise PdsError(f"--shard={text!r}: write i/n with i from 0 to n - 1, for example 0/4 for the first of four")
+    return int(match[1]), int(match[2])
 
 
 def _first_repeated(values: Iterable[int]) -> int | None:

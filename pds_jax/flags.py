@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 MODULE = "pds_jax.main"
-MODES = ("sample", "train")
+MODES = ("sample", "train", "eval")
 WIDTH = 100
 
 
@@ -147,7 +147,37 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
     ),
     "Conditional": (),
-    "Evaluation": (),
+    "Evaluation": (
+        Flag(
+            "extractor",
+            ("inception", "digits", "patches", "pixels"),
+            "What makes the features of FID and its kin.",
+            otherwise="digits and patches for the shipped digits and photos, else inception",
+        ),
+        Flag(
+            "inception_weights",
+            str,
+            "The Inception network of FID, the file of pytorch-fid; it is never downloaded.",
+            "FILE",
+            otherwise="$PDS_INCEPTION, else torch's cache",
+        ),
+        Flag(
+            "ref",
+            str,
+            "Statistics of the reference images: of scripts/fid.py, pytorch-fid, EDM or score_sde.",
+            "FILE.npz",
+            otherwise="made from the training data",
+        ),
+        Flag("metrics", str, "Some of fid,kid,is,pr,dc.", "LIST", otherwise="fid, kid and is where they can be had"),
+        Flag("allow_fewer", bool, "Accept an FID of fewer than 50000 images; the count is printed.", default=False),
+        Flag(
+            "eval_images",
+            int,
+            "Most images of the data for loss and bits/dim.",
+            "COUNT",
+            otherwise="all, 4096 of a data set without end",
+        ),
+    ),
     "Machine": (
         Flag(
             "precision",
@@ -155,6 +185,29 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Matrix products of the network; the sampler's state is always float32.",
             default="float32",
         ),
+        Flag(
+            "max_batch",
+            str,
+            "Most images at once where --batch_size is not given; auto halves them when memory runs out.",
+            "COUNT|auto",
+            otherwise="64",
+        ),
+        Flag(
+            "shard",
+            str,
+            "Make only the i-th of n shares of the images; the last shard to end merges.",
+            "i/n",
+            otherwise="all",
+        ),
+        Flag(
+            "coordinator",
+            str,
+            "Run with other processes: address of the first one (docs/scale.md).",
+            "HOST:PORT",
+            otherwise="$PDS_JAX_COORDINATOR; $PDS_JAX_DISTRIBUTED=1 asks the cluster",
+        ),
+        Flag("num_processes", int, "How many processes.", "COUNT", otherwise="$PDS_JAX_NUM_PROCESSES"),
+        Flag("process_id", int, "Which of them this is, from 0.", "INDEX", otherwise="$PDS_JAX_PROCESS_ID"),
         Flag(
             "cache_dir",
             str,
@@ -178,7 +231,7 @@ EXAMPLES = """\
 
 EXAMPLE = EXAMPLES.splitlines()[1].strip()
 
-_NOT_OPTIONS = ("mode", "config", "workdir", "cache_dir")
+_NOT_OPTIONS = ("mode", "config", "workdir", "cache_dir", "coordinator", "num_processes", "process_id")
 
 
 def table() -> list[Flag]:

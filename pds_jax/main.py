@@ -21,14 +21,19 @@ def main(argv: Sequence[str]) -> None:
     for name, value in (("mode", "|".join(flags.MODES)), ("workdir", "FOLDER")):
         if FLAGS[name].value is None:
             _refuse(f"--{name} is missing: type --{name}={value}, for example\n  {flags.EXAMPLE}\nAll flags: --help")
-    from pds_jax.cache import use_compilation_cache
+    from pds_jax.cache import order_for_memory, use_compilation_cache
 
+    order_for_memory()
     use_compilation_cache(FLAGS.cache_dir)
-    from pds_jax import run_lib
+    from pds_jax import files, parallel, run_lib
     from pds_jax.types import PdsError
 
     try:
-        run_lib.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, flags.overrides(FLAGS), flags.options(FLAGS))
+        parallel.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        with files.stoppable():
+            run_lib.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, flags.overrides(FLAGS), flags.options(FLAGS))
+    except files.Stopped:
+        print("stopped by SIGTERM: what was finished is saved, the same command goes on from there")
     except (PdsError, FloatingPointError) as error:
         logging.error("%s", error)
         _refuse(str(error))

@@ -1,12 +1,14 @@
 """What a sampling run was, and which of its images are done.
 
-A run's folder holds ``manifest.json`` (identity, versions, seconds) and one small file a batch in ``shards/``
-with the SHA-256 of every image. A killed run loses at most the batch it was in; a second run with the same
-identity goes on; another identity is refused.
+A run's folder holds ``manifest.json`` (identity, versions, seconds), one small file a batch in ``shards/`` with the
+SHA-256 of every image, and in ``parts/`` what each process did. A killed run loses at most the batch it was in; a
+second run with the same identity goes on; another identity is refused. Several processes may work in one folder at
+once: no two of them write a file of the same name but the manifest, and that is the same from all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -59,9 +61,11 @@ class RunFolder:
         """
         self.folder = pathlib.Path(folder)
         self.identity = plain(identity)
+        # Listed first: a process that starts at the same time writes its manifest before anything else.
+        occupied = self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir())
         if self.manifest_path.exists():
             self._check_same_run()
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+        elif occupied:
             raise PdsError(
                 f"{self.folder} is not empty and holds no manifest.json of a run; choose another --eval_folder"
             )
@@ -76,10 +80,10 @@ class RunFolder:
     @property
     def complete(self) -> bool:
         """Whether the run came to its end."""
-        return files.read_json(self.manifest_path).get("state") == "complete"
+        return bool(_dictionary(files.read_json(self.manifest_path)).get("state") == "complete")
 
     def _check_same_run(self) -> None:
-        there = files.read_json(self.manifest_path).get("identity")
+        there = _dictionary(files.read_json(self.manifest_path)).get("identity")
         if there == self.identity:
             return
         difference = _first_difference(there, self.identity, "")
@@ -95,7 +99,9 @@ class RunFolder:
                 entries = files.read_json(shard)
             except PdsError:
                 continue  # a torn shard file: its images are simply made again
-            for seed_text, digest in entries.items():
+            for seed_text, digest in _dictionary(entries).items():
+                if not (seed_text.isascii() and seed_text.isdigit()):
+                    continue  # a name is made of a number, so that it cannot lead out of the folder
                 path = images.seed_path(self.folder, int(seed_text))
                 if path.is_file() and files.sha256(path) == digest:
                     good[int(seed_text)] = digest
@@ -113,14 +119,35 @@ class RunFolder:
             for seed, image in zip(seeds, batch, strict=True)
         }
         first, last = min(map(int, entries)), max(map(int, entries))
-        files.write_json(self.folder / "shards" / f"{first:07d}-{last:07d}.json", entries)
+        # A batch mended later may have the same ends; it must not take the place of the others' checksums.
+        mark = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:8]
+        files.write_json(self.folder / "shards" / f"{first:07d}-{last:07d}-{mark}.json", entries)
+
+    def part(self, share: tuple[int, int]) -> dict[str, Any]:
+        """What the (index, count)-th process noted; nothing if it has not."""
+        try:
+            return _dictionary(files.read_json(self._part_path(share)))
+        except PdsError:
+            return {}
+
+    def note_part(self, share: tuple[int, int], **facts: Any) -> None:
+        """Note what the (index, count)-th process did."""
+        files.write_json(self._part_path(share), plain(facts))
+
+    def _part_path(self, share: tuple[int, int]) -> pathlib.Path:
+        return self.folder / "parts" / f"{share[0]}-of-{share[1]}.json"
 
     def finish(self, **facts: Any) -> None:
-        """Write the manifest of a complete run: identity, versions and the facts given."""
+        """Write the manifest of a complete run: identity, versions, the facts given and what the processes noted."""
+        parts = {path.stem: files.read_json(path) for path in sorted((self.folder / "parts").glob("*-of-*.json"))}
         files.write_json(
             self.manifest_path,
-            {"identity": self.identity, "state": "complete", "versions": versions(), **plain(facts)},
+            {"identity": self.identity, "state": "complete", "versions": versions(), **plain(facts), "parts": parts},
         )
+
+
+def _dictionary(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _first_difference(old: Any, new: Any, path: str) -> str:

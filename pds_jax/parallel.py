@@ -7,11 +7,13 @@ alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -103,13 +105,15 @@ def gather(tree: Any) -> list[Any]:
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
     # As bytes, since float64 would become float32 on the way.
     rows = [multihost_utils.process_allgather(np.frombuffer(leaf.tobytes(), np.uint8)) for leaf in leaves]
-    return [
-        structure.unflatten(
-            np.frombuffer(np.asarray(row[i]).tobytes(), leaf.dtype).reshape(leaf.shape)
+
+    def of_process(index: int) -> Any:
+        parts = [
+            np.frombuffer(np.asarray(row[index]).tobytes(), leaf.dtype).reshape(leaf.shape)
             for row, leaf in zip(rows, leaves, strict=True)
-        )
-        for i in range(jax.process_count())
-    ]
+        ]
+        return jax.tree.unflatten(structure, parts)
+
+    return [of_process(index) for index in range(jax.process_count())]
 
 
 def wait_for_all(name: str) -> None:
@@ -329,6 +333,23 @@ def _on_devices(count: int, everywhere: bool) -> Callable[[Any], Any]:
     return jax.pmap(lambda tree: tree, AXIS, devices=None if everywhere else jax.local_devices()[:count])
 
 
+class OutOfMemory(PdsError):
+    """A batch does not fit into a device's memory."""
+
+
+@contextlib.contextmanager
+def _naming_lack_of_memory(count: int) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise OutOfMemory(
+            f"{count} images at once do not fit into the memory of {jax.local_device_count()} {jax.default_backend()} "
+            f"devices: use a smaller --batch_size, or --max_batch=auto, which finds one ({error})"
+        ) from error
+
+
 def sample(
     sampler: Any,
     keys: Key,
@@ -358,25 +379,29 @@ def sample(
 
     Raises:
       SamplingDiverged: an image is NaN or infinite.
+      OutOfMemory: the batch is too large for the devices.
       PdsError: no keys, or a condition of other images or with an adaptive solver.
     """
     if len(keys) == 0:
         raise PdsError("no images were asked for: the keys are empty")
-    job = _place(sampler, keys, score_fn, condition)
-    init, run_chunk, whole, result = job.programs
+    with _naming_lack_of_memory(len(keys)):
+        job = _place(sampler, keys, score_fn, condition)
+        return _run(job, chunk=chunk, progress=progress, trajectory_every=trajectory_every)
+
+
+def _run(job: _Placed, **options: Any) -> sampling.Run:
+    sampler, (init, run_chunk, whole, result) = job.sampler, job.programs
     if not hasattr(sampler, "run_chunk"):
         images, nfe = whole(job.sampler, job.keys, job.score_fn)
         return sampling.Run(job.gather(images), np.asarray(nfe).reshape(-1)[: job.size], [])
     done = sampling.run(
-        job.sampler,
+        sampler,
         job.keys,
         job.score_fn,
-        chunk=chunk,
-        progress=progress,
-        trajectory_every=trajectory_every,
         init_fn=lambda sampler, keys: init(sampler, keys, job.condition),
         chunk_fn=run_chunk,
-        result_fn=None if condition is None else result,
+        result_fn=None if job.condition is None else result,
+        **options,
     )
     trajectory = [(step, t, job.gather(images)) for step, t, images in done.trajectory]
     return sampling.Run(job.gather(done.x), done.nfe, trajectory)
@@ -384,16 +409,54 @@ def sample(
 
 def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> None:
     """Compile what :func:`sample` with as many keys will run, by a chunk of no steps."""
-    job = _place(sampler, keys, score_fn, condition)
-    init, run_chunk, whole, _ = job.programs
-    if hasattr(sampler, "run_chunk"):
-        jax.block_until_ready(
-            run_chunk(job.sampler, init(job.sampler, job.keys, job.condition), jnp.int32(0), job.score_fn)
-        )
-        return
-    # An adaptive solver has no empty chunk; from T to nearly T it needs a step or two.
-    almost = dataclasses.replace(job.sampler, eps=np.asarray(0.99 * job.sampler.sde.T, np.asarray(sampler.eps).dtype))
-    jax.block_until_ready(whole(almost, job.keys, job.score_fn))
+    with _naming_lack_of_memory(len(keys)):
+        job = _place(sampler, keys, score_fn, condition)
+        init, run_chunk, whole, _ = job.programs
+        if hasattr(sampler, "run_chunk"):
+            carry = init(job.sampler, job.keys, job.condition)
+            jax.block_until_ready(run_chunk(job.sampler, carry, jnp.int32(0), job.score_fn))
+            return
+        # An adaptive solver has no empty chunk; from T to nearly T it needs a step or two.
+        dtype = np.asarray(job.sampler.eps).dtype
+        almost = dataclasses.replace(job.sampler, eps=np.asarray(0.99 * job.sampler.sde.T, dtype))
+        jax.block_until_ready(whole(almost, job.keys, job.score_fn))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a batch is expected to cost.
+
+    Attributes:
+      step_seconds: of one step, measured; None for an adaptive solver.
+      device_bytes: memory of one device for weights, state and temporaries, by the compiler's account; None where it
+        gives none.
+    """
+
+    step_seconds: float | None
+    device_bytes: int | None
+
+
+def cost(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> Cost:
+    """Time and memory of a batch, by one step of the program that :func:`warm_up` compiled."""
+    if not hasattr(sampler, "run_chunk"):
+        return Cost(None, None)
+    with _naming_lack_of_memory(len(keys)):
+        job = _place(sampler, keys, score_fn, condition)
+        init, run_chunk, _, _ = job.programs
+        words = job.sampler, init(job.sampler, job.keys, job.condition), jnp.int32(1), job.score_fn
+        jax.block_until_ready(words)
+        seconds = math.inf
+        for _ in range(2):  # the first step of a process is a slow one
+            start = time.perf_counter()
+            jax.block_until_ready(run_chunk(*words))
+            seconds = min(seconds, time.perf_counter() - start)
+            if seconds > 1:
+                break
+        memory = run_chunk.lower(*words).compile().memory_analysis()
+    if memory is None:
+        return Cost(seconds, None)
+    parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)
+    return Cost(seconds, int(sum(parts) - memory.alias_size_in_bytes))
 
 
 def program_text(sampler: Any, keys: Key, score_fn: ScoreFn) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from pds_jax import assembly, files, images
+from pds_jax import assembly, files, images, parallel
 from pds_jax.manifest import RunFolder
 from pds_jax.types import PdsError
 
@@ -78,37 +80,108 @@ def make(
     Raises:
       PdsError: a folder of another run, or samples that diverge.
     """
-    batch_size = options["batch_size"]
-    if batch_size is not None and batch_size < 1:
-        raise PdsError(f"--batch_size={batch_size}: use at least 1")
+    together = plan.config.sampling.get("norm", "sample") == "batch"
+    share = _share(options, together)
+    batch_size, adapt = _batch_size(options, -(-len(seeds) // share[1]), together)
+    writes = not together or parallel.is_first_process()
     folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, options), **(identity or {})})
     done = folder.done()
-    todo = [seed for seed in seeds if seed not in done]
-    if len(todo) < len(seeds):
-        print(f"{len(seeds) - len(todo)} of {len(seeds)} images are there already")
+    todo = _todo(seeds, done, share, batch_size if together else None)
+    if done:
+        print(f"{len(done.keys() & set(seeds))} of {len(seeds)} images are there already")
     _tell(trained, plan, len(todo))
-    if not todo and folder.complete:  # nothing to add: the manifest keeps the seconds of the run that made them
-        print(f"{len(seeds)} images: {folder.folder}\nManifest: {folder.manifest_path}")
-        return folder
     start = time.perf_counter()
     drawn = None
     if todo:
-        drawn = assembly.draw(trained, plan, todo, batch_size=batch_size, save=folder.save_batch, given=given)
-    path = _grid(folder.folder, seeds)
-    folder.finish(
-        seeds=options["seeds"],
-        images=len(seeds),
-        nfe=plan.nfe if drawn is None else drawn.nfe,
-        devices=[str(device) for device in jax.devices()],
-        precision=options["precision"],
-        seconds=time.perf_counter() - start,
-        seconds_per_image=None if drawn is None else drawn.seconds / len(todo),
-        compile_seconds=None if drawn is None else drawn.compile_seconds,
-        config=plan.config.to_dict(),
-        **(facts or {}),
-    )
+        remembered = folder.part(share).get("batch_size") if adapt else None
+        drawn = assembly.draw(
+            trained,
+            plan,
+            todo,
+            batch_size=min(int(remembered or batch_size), batch_size),
+            adapt=adapt,
+            save=folder.save_batch if writes else _nothing,
+            tell=functools.partial(_tell_cost, plan.N),
+            given=given,
+        )
+        if writes:
+            folder.note_part(
+                share,
+                images=len(todo),
+                batch_size=drawn.batch_size,
+                devices=parallel.devices(),
+                seconds=time.perf_counter() - start,
+                seconds_per_image=drawn.seconds / len(todo),
+                compile_seconds=drawn.compile_seconds,
+            )
+        done = folder.done()
+    missing = len(set(seeds) - done.keys())
+    if missing or not writes:
+        print(f"{missing} of {len(seeds)} images are still to come from other processes: {folder.folder}")
+        return folder
+    path = folder.folder / "grid.png"
+    if drawn is not None or not folder.complete:  # with nothing to add, the record of the run that made them stays
+        path = _grid(folder.folder, seeds)
+        folder.finish(
+            seeds=options["seeds"],
+            images=len(seeds),
+            nfe=plan.nfe if drawn is None else drawn.nfe,
+            devices=[str(device) for device in jax.devices()],
+            precision=options["precision"],
+            batch_size=None if drawn is None else drawn.batch_size,
+            seconds=time.perf_counter() - start,
+            seconds_per_image=None if drawn is None else drawn.seconds / len(todo),
+            compile_seconds=None if drawn is None else drawn.compile_seconds,
+            config=plan.config.to_dict(),
+            **(facts or {}),
+        )
     print(f"{len(seeds)} images: {folder.folder}\nGrid: {path}\nManifest: {folder.manifest_path}")
     return folder
+
+
+def _batch_size(options: Mapping[str, Any], count: int, together: bool) -> tuple[int, bool]:
+    """Images at once, and whether to halve them when memory runs out."""
+    batch_size, largest = options["batch_size"], options.get("max_batch") or str(assembly.MAX_BATCH)
+    if batch_size is not None and batch_size < 1:
+        raise PdsError(f"--batch_size={batch_size}: use at least 1")
+    if largest != "auto" and not (largest.isascii() and largest.isdigit() and int(largest) > 0):
+        raise PdsError(f"--max_batch={largest}: use a number of at least 1, or auto")
+    if largest == "auto" and together:
+        raise PdsError("--max_batch=auto would change the images of --norm=batch; give --batch_size, or --norm=sample")
+    limit = assembly.MAX_BATCH if largest == "auto" else int(largest)
+    return batch_size or min(limit, count), largest == "auto"
+
+
+def _share(options: Mapping[str, Any], together: bool) -> tuple[int, int]:
+    """Which of how many shares of the seeds this process makes: the shard's, dealt to the processes of the run."""
+    shard, shards = files.parse_shard(options.get("shard"))
+    if together and shards > 1:
+        raise PdsError("--norm=batch makes an image depend on its batch, which --shard would cut; use --norm=sample")
+    process, processes = (0, 1) if together else parallel.process_share()
+    return shard * processes + process, shards * processes
+
+
+def _todo(seeds: Sequence[int], done: Mapping[int, str], share: tuple[int, int], whole: int | None) -> list[int]:
+    """Seeds of this share whose images are missing; whole batches of ``whole`` where one decides the others."""
+    if whole is None:
+        return [seed for seed in seeds[share[0] :: share[1]] if seed not in done]
+    batches = [seeds[first : first + whole] for first in range(0, len(seeds), whole)]
+    needed = np.array([any(seed not in done for seed in batch) for batch in batches], bool)
+    needed = parallel.gather(needed)[0]  # all processes make them together: as the first sees the folder
+    return [seed for batch, need in zip(batches, needed, strict=True) if need for seed in batch]
+
+
+def _nothing(seeds: Sequence[int], batch: Any) -> None:
+    """Another process saves them."""
+
+
+def _tell_cost(steps: int, size: int, batches: int, cost: parallel.Cost) -> None:
+    words = [f"{batches} batches of {size} images"]
+    if cost.device_bytes is not None:
+        words.append(f"about {cost.device_bytes / 2**20:.0f} MiB on each device")
+    if cost.step_seconds is not None:
+        words.append(f"{cost.step_seconds:.3g} s a step, about {cost.step_seconds * steps * batches:.3g} s in all")
+    tqdm.write("; ".join(words))
 
 
 def _identity(

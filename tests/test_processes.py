@@ -1,0 +1,95 @@
+"""Real processes on this machine: with a coordinator they do together what one does alone."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pds_jax import checkpoints, files, images
+
+HERE = pathlib.Path(__file__).parent
+SEVERAL = str(HERE / "several.py")
+
+
+def environment(devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "PYTHONPATH": str(HERE.parent), "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
+def address():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def run(commands, devices=1):
+    """Start all, wait for all; every one must end well."""
+    started = [
+        subprocess.Popen(command, env=environment(devices), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for command in commands
+    ]
+    for process in started:
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output[-3000:]
+
+
+def alone_and_together(job, tmp_path):
+    """The job by one process with two devices, and by two processes with one each."""
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    alone.mkdir()
+    together.mkdir()
+    run([[sys.executable, SEVERAL, job, str(alone)]], devices=2)
+    meet = address()
+    run([[sys.executable, SEVERAL, job, str(together), meet, "2", str(index)] for index in range(2)])
+    return alone, together
+
+
+def test_two_processes_gather_add_and_sample_as_one(tmp_path):
+    """Statistics, moments of features (what FID is made of) and norm mode "batch"."""
+    alone, together = alone_and_together("share", tmp_path)
+    expected = np.load(alone / "share0.npz")
+    for index in range(2):
+        found = np.load(together / f"share{index}.npz")
+        for name in ("power", "images"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+        for name in ("mean", "scatter"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """The same two slices of every batch, the same mean of gradients: 1e-6 is room for another order of two terms."""
+    alone, together = alone_and_together("train", tmp_path)
+
+    def params(folder):
+        states = checkpoints.TrainingFolder(folder / "training" / "checkpoints-meta", create=False)
+        found = states.restore_params(12)
+        states.close()
+        return found
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params(together), params(alone))
+    assert len((together / "training" / "log.jsonl").read_text().splitlines()) == 3  # one process writes
+
+
+@pytest.mark.slow
+def test_processes_and_shards_fill_one_folder_like_one_process(tmp_path):
+    """Batches of the same size on every device are the same program: equal to the bit."""
+    words = ["--mode=sample", "--checkpoint=digits", "--seeds=0-10", "--speed_up=100", "--alpha=5", "--batch_size=3"]
+    command = [sys.executable, "-m", "pds_jax.main", *words]
+    run([[*command, f"--workdir={tmp_path / 'one'}"]])
+    meet = address()
+    two = [*command, f"--workdir={tmp_path / 'two'}", f"--coordinator={meet}", "--num_processes=2"]
+    run([[*two, f"--process_id={index}"] for index in range(2)])
+    run([[*command, f"--workdir={tmp_path / 'three'}", f"--shard={index}/3"] for index in range(3)])
+    for name in ("two", "three"):
+        manifest = files.read_json(tmp_path / name / "samples" / "manifest.json")
+        assert manifest["state"] == "complete" and manifest["images"] == 11
+        assert len(manifest["parts"]) == {"two": 2, "three": 3}[name]
+        for seed in range(11):
+            one, other = (images.seed_path(tmp_path / run / "samples", seed) for run in ("one", name))
+            assert one.read_bytes() == other.read_bytes()
