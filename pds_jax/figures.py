@@ -67,9 +67,10 @@ def comparison(cells: Mapping[str, Mapping[str, np.ndarray]], path: str | os.Pat
     """
     plt = _pyplot()
     columns = list(next(iter(cells.values())))
-    figure, axes = plt.subplots(
-        len(cells), len(columns), figsize=(3.2 * len(columns) + 0.8, 3.3 * len(cells)), squeeze=False
-    )
+    shown = grid(next(iter(cells.values()))[columns[0]], pad=1)
+    height = 3.2 * shown.shape[0] / shown.shape[1] + 0.1
+    size = 3.2 * len(columns) + 0.8, height * len(cells) + 0.4 + 0.4 * bool(title)
+    figure, axes = plt.subplots(len(cells), len(columns), figsize=size, squeeze=False)
     for row, (label, images_by_column) in enumerate(cells.items()):
         for column, name in enumerate(columns):
             axis = axes[row][column]
