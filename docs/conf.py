@@ -75,7 +75,18 @@ def as_text(app: object, what: str, name: str, thing: object, options: object, l
             plain.append("")
             literal = False
         plain.append(line if literal else re.sub(r"([|*])", r"\\\1", line) if "``" not in line else _escaped(line))
-    lines[:] = plain
+    lines[:] = [line.replace("docs/theory.md", ":doc:`docs/theory.md </theory>`") for line in plain]
+
+
+def short_names(
+    app: object, what: str, name: str, thing: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Type aliases by their names."""
+
+    def short(text: str | None) -> str | None:
+        return text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text)
+
+    return short(signature), short(returns)
 
 
 def _escaped(line: str) -> str:
@@ -87,3 +98,4 @@ def setup(app) -> None:  # noqa: ANN001
     """Called by Sphinx."""
     app.connect("source-read", prepare)
     app.connect("autodoc-process-docstring", as_text, priority=400)
+    app.connect("autodoc-process-signature", short_names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from absl import app, logging
+from absl import app
 from absl import flags as absl_flags
 
 from pds_jax import flags
@@ -35,7 +35,6 @@ def main(argv: Sequence[str]) -> None:
     except files.Stopped:
         print("stopped by SIGTERM: what was finished is saved, the same command goes on from there")
     except (PdsError, FloatingPointError) as error:
-        logging.error("%s", error)
         _refuse(str(error))
 
 
