@@ -72,10 +72,15 @@ def test_dense_matrix(shape, which):
     np.testing.assert_allclose(gram, matrix @ matrix.T, atol=1e-5)
     np.testing.assert_array_equal(drift, gram)
     largest = np.linalg.eigvalsh(matrix @ matrix.T)[-1]
-    if which == "both":
-        assert largest <= float(pc.lambda_max(m)) * (1 + 1e-5)
-    else:
-        assert largest == pytest.approx(float(pc.lambda_max(m)), rel=1e-5)
+    assert largest == pytest.approx(float(pc.lambda_max(m)), rel=1e-5)
+
+
+def test_largest_eigenvalue_of_both_filters_by_lanczos():
+    m = pc.from_statistics(raw_statistics((12, 9, 2)), 2.0, filters="both")
+    matrix = dense(m, (12, 9, 2))[0]
+    largest = float(pc.lambda_max(m))
+    assert largest == pytest.approx(np.linalg.eigvalsh(matrix @ matrix.T)[-1], rel=1e-4)
+    assert largest < 0.999 * float(jnp.max(m.freq) * jnp.max(m.space)) ** 2
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -170,6 +170,22 @@ def test_evaluations_are_counted(name, options, expected):
     assert len(calls) == int(sampler.nfe) == expected
 
 
+@pytest.mark.parametrize("denoise", [False, True])
+def test_evaluations_of_the_adaptive_ode_are_counted(denoise):
+    calls = []
+
+    def counted(x, t):
+        jax.debug.callback(calls.append, t[0])
+        return -x / (1 + jnp.square(KINDS[0].std(t))[:, None, None, None])
+
+    sampler = sampling.get_ode_sampler(KINDS[0], (2, 2, 1), rtol=1e-2, atol=1e-2, denoise=denoise)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):  # diffrax promotes
+        run = jax.jit(lambda keys: sampler(keys, counted)[1], compiler_options=QUICK)
+        nfe = int(run(sampling.image_keys([0]))[0])
+    jax.effects_barrier()
+    assert len(calls) == nfe > 6
+
+
 @pytest.mark.slow
 def test_one_step_solvers_go_with_a_corrector():
     sde = KINDS[0].with_num_scales(12)
