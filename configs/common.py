@@ -241,5 +241,6 @@ def pds_sections(config: ml_collections.ConfigDict) -> None:
             space_mask_path="",
             r=0.0,
             lam=1.0,
+            solenoidal=0.0,  # strength of the skew drift S beside M Mᵀ
         )
     )

@@ -10,7 +10,7 @@ import concurrent.futures
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +72,9 @@ def load(checkpoint: str, config: ConfigDict | None = None, *, use_ema: bool = T
     """
     found = checkpoints.load_any(checkpoint, config, use_ema=use_ema)
     config, stats = found.config, found.statistics
+    if "pds" in config and "solenoidal" not in config.pds:  # written before this option was
+        with config.unlocked():
+            config.pds.solenoidal = 0.0
     sde, _ = sde_lib.get_sde(config)
     size = config.data.image_size
     score_fn = get_score_fn(
@@ -203,6 +206,8 @@ def _alpha(trained: Trained, config: ConfigDict, steps: int, stats: Any, check: 
     pds = config.pds
     value = pds.alpha
     masks = pds.freq_mask_path or pds.space_mask_path
+    if value in ("auto", "tune"):
+        _check_chosen(config, value)
     if isinstance(value, str) and value not in ("auto", "tune"):
         try:
             value = float(value)
@@ -228,7 +233,29 @@ def _alpha(trained: Trained, config: ConfigDict, steps: int, stats: Any, check: 
     return _ALPHA_OF_THE_PAPERS if masks and math.isinf(value) else float(value)
 
 
+def _check_chosen(config: ConfigDict, how: str) -> None:
+    """Refuse alpha=auto and alpha=tune where there is no alpha to choose."""
+    options = config.sampling
+    traits = TRAITS[options.predictor]
+    if options.method == "ode" or not traits.preconditioned:
+        solver = "method 'ode'" if options.method == "ode" else f"predictor {options.predictor!r}"
+        raise PdsError(f"alpha={how}: {solver} has no noise for M to act on; use alpha=inf, or sde_dpmpp_2m")
+    if config.pds.r:
+        raise PdsError(f"alpha={how}: the two-number filter (radius, lam) has no alpha; leave one of the two out")
+    if how == "auto" and traits.any_grid and options.predictor != "none":
+        raise PdsError(
+            f"alpha=auto removes the lag of predictor reverse_diffusion, which {options.predictor!r} does not have; "
+            "use alpha=tune"
+        )
+
+
 def _preconditioner(trained: Trained, config: ConfigDict, alpha: float, stats: Any) -> Preconditioner:
+    """M of the configuration, with its solenoidal term."""
+    m, strength = _filters(trained, config, alpha, stats), float(config.pds.get("solenoidal", 0.0))
+    return preconditioner.with_solenoidal(m, strength, trained.shape) if strength else m
+
+
+def _filters(trained: Trained, config: ConfigDict, alpha: float, stats: Any) -> Preconditioner:
     pds = config.pds
     if pds.r and (pds.freq_mask_path or pds.space_mask_path):
         raise PdsError("choose either masks from files or the two-number filter (radius, lam), not both")
@@ -406,7 +433,7 @@ def _progress(bar: Any, offset: int) -> Progress:
 
 # --- choosing alpha by a few samples ---------------------------------------------------------------------------
 
-TUNE_ALPHAS = (2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 15.0, 25.0, math.inf)
+TUNE_ALPHAS = (2.0, 3.0, 5.0, 8.0, 15.0, 30.0, math.inf)
 
 
 def tune_alpha(
@@ -414,13 +441,14 @@ def tune_alpha(
     config: ConfigDict,
     stats: Any,
     *,
-    images: int = 128,
+    images: int = 64,
     alphas: Sequence[float] = TUNE_ALPHAS,
     first_seed: int = 2**31,
 ) -> float:
     """The α whose samples have the power spectrum closest to the data's.
 
-    E(α) = √mean_k (log P_samples(k) − log P_data(k))² over the radii k. Derived; see docs/theory.md.
+    E(α) = √mean_k (log P_samples(k) − log P_data(k))² over the radii k. Candidates first, then the two that lie
+    between the best of them and its neighbours. Derived; see docs/theory.md.
 
     Args:
       trained: the model.
@@ -441,16 +469,33 @@ def tune_alpha(
     if stats is None:
         raise PdsError("alpha=tune compares spectra and needs the data's statistics: pass --statistics=FILE.npz")
     errors: dict[float, float] = {}
-    for alpha in alphas:
+
+    def attempt(alpha: float) -> None:
         try:
             candidate = plan(trained, **_options_of(config), alpha=alpha)
             found = draw(trained, candidate, range(first_seed, first_seed + images), label=f"trying alpha={alpha:g}")
         except PdsError:
-            continue  # diverges: not a candidate
+            return  # diverges: not a candidate
         errors[alpha] = spectrum_error(np.clip(found.images, 0.0, 1.0), stats.power)
+
+    for alpha in alphas:
+        attempt(alpha)
     if not errors:
         raise PdsError("alpha=tune: every alpha diverges at this number of steps; use more steps")
+    for alpha in between(errors, min(errors, key=lambda alpha: errors[alpha])):
+        attempt(alpha)
     return min(errors, key=lambda alpha: errors[alpha])
+
+
+def between(tried: Collection[float], best: float) -> list[float]:
+    """The strengths half way, in log(α − 1), from the best of those tried to its neighbours; none beyond the ends."""
+    ordered = sorted(tried)
+    at = ordered.index(best)
+    middle = []
+    for low, high in zip(ordered[max(at - 1, 0) :], ordered[max(at - 1, 0) + 1 : at + 2], strict=False):
+        step = 2.0 if math.isinf(high) else math.sqrt((high - 1) / (low - 1))
+        middle.append(1 + (low - 1) * step)
+    return middle
 
 
 def _options_of(config: ConfigDict) -> dict[str, Any]:

@@ -108,6 +108,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("radius", float, "Filter without data: radius in DFT bins; give --lam too.", "BINS", field="pds.r"),
         Flag("lam", float, "Filter without data: gain outside the radius.", "GAIN", field="pds.lam"),
         Flag(
+            "solenoidal",
+            float,
+            "Strength of the skew-symmetric drift S beside M M^T; 0 for none.",
+            "NUMBER",
+            field="pds.solenoidal",
+        ),
+        Flag(
             "variant",
             ("paper", "exact"),
             "The papers' drift, or the one without bias (docs/theory.md).",
@@ -137,6 +144,18 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             field="sampling.predictor",
         ),
         Flag("corrector", str, "langevin, ald or none.", "NAME", field="sampling.corrector"),
+        Flag(
+            "grid",
+            ("uniform", "edm"),
+            "Times of the steps: uniform in t, or those of EDM, for the solvers (ddim, heun, dpmpp_2m, ...).",
+            field="sampling.grid",
+        ),
+        Flag(
+            "method",
+            ("pc", "ode"),
+            "Predictor and corrector, or an adaptive solver of the probability flow, which chooses its steps itself.",
+            field="sampling.method",
+        ),
         Flag("snr", float, "Signal-to-noise ratio of the corrector.", "RATIO", field="sampling.snr"),
         Flag("n_steps_each", int, "Corrector steps an iteration.", "COUNT", field="sampling.n_steps_each"),
         Flag(

@@ -39,6 +39,7 @@ __all__ = [
     "from_statistics",
     "identity",
     "lambda_max",
+    "step_limit",
     "with_solenoidal",
 ]
 
@@ -399,6 +400,24 @@ def lambda_max(m: Preconditioner) -> Array:
         return _float32(_largest_eigenvalue(np.asarray(m.freq, np.float64), np.asarray(m.space, np.float64)))
     leaf = m.space if m.freq is None else m.freq
     return jnp.float32(1) if leaf is None else jnp.max(jnp.square(leaf))
+
+
+def step_limit(m: Preconditioner) -> Array:
+    """What stands for λ_max in the stability limit of a step: max (λ² + w²)/λ with a solenoidal term i w.
+
+    |1 − q (λ + i w)| ≤ 1 iff q (λ² + w²)/λ ≤ 2. Beside a pixel filter, with which S does not commute, w is left out,
+    so that a setting is refused only if it must diverge. Derived, see docs/theory.md.
+
+    Args:
+      m: M.
+
+    Returns:
+      () float32.
+    """
+    if m.skew is None or m.space is not None:
+        return lambda_max(m)
+    lam = jnp.ones_like(m.skew) if m.freq is None else jnp.square(m.freq)
+    return jnp.max(lam + jnp.square(m.skew) / lam)
 
 
 def _largest_eigenvalue(freq: np.ndarray, space: np.ndarray) -> float:

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.correctors import NORMS, get_corrector
-from pds_jax.preconditioner import Preconditioner, lambda_max
+from pds_jax.preconditioner import Preconditioner, step_limit
 from pds_jax.predictors import TRAITS, VARIANTS, get_predictor
 from pds_jax.sde_lib import SDE, VESDE, VPSDE
 from pds_jax.solvers import Memory
+from pds_jax.time_grids import GRIDS
 from pds_jax.types import Array, PdsError
 
 PRIORS = ("standard", "matched")
@@ -42,7 +43,7 @@ def check_options(
       PdsError: says which, and what would do.
     """
     get_predictor(predictor), get_corrector(corrector)
-    check_names(variant=(variant, VARIANTS), prior=(prior, PRIORS), norm=(norm, tuple(NORMS)))
+    check_names(variant=(variant, VARIANTS), prior=(prior, PRIORS), norm=(norm, tuple(NORMS)), grid=(grid, GRIDS))
     if predictor == corrector == "none":
         raise PdsError("predictor and corrector are both 'none': nothing would be sampled")
     if corrector != "none":
@@ -128,7 +129,7 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
     Raises:
       PdsError: it exceeds 2.
     """
-    largest = float(lambda_max(sampler.preconditioner))
+    largest = float(step_limit(sampler.preconditioner))
     variance = 0.0 if statistics is None else float(np.min(statistics[1]))
     names = sampler.predictor, sampler.variant, sampler.probability_flow
     q = 1 - np.asarray(_amplification(sampler.sde, sampler.times, jnp.float32(largest), jnp.float32(variance), *names))

@@ -43,6 +43,14 @@ SAMPLERS: dict[str, tuple[dict[str, Any], bool]] = {
         {"predictor": "sde_dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched"},
         True,
     ),
+    "SDE-DPM++(2M) exact": (
+        {"predictor": "sde_dpmpp_2m", "corrector": "none", "grid": "edm", "variant": "exact"},
+        True,
+    ),
+    "SDE-DPM++(2M) exact matched": (
+        {"predictor": "sde_dpmpp_2m", "corrector": "none", "grid": "edm", "variant": "exact", "prior": "matched"},
+        True,
+    ),
     "spectral ancestral": (
         {"predictor": "spectral_ancestral", "corrector": "none", "grid": "edm", "prior": "matched"},
         True,

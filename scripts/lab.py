@@ -58,7 +58,7 @@ _SMALL: dict[str, Any] = {
     "sweep": [],
 }
 _SHOWN = ("pc", "rd", "rd_pds_5", "dpmpp_2m_matched", "spectral_ancestral")  # spectra at 20 evaluations
-_STAGES = (40, 400, math.inf)  # evaluations up to which a stage goes; pc goes to the end in the first
+_STAGES = (40, 200, 400, math.inf)  # evaluations up to which a stage goes; pc goes to the end in the first
 _FEW = 200  # in --quick only pc runs with more evaluations
 _GOAL = 2000
 

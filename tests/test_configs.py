@@ -180,6 +180,7 @@ def test_our_own_fields_are_all_off():
         "sample", "paper", "standard", "uniform",
     )  # fmt: skip
     assert (config.pds.recipe, config.pds.filters, config.pds.r, config.pds.lam) == ("ijcv2025", "freq", 0.0, 1.0)
+    assert config.pds.solenoidal == 0.0
     assert config.pds.statistics == config.pds.freq_mask_path == config.pds.space_mask_path == ""
 
 

@@ -45,6 +45,11 @@ def test_flags_given_become_overrides_and_the_rest_options():
     values(["pds_jax", "--alpha=5", "--radius=3.2", "--checkpoint=photos"])
     assert flags.overrides(values) == {"pds.alpha": "5", "pds.r": 3.2}
     assert flags.options(values)["checkpoint"] == "photos" and flags.options(values)["seeds"] == "0-15"
+    fields = {flag.name: flag.field for flag in flags.table()}
+    assert [fields[name] for name in ("grid", "method", "variant", "prior", "predictor", "solenoidal")] == [
+        "sampling.grid", "sampling.method", "sampling.variant", "sampling.prior", "sampling.predictor",
+        "pds.solenoidal",
+    ]  # fmt: skip
     assert not {"mode", "workdir", "config", "alpha"} & set(flags.options(values))
 
 

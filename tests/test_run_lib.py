@@ -1,5 +1,6 @@
 """The whole path from flags to files, on a tiny network."""
 
+import functools
 import json
 import math
 
@@ -119,10 +120,64 @@ def test_auto_and_tune_choose_a_strength(model):
     assert assembly.tune_alpha(trained, config, trained.statistics, images=8, alphas=alphas) in alphas
 
 
+def test_tuning_tries_the_strengths_beside_the_best():
+    assert assembly.between([2.0, 5.0, math.inf], 5.0) == [3.0, 9.0]
+    assert assembly.between([2.0, 5.0, 17.0], 2.0) == [3.0]
+    assert assembly.between([2.0, 5.0, math.inf], math.inf) == [9.0]
+    assert assembly.between([5.0], 5.0) == []
+
+
+ODE_SOLVERS = ("ddim", "heun", "dpmpp_2m", "spectral_ddim", "spectral_dpmpp_2m")
+LEVEL_STEPPERS = ("reverse_diffusion", "euler_maruyama", "ancestral_sampling")
+
+
+@pytest.mark.parametrize("predictor", [*ODE_SOLVERS, *LEVEL_STEPPERS, "sde_dpmpp_2m", "spectral_ancestral"])
+def test_every_sampler_is_an_option_and_refuses_what_it_has_no_form_of(model, predictor):
+    trained = assembly.load(str(model))
+    grid = "uniform" if predictor in LEVEL_STEPPERS else "edm"
+    plan = functools.partial(assembly.plan, trained, nfe=12, predictor=predictor, corrector="none")
+    for prior in ("standard", "matched"):
+        sampler = plan(grid=grid, prior=prior).sampler
+        assert (sampler.predictor, sampler.prior) == (predictor, prior)
+    with_m = functools.partial(plan, grid=grid, alpha=8.0, solenoidal=0.1)
+    if predictor in ODE_SOLVERS:
+        for refused in (with_m, functools.partial(plan, grid=grid, alpha="tune")):
+            with pytest.raises(PdsError, match="no noise for M"):
+                refused()
+    else:
+        for variant in ("paper", "exact"):
+            sampler = with_m(variant=variant).sampler
+            assert sampler.variant == variant and sampler.preconditioner.skew is not None
+    if predictor in LEVEL_STEPPERS:
+        assert plan(alpha="auto").alpha > 1
+        with pytest.raises(PdsError, match="grid 'uniform'"):
+            plan(grid="edm")
+    else:
+        with pytest.raises(PdsError, match="no noise for M" if predictor in ODE_SOLVERS else "use alpha=tune"):
+            plan(grid=grid, alpha="auto")
+
+
+def test_the_adaptive_solver_is_an_option_and_takes_no_strength(model):
+    trained = assembly.load(str(model))
+    for prior in ("standard", "matched"):
+        plan = assembly.plan(trained, method="ode", prior=prior)
+        assert plan.nfe is None and plan.sampler.prior == prior
+    for options in ({"alpha": 5.0}, {"alpha": "auto"}, {"alpha": "tune"}, {"solenoidal": 1.0}):
+        with pytest.raises(PdsError, match="no noise for M"):
+            assembly.plan(trained, method="ode", **options)
+    with pytest.raises(PdsError, match="no alpha"):
+        assembly.plan(trained, nfe=12, alpha="tune", r=1.0, lam=1.2)
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [
         ({"pds.alpha": "1"}, "above 1"),
+        ({"pds.solenoidal": math.inf}, "solenoidal"),
+        ({"sampling.grid": "cosine"}, "known: .*edm"),
+        ({"sampling.variant": "mine"}, "known: paper, exact"),
+        ({"sampling.prior": "mine"}, "known: standard, matched"),
+        ({"sampling.method": "mine"}, "known: pc, ode"),
         ({"pds.alpha": "nan"}, "above 1"),
         ({"pds.alpha": "strong"}, "number above 1"),
         ({"sampling.predictor": "leapfrog"}, "known: .*reverse_diffusion"),
