@@ -330,7 +330,8 @@ def _place(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) ->
 @functools.lru_cache(maxsize=8)
 def _on_devices(count: int, everywhere: bool) -> Callable[[Any], Any]:
     """Put a tree with a leading axis of devices there once, or every chunk of steps would copy it again."""
-    return jax.pmap(lambda tree: tree, AXIS, devices=None if everywhere else jax.local_devices()[:count])
+    place = jax.pmap(lambda tree: tree, AXIS, devices=None if everywhere else jax.local_devices()[:count])
+    return lambda tree: place(tree) if jax.tree.leaves(tree) else tree  # a score function may hold no array
 
 
 class OutOfMemory(PdsError):
