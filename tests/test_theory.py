@@ -6,6 +6,8 @@ gains of x and of z, the variance of a mode goes V -> |A|² V + |B|² and its me
 
 import functools
 import math
+import pathlib
+import re
 import types
 
 import jax
@@ -284,6 +286,43 @@ def test_ddim_and_ancestral_sampling_are_the_case_without_data():
     sigma = np.asarray(sde.std(times), np.float64)
     expected = sigma[1:] * np.sqrt(1 - (sigma[1:] / sigma[:-1]) ** 2)
     np.testing.assert_allclose(noise[:, 1, 1, 0], expected, rtol=1e-3)
+
+
+# ---- 10: M in the multistep solver of the reverse SDE ----
+
+
+@pytest.mark.parametrize("n", [10, 40])
+def test_the_exact_sde_solver_keeps_amplified_modes_above_the_noise(n):
+    """A mode of noise settles at (1 + ρ)/(2 − λ(1 − ρ)) of the noise's variance: at 1 for M = I, above it for λ > 1."""
+    sde, lam = sde_lib.VESDE(0.01, SIGMA_MAX, n), rising(1.56)
+    law = FrequencyGaussian.create(sde, MEAN, 0 * POWER)
+    times = uniform(n)
+    levels = np.asarray(sde.std(times), np.float64)
+    (a, *_), (b, *_), _ = gains(
+        "sde_dpmpp_2m", times, "exact", sde=sde, law=law, preconditioner=filter_of(lam)
+    )
+    rho = levels[1] / levels[0]
+    np.testing.assert_allclose(np.abs(a), np.broadcast_to(rho * np.abs(1 - lam * (1 - rho)), HALF), rtol=1e-3)
+    settled = np.abs(b) ** 2 / levels[1] ** 2 / (1 - np.abs(a) ** 2 / rho**2)
+    expected = (1 + rho) / (2 - lam * (1 - rho))
+    np.testing.assert_allclose(settled, np.broadcast_to(expected, HALF), rtol=2e-3)
+    assert expected[K == 0].max() == pytest.approx(1) and expected.max() > 1.05
+    last = gains("sde_dpmpp_2m", times, "exact", sde=sde, law=law, preconditioner=filter_of(lam))
+    np.testing.assert_allclose(np.abs(last[0][-1]), 0, atol=1e-5)  # the step to the data is the denoiser, whatever M
+    np.testing.assert_allclose(np.abs(last[1][-1]), 0, atol=1e-5)
+
+
+def test_every_statement_names_tests_that_exist():
+    root = pathlib.Path(__file__).parents[1]
+    text = (root / "docs" / "theory.md").read_text()
+    named = re.findall(r"`(?:(tests/\w+\.py))?::(test_\w+)`", text)
+    assert len(named) >= 14
+    path = ""
+    for file, name in named:
+        path = file or path
+        assert f"def {name}(" in (root / path).read_text(), f"docs/theory.md names {path}::{name}"
+    sections = text.split("\n## ")[1:]
+    assert all("Checked by" in section for section in sections)
 
 
 # ---- 9: the matched prior ----
