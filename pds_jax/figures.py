@@ -143,6 +143,25 @@ def spectra(powers: Mapping[str, np.ndarray], path: str | os.PathLike[str], titl
     curves(lines, path, xlabel="frequency |k| (cycles per image)", ylabel="power", title=title, logx=True)
 
 
+def bars(rows: Sequence[tuple[str, float, float]], path: str | os.PathLike[str], title: str = "") -> None:
+    """Figures as bars, each with a mark at its target.
+
+    Args:
+      rows: (name, figure, target).
+      path: the PNG to write.
+      title: above the plot.
+    """
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 0.4 * len(rows) + 1))
+    places = np.arange(len(rows))[::-1]
+    axis.barh(places, [value for _, value, _ in rows], height=0.6)
+    axis.plot([goal for _, _, goal in rows], places, "k|", markersize=16, label="target")
+    axis.set_yticks(places, [name for name, _, _ in rows])
+    axis.legend(loc="lower right")
+    axis.set_title(title)
+    save(figure, path)
+
+
 def radial_mean(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Average a half-plane spectrum over rings of equal rounded |k| and over channels.
 
