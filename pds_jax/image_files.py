@@ -17,6 +17,7 @@ from pds_jax.types import PdsError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _MODES = {1: "L", 3: "RGB"}
+_MAX_BYTES = 1 << 28  # of one file in an archive, unpacked
 
 
 def read_images(
@@ -25,7 +26,8 @@ def read_images(
     """Pass once over the images at a path, in the order of their names, with constant memory.
 
     Args:
-      path: a folder (searched through), a .zip of image files, or a .npy or .npz holding one array (n, H, W, C).
+      path: a folder (searched through), a .zip of image files, one image file, or a .npy or .npz holding one array
+        (n, H, W, C).
       size: crop files to their central square and shrink or enlarge it to size x size; None takes them as they are.
       channels: 1 or 3; by default that of the first file.
       batch_size: images a batch.
@@ -86,9 +88,11 @@ def _of_files(path: pathlib.Path, size: int | None, channels: int | None, batch_
 
 
 def _files(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the image files of a folder or a zip."""
+    """Names and contents of the image files of a folder or a zip, or of one file."""
     try:
-        if path.is_dir():
+        if path.is_file() and _is_image(path.name):
+            yield str(path), path.read_bytes()
+        elif path.is_dir():
             for file in sorted(path.rglob("*")):
                 if _is_image(file.name) and file.is_file():
                     yield str(file), file.read_bytes()
@@ -96,6 +100,9 @@ def _files(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
             with zipfile.ZipFile(path) as archive:
                 for name in sorted(archive.namelist()):
                     if _is_image(pathlib.PurePosixPath(name).name):
+                        size = archive.getinfo(name).file_size
+                        if size > _MAX_BYTES:
+                            raise PdsError(f"{path}/{name} unpacks to {size} bytes; no image file is that large")
                         yield f"{path}/{name}", archive.read(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise PdsError(f"{path} is neither a folder, .npy or .npz nor a whole .zip ({error})") from error
