@@ -1,4 +1,6 @@
 import os
+import resource
+import signal
 import stat
 
 import pytest
@@ -15,6 +17,40 @@ def test_seed_ranges_are_inclusive_and_ordered():
 def test_bad_seeds_are_refused(text):
     with pytest.raises(PdsError, match="--seeds="):
         files.parse_seeds(text)
+
+
+@pytest.mark.parametrize("text, found", [(None, (0, 1)), ("0/1", (0, 1)), (" 2/3 ", (2, 3))])
+def test_shards_are_read(text, found):
+    assert files.parse_shard(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "1", "1/1", "3/2", "-1/2", "0/0", "a/b", "1/2/3", "٠/٢x"])
+def test_bad_shards_are_refused(text):
+    with pytest.raises(PdsError, match="--shard="):
+        files.parse_shard(text)
+
+
+def test_sigterm_leaves_the_block_and_the_handler_returns(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped_while_writing(file):
+        file.write(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(files.Stopped), files.stoppable():
+        files.atomic_write(tmp_path / "a", stopped_while_writing)
+    assert not os.listdir(tmp_path) and signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(PdsError, match="File too large; free some space"):
+            files.atomic_write(tmp_path / "a", lambda file: file.write(bytes(5000)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not os.listdir(tmp_path)
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_no_litter(tmp_path):

@@ -3,13 +3,14 @@
 import functools
 import json
 import math
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
 from configs.ve import cifar10_ncsnpp_continuous
-from pds_jax import assembly, checkpoints, files, images, run_lib, statistics
+from pds_jax import assembly, checkpoints, files, images, parallel, run_lib, statistics
 from pds_jax.models import init_model
 from pds_jax.types import PdsError
 
@@ -88,7 +89,7 @@ def test_an_image_does_not_depend_on_its_batch(model):
     trained = assembly.load(str(model))
     plan = assembly.plan(trained, speed_up=4.0, alpha=5.0)
     alone, sevens, together = (
-        assembly.draw(trained, plan, range(8), batch_size=size).images for size in (1, 7, 64)
+        assembly.draw(trained, plan, range(8), batch_size=size).images for size in (1, 7, 8)
     )
     scale = np.abs(together).max()
     np.testing.assert_allclose(alone, together, atol=2e-5 * scale, rtol=0)
@@ -216,3 +217,72 @@ def test_a_config_of_another_network_names_the_first_parameter(model, tmp_path):
     config = cifar10_ncsnpp_continuous.get_config("runlocal,image_size=8,ch_mult=1,attn_resolutions=4,nf=16")
     with pytest.raises(PdsError, match="Conv|Dense|GroupNorm"):
         run_lib.sample(config, str(tmp_path), FEW, {**OPTIONS, "checkpoint": str(model)})
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """Devices that hold two images at once; counts the batches that did not fit."""
+    run, refused = parallel._run, []
+
+    def limited(job, **options):
+        if job.size > 2:
+            refused.append(job.size)
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
+        return run(job, **options)
+
+    monkeypatch.setattr(parallel, "_run", limited)
+    return refused
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_remembered(model, tmp_path, memory):
+    folder = sample(model, tmp_path, seeds="0-6", max_batch="auto")
+    assert memory == [7, 3]
+    manifest = files.read_json(folder / "manifest.json")
+    assert manifest["batch_size"] == 1 and manifest["parts"]["0-of-1"]["batch_size"] == 1
+    images.seed_path(folder, 4).unlink()
+    sample(model, tmp_path, seeds="0-6", max_batch="auto")
+    assert memory == [7, 3] and images.seed_path(folder, 4).is_file()
+
+
+def test_a_batch_that_does_not_fit_says_what_to_do(model, tmp_path, memory):
+    with pytest.raises(PdsError, match="3 images at once do not fit.*--max_batch=auto"):
+        sample(model, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5"])
+def test_a_bad_largest_batch_is_refused(model, tmp_path, text):
+    with pytest.raises(PdsError, match="--max_batch"):
+        sample(model, tmp_path, max_batch=text)
+
+
+def test_shards_fill_one_folder(model, tmp_path, capsys):
+    folder = sample(model, tmp_path / "shards", seeds="0-4", shard="1/2", batch_size=2)
+    assert files.read_json(folder / "manifest.json")["state"] == "running"
+    assert "3 of 5 images are still to come" in capsys.readouterr().out
+    sample(model, tmp_path / "shards", seeds="0-4", shard="0/2", batch_size=2)
+    manifest = files.read_json(folder / "manifest.json")
+    assert manifest["state"] == "complete" and sorted(manifest["parts"]) == ["0-of-2", "1-of-2"]
+    whole = sample(model, tmp_path / "whole", seeds="0-4", batch_size=2)
+    for seed in range(5):
+        one, other = (images.seed_path(place, seed).read_bytes() for place in (folder, whole))
+        assert one == other
+
+
+def test_norm_mode_batch_remakes_whole_batches_and_is_not_sharded(model, tmp_path):
+    batch = {"sampling.corrector": "langevin", "sampling.norm": "batch"}
+    folder = sample(model, tmp_path, batch, seeds="0-4", batch_size=2)
+    before = {seed: images.seed_path(folder, seed).read_bytes() for seed in range(5)}
+    for seed in (1, 4):
+        images.seed_path(folder, seed).unlink()
+    sample(model, tmp_path, batch, seeds="0-4", batch_size=2)
+    assert {seed: images.seed_path(folder, seed).read_bytes() for seed in range(5)} == before
+    with pytest.raises(PdsError, match="--shard"):
+        sample(model, tmp_path, batch, seeds="0-4", batch_size=2, shard="0/2")
+    with pytest.raises(PdsError, match="--max_batch=auto"):
+        sample(model, tmp_path, batch, seeds="0-4", max_batch="auto")
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs a folder in which nobody may write")
+def test_a_folder_that_cannot_be_written_is_reported(model):
+    with pytest.raises(PdsError, match="cannot write /proc/.*choose another folder"):
+        sample(model, "/proc/self")
