@@ -295,25 +295,6 @@ class Job:
         )
         return extractor.spread(parallel.spread), reference, metrics
 
-    def _reference(self, extractor: Extractor, metrics: Sequence[str]) -> Reference:
-        """Statistics of the training images, made once an evaluation."""
-        path = self.folder / "reference.npz"
-        if path.exists():
-            stored = load_reference(path)
-            stored.check(extractor, self.trained.shape)
-            return stored
-        source, count = datasets.get_source(self.trained.config, "train"), _ENDLESS
-        count = source.size or count
-        made = evaluation.make_reference(
-            SourceImages(source, count),
-            extractor,
-            keep_features="kid" in metrics or "pr" in metrics or "dc" in metrics,
-            batch_size=min(self.settings.batch_size, 512),
-            folder=self.folder / "unfinished",
-        )
-        save_reference(path, made)
-        return made
-
     def _quality(self) -> dict[str, Any]:
         count = self.settings.num_samples
         extractor, reference, metrics = self._judge()
@@ -327,7 +308,9 @@ class Job:
         }
 
         def compute() -> dict[str, Any]:
-            against = reference or self._reference(extractor, metrics)
+            against = reference or training_reference(
+                self.trained.config, extractor, self.folder, metrics, batch_size=self.settings.batch_size
+            )
             size = self.options["batch_size"] or min(self.settings.batch_size, count)
             words = {**self.options, "batch_size": size, "seeds": f"0-{count - 1}"}
             made = sampling_job.make(self.trained, plan, range(count), self.folder / self.name / "samples", words)
@@ -346,6 +329,37 @@ class Job:
             return {**figures, "nfe": plan.nfe, "N": plan.N, "alpha": plan.alpha}
 
         return self._once("figures.json", identity, compute)
+
+
+def training_reference(
+    config: ConfigDict, extractor: Extractor, folder: pathlib.Path, metrics: Sequence[str], *, batch_size: int
+) -> Reference:
+    """Statistics of a configuration's training images, made once a folder.
+
+    Args:
+      config: configuration.
+      extractor: of the features.
+      folder: gets reference.npz.
+      metrics: of which kid, pr and dc need the features themselves.
+      batch_size: images at once.
+
+    Raises:
+      PdsError: the file there is of other features or images.
+    """
+    path, source = folder / "reference.npz", datasets.get_source(config, "train")
+    if path.exists():
+        stored = load_reference(path)
+        stored.check(extractor, source.shape)
+        return stored
+    made = evaluation.make_reference(
+        SourceImages(source, source.size or _ENDLESS),
+        extractor,
+        keep_features=bool({"kid", "pr", "dc"} & set(metrics)),
+        batch_size=min(batch_size, 512),
+        folder=folder / "unfinished",
+    )
+    save_reference(path, made)
+    return made
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pds_jax import training
+from pds_jax import conditional_job, training
 from pds_jax.evaluation_job import evaluate
 from pds_jax.sampling_job import sample
 from pds_jax.types import PdsError
@@ -26,11 +26,11 @@ def run(
     """Do what ``--mode`` says.
 
     Args:
-      mode: "sample" or "train".
+      mode: "sample", "train", "eval", or one of ``conditional_job.MODES``.
       config: configuration, or None where a checkpoint brings its own.
       workdir: folder of the run.
       overrides: configuration fields such as "sampling.snr" set by flags.
-      options: the other flags: checkpoint, raw_weights, seeds, batch_size, eval_folder, precision.
+      options: the other flags.
 
     Raises:
       PdsError: anything that cannot be done, before long work starts.
@@ -43,6 +43,8 @@ def run(
         print(f"Training states, samples and logs are in {workdir}")
     elif mode == "eval":
         evaluate(config, workdir, overrides, options)
+    elif mode in conditional_job.MODES:
+        conditional_job.run(mode, config, workdir, overrides, options)
     else:
         sample(config, workdir, overrides, options)
 

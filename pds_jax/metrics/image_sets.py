@@ -71,7 +71,7 @@ class ImageSet(Protocol):
 
 
 def open_images(path: str | os.PathLike[str], *, convert: bool = False) -> ImageSet:
-    """Open a folder, a .zip of image files, or a .npz or .npy array of images.
+    """Open a folder, a .zip of image files, a single image file, or a .npz or .npy array of images.
 
     Args:
       path: where; folders are searched through, files are taken in the order of their names. Of the folder of a
@@ -87,9 +87,11 @@ def open_images(path: str | os.PathLike[str], *, convert: bool = False) -> Image
     """
     place = pathlib.Path(path)
     if not place.exists():
-        raise PdsError(f"{place} does not exist; give a folder, a .zip, a .npz or a .npy")
+        raise PdsError(f"{place} does not exist; give a folder, an image, a .zip, a .npz or a .npy")
     if place.suffix.lower() in (".npz", ".npy"):
         return ArrayImages(str(place), checked_pixels(_read_array(place), str(place), convert))
+    if place.suffix.lower() in SUFFIXES and place.is_file():
+        return FileImages.open(place.parent, convert, [place.name])
     return FileImages.open(place, convert)
 
 
@@ -244,9 +246,9 @@ class FileImages:
     seeds: Sequence[int]
 
     @classmethod
-    def open(cls, path: pathlib.Path, convert: bool) -> FileImages:
-        """List the files and check every header."""
-        files = sorted(_names(path))
+    def open(cls, path: pathlib.Path, convert: bool, names: Sequence[str] | None = None) -> FileImages:
+        """List the files, or take the given ones, and check every header."""
+        files = sorted(_names(path) if names is None else names)
         if not files:
             raise PdsError(f"{path} holds no image files ({', '.join(SUFFIXES)})")
         with _reader(path) as read:

@@ -1,0 +1,440 @@
+"""The papers' tables, one command each: iterations x without and with PDS -> sampling -> FID -> Markdown and JSON.
+
+    python scripts/reproduce_table.py --table=photos
+    python scripts/reproduce_table.py --table=cifar10 --dry_run
+    python scripts/reproduce_table.py --table=cifar10 --checkpoint=ncsnpp=checkpoint_26 --statistics=cifar10.npz \\
+        --ref=cifar10_ref.npz --inception_weights=pt_inception-2015-12-05-6726825d.pth
+    python scripts/reproduce_table.py --table=lsun --checkpoint=church=church.pth --statistics=church=church.npz \\
+        --ref=church=church_ref.npz --quick
+
+A row samples --images images for each of --ranges ranges of seeds and judges every range by itself; mean and minimum
+are given. What is there is not made again: images, features and rows lie in OUT/TABLE. A row whose setting must
+diverge says so. Official weights are not downloaded; rows of networks that no --checkpoint names are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from pds_jax import assembly, files, parallel, quality, sampling_job
+from pds_jax.cache import use_compilation_cache
+from pds_jax.evaluation_job import training_reference
+from pds_jax.manifest import plain
+from pds_jax.metrics import evaluation, simple
+from pds_jax.metrics.extractors import Extractor, get_extractor
+from pds_jax.metrics.image_sets import ArrayImages, checked_pixels, open_images, select
+from pds_jax.metrics.reference import Reference, load_reference
+from pds_jax.types import PdsError
+
+SONG = "Song et al. 2021, table 3"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network of a table.
+
+    Attributes:
+      config: module of its configuration.
+      published: (FID, IS, source) of plain sampling with all iterations, or None.
+      checkpoint: the one that ships, if it does.
+      note: what else is published about it.
+    """
+
+    config: str
+    published: tuple[float, float, str] | None = None
+    checkpoint: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a table holds.
+
+    Attributes:
+      networks: by the name that --checkpoint uses.
+      speed_ups: iterations are int(num_scales / speed_up).
+      alphas: strengths of PDS beside the rows without.
+      images: a range of seeds.
+      ranges: of seeds.
+      extractor: of the features.
+    """
+
+    networks: Mapping[str, Network]
+    speed_ups: Sequence[float]
+    alphas: Sequence[float]
+    images: int = 50_000
+    ranges: int = 1
+    extractor: str = "inception"
+
+
+_PDS = "PDS: best FID on CIFAR-10 1.99 (Ma et al. 2025, abstract; the setting is not stated there)"
+TABLES = {
+    "cifar10": Table(
+        {
+            "ncsnpp": Network("configs.ve.cifar10_ncsnpp_continuous", (2.38, 9.83, SONG), note=_PDS),
+            "deep": Network("configs.ve.cifar10_ncsnpp_deep_continuous", (2.20, 9.89, SONG), note=_PDS),
+        },
+        (1, 5, 10, 15, 25),
+        (5.0, 20.0),
+    ),
+    "celeba": Table({"ncsnpp": Network("configs.ve.celeba_ncsnpp")}, (1, 5, 10, 15), (5.0, 20.0)),
+    "lsun": Table(
+        {
+            "bedroom": Network("configs.ve.bedroom_ncsnpp_continuous"),
+            "church": Network("configs.ve.church_ncsnpp_continuous"),
+        },
+        (1, 5, 20, 30),
+        (5.0,),
+    ),
+    "ffhq": Table({"ncsnpp": Network("configs.ve.ffhq_ncsnpp_continuous")}, (1, 10, 20, 30), (5.0,)),
+    "digits": Table(
+        {"digits": Network("configs.digits", checkpoint="digits")}, (50, 25, 12.5, 5), (5.0,), 256, 2, "digits"
+    ),
+    "photos": Table(
+        {"photos": Network("configs.photos", checkpoint="photos")}, (50, 25, 12.5, 5), (5.0,), 128, 2, "patches"
+    ),
+}
+
+_TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table.")
+_CHECKPOINT = flags.DEFINE_list("checkpoint", [], "PATH, or NETWORK=PATH,NETWORK=PATH where a table has several.")
+_STATISTICS = flags.DEFINE_list("statistics", [], "Statistics of the data for PDS, FILE.npz or NETWORK=FILE.npz,...")
+_REF = flags.DEFINE_list("ref", [], "Reference of FID, FILE.npz or NETWORK=FILE.npz,...; default: the training data.")
+_WEIGHTS = flags.DEFINE_string("inception_weights", None, "Inception's file; else $PDS_INCEPTION, else torch's cache.")
+_EXTRACTOR = flags.DEFINE_string("extractor", None, "Another extractor than the table's.")
+_ARGUMENT = flags.DEFINE_string("config_argument", "", "Argument of the configurations, e.g. runlocal.")
+_SPEED_UPS = flags.DEFINE_list("speed_ups", None, "Other speed-ups than the table's.")
+_ALPHAS = flags.DEFINE_list("alphas", None, "Other strengths of PDS than the table's.")
+_SNR = flags.DEFINE_float("snr", None, "Signal-to-noise ratio of the corrector; default: the configuration's.")
+_OPTIONS = flags.DEFINE_multi_string(
+    "option", [], "name=value of a field of config.sampling or config.pds, e.g. --option=filters=both."
+)
+_IMAGES = flags.DEFINE_integer("images", None, "Images a range of seeds; 50000 (digits 256, photos 128).")
+_RANGES = flags.DEFINE_integer("ranges", None, "Ranges of seeds: 1 (digits and photos 2). EDM takes the best of 3.")
+_BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.")
+_ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50000 images.")
+_OUT = flags.DEFINE_string("out", "runs/tables", "Folder of images, rows and tables.")
+_DRY = flags.DEFINE_bool("dry_run", False, "Say what it would cost; make nothing. Needs no weights.")
+_QUICK = flags.DEFINE_bool("quick", False, "A smoke run: 16 images a row, at most 20 iterations, into OUT/quick.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    network: str
+    speed_up: float
+    alpha: float
+    snr: float
+
+    @property
+    def key(self) -> str:
+        """Name of the row's folder."""
+        return f"{self.network}-speed_up{self.speed_up:g}-alpha{self.alpha:g}-snr{self.snr:g}"
+
+
+def chosen() -> Table:
+    """The table that the flags describe."""
+    table = TABLES[_TABLE.value]
+    changes = {
+        "speed_ups": None if _SPEED_UPS.value is None else [float(text) for text in _SPEED_UPS.value],
+        "alphas": None if _ALPHAS.value is None else [float(text) for text in _ALPHAS.value],
+        "images": _IMAGES.value or (16 if _QUICK.value else None),
+        "ranges": _RANGES.value or (1 if _QUICK.value else None),
+        "extractor": _EXTRACTOR.value,
+    }
+    return dataclasses.replace(table, **{name: value for name, value in changes.items() if value is not None})
+
+
+def config_of(network: Network) -> ConfigDict:
+    """The configuration of a network."""
+    return importlib.import_module(network.config).get_config(_ARGUMENT.value)
+
+
+def rows_of(table: Table) -> list[Row]:
+    """All rows."""
+    found = []
+    for name, network in table.networks.items():
+        config = config_of(network)
+        snr = config.sampling.snr if _SNR.value is None else _SNR.value
+        speed_ups = [s for s in table.speed_ups if not _QUICK.value or config.model.num_scales / s <= 20]
+        if _QUICK.value and not speed_ups:
+            speed_ups = [config.model.num_scales / 20]
+        for speed_up in speed_ups[:1] if _QUICK.value else speed_ups:
+            for alpha in [math.inf, *(table.alphas[-1:] if _QUICK.value else table.alphas)]:
+                found.append(Row(name, float(speed_up), alpha, snr))
+    return found
+
+
+def by_network(words: Sequence[str], table: Table, flag: str) -> dict[str, str]:
+    """NETWORK -> PATH of a flag."""
+    found = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals:
+            if len(table.networks) > 1:
+                raise PdsError(f"--{flag}={word}: this table has {list(table.networks)}; write NETWORK={word}")
+            name, path = next(iter(table.networks)), word
+        if name not in table.networks:
+            raise PdsError(f"--{flag}={word}: no network {name!r} in this table; it has {list(table.networks)}")
+        found[name] = path
+    return found
+
+
+# --- what it costs -----------------------------------------------------------------------------------------------
+
+
+def dry_run(table: Table) -> dict[str, Any]:
+    """Network evaluations, operations, hours and disk; nothing is compiled, so this is no better than a factor of 3."""
+    rate = measured_rate()
+    print(f"{table.images} images x {table.ranges} ranges a row; this machine multiplies at {rate / 1e12:.3g} TFLOP/s")
+    costs, lines = {name: flops(config_of(network)) for name, network in table.networks.items()}, []
+    for row in rows_of(table):
+        config, (operations, pixels) = config_of(table.networks[row.network]), costs[row.network]
+        iterations = int(config.model.num_scales / row.speed_up)
+        nfe = iterations * ((config.sampling.corrector != "none") * config.sampling.n_steps_each + (
+            config.sampling.predictor != "none"))  # fmt: skip
+        count = table.images * table.ranges
+        line = {
+            "network": row.network,
+            "iterations": iterations,
+            "NFE": nfe,
+            "alpha": "none" if math.isinf(row.alpha) else row.alpha,
+            "GFLOP an evaluation": operations / 1e9,
+            "hours": operations * nfe * count / rate / 3600,
+            "GB of PNG, at most": pixels * count / 1e9,
+        }
+        lines.append(line)
+    print(quality.markdown(lines))
+    total = {name: sum(line[name] for line in lines) for name in ("hours", "GB of PNG, at most")}
+    print(f"In all: {total['hours']:.3g} hours at that rate, {total['GB of PNG, at most']:.3g} GB at most")
+    return {"dry_run": True, "rows": lines, **total}
+
+
+def flops(config: ConfigDict) -> tuple[float, int]:
+    """Operations of one network evaluation of one image, by its lowered program, and the bytes of an image."""
+    from pds_jax.models import create_model, init_model
+
+    size, channels = config.data.image_size, config.data.num_channels
+    model = create_model(config)
+    params = jax.eval_shape(lambda: init_model(jax.random.key(0), config))
+    x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, size, size, channels), (1,)))
+    apply = jax.jit(lambda params, x, t: model.apply({"params": params}, x, t, train=False))
+    analysis: Any = apply.lower(params, x, t).cost_analysis()
+    return float(analysis["flops"]), size * size * channels
+
+
+def measured_rate(size: int = 2048) -> float:
+    """Operations a second of a float32 matrix product on the first device, times the number of devices."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    start = time.perf_counter()
+    product(a).block_until_ready()
+    return 2 * size**3 / (time.perf_counter() - start) * len(parallel.devices())
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A network with what judges its samples."""
+
+    trained: assembly.Trained
+    extractor: Extractor
+    reference: Reference
+    metrics: Sequence[str]
+    power: np.ndarray | None
+
+    def __call__(self, images: Any, folder: pathlib.Path) -> dict[str, Any]:
+        """Figures of a set of images."""
+        figures = evaluation.evaluate(
+            images, self.reference, self.extractor, metrics=self.metrics, allow_fewer=True, folder=folder
+        )
+        if self.power is not None and len(images) <= 4096:
+            figures["spectrum_error"] = simple.spectrum_error(images.images(range(len(images))) / 255.0, self.power)
+        return figures
+
+
+def judge_of(table: Table, name: str, out: pathlib.Path) -> Judge:
+    """Load a network and its reference; everything that may be missing is missed here.
+
+    Raises:
+      PdsError: no weights, Inception or reference.
+    """
+    network, words = table.networks[name], {}
+    if table.extractor == "inception":
+        words = {"weights": _WEIGHTS.value}
+    extractor = get_extractor(table.extractor, **words).spread(parallel.spread)
+    reference_path = by_network(_REF.value, table, "ref").get(name)
+    reference = load_reference(reference_path) if reference_path else None
+    checkpoint = by_network(_CHECKPOINT.value, table, "checkpoint").get(name) or network.checkpoint
+    trained = assembly.load(checkpoint, None if network.checkpoint else config_of(network))
+    metrics = ["fid"] + (["is"] if table.extractor in ("inception", "digits") else [])
+    if reference is None:
+        reference = training_reference(trained.config, extractor, out / name, metrics, batch_size=64)
+    reference.check(extractor, trained.shape)
+    allow_fewer = _ALLOW.value or _QUICK.value or table.extractor != "inception"
+    evaluation.check_request(table.images, metrics, reference, allow_fewer=allow_fewer)
+    power = None if trained.statistics is None else trained.statistics.power
+    return Judge(trained, extractor, reference, metrics, power)
+
+
+def measure(row: Row, table: Table, judge: Judge, out: pathlib.Path) -> dict[str, Any]:
+    """Sample and judge one row, or read what an earlier run found."""
+    trained, place = judge.trained, out / row.key
+    statistics = by_network(_STATISTICS.value, table, "statistics").get(row.network)
+    options: dict[str, Any] = dict(word.split("=", 1) for word in _OPTIONS.value)
+    options |= {"snr": row.snr} | ({"statistics": statistics} if statistics else {})
+    shown = {"network": row.network, "alpha": row.alpha, "snr": row.snr}
+    try:
+        plan = assembly.plan(trained, speed_up=row.speed_up, alpha=row.alpha, **options)
+    except PdsError as error:
+        return {**shown, "iterations": int(trained.config.model.num_scales / row.speed_up), "refused": str(error)}
+    identity = plain({
+        "weights_sha256": trained.digest, "extractor": judge.extractor.identity, "images": table.images,
+        "ranges": table.ranges, "reference": judge.reference.provenance, **plan.describe(),
+    })  # fmt: skip
+    path = place / "row.json"
+    if path.exists():
+        stored = files.read_json(path)
+        if stored["identity"] == identity:
+            return stored["row"]
+    facts = {**shown, "iterations": plan.N, "nfe": plan.nfe}
+    try:
+        start, runs = time.perf_counter(), []
+        for number in range(table.ranges):
+            seeds = range(number * table.images, (number + 1) * table.images)
+            words = {"batch_size": _BATCH.value, "precision": "float32", "seeds": f"{seeds[0]}-{seeds[-1]}"}
+            made = sampling_job.make(trained, plan, seeds, place / "samples", words)
+            figures = judge(select(open_images(made.folder), seeds), out / "unfinished")
+            runs.append({"seeds": words["seeds"], **figures})
+    except FloatingPointError as error:
+        return {**facts, "refused": str(error)}
+    result = plain({**facts, **evaluation.summarise(runs), "runs": runs, "seconds": time.perf_counter() - start})
+    files.write_json(path, {"identity": identity, "row": result})
+    return result
+
+
+def real_images(table: Table, judge: Judge, out: pathlib.Path) -> dict[str, Any] | None:
+    """The figures of as many real images, where the data ship."""
+    name = next(iter(table.networks))
+    if not table.networks[name].checkpoint:
+        return None
+    draw = quality.judge_for(name).real
+    runs = []
+    for number in range(table.ranges):
+        pixels = checked_pixels(draw(table.images, number * table.images), "real images")
+        runs.append(judge(ArrayImages("real images", pixels), out / "unfinished"))
+    return plain({"network": "real images", **evaluation.summarise(runs), "runs": runs})
+
+
+# --- the table ---------------------------------------------------------------------------------------------------
+
+
+def markdown(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table, its published figures and the notes."""
+    title = "FID" if table.extractor == "inception" else f"Fréchet distance ({table.extractor})"
+    lines = []
+    for row in rows:
+        plain_row, mean, least = row.get("alpha") in ("inf", math.inf), row.get("mean", {}), row.get("minimum", {})
+        line = {
+            "network": row["network"],
+            "iterations": row.get("iterations", ""),
+            "NFE": row.get("nfe", ""),
+            "M": "" if "alpha" not in row else "without" if plain_row else f"PDS, alpha {row['alpha']:g}",
+            "snr": row.get("snr", ""),
+            f"{title}, mean": mean.get("fid", "diverges" if "refused" in row else ""),
+            "minimum": least.get("fid", ""),
+            "IS": mean.get("is", ""),
+            "spectrum error": mean.get("spectrum_error", ""),
+            "published FID, IS": published(table, row),
+        }
+        lines.append(line)
+    used = [name for name in lines[0] if any(line[name] != "" for line in lines)]
+    notes = [network.note for network in table.networks.values()]
+    notes += [note for row in rows for run in row.get("runs", ()) for note in run.get("notes", ())]
+    notes += [f"{row['network']}, {row['iterations']} iterations, alpha {row['alpha']}: {row['refused']}"
+              for row in rows if "refused" in row]  # fmt: skip
+    text = quality.markdown([{name: line[name] for name in used} for line in lines])
+    return text + "".join(f"\nNote: {note}\n" for note in dict.fromkeys(notes) if note)
+
+
+def published(table: Table, row: Mapping[str, Any]) -> str:
+    """The papers' figures of plain sampling with all iterations."""
+    network = table.networks.get(row["network"])
+    if network is None or network.published is None or row["alpha"] not in ("inf", math.inf) or _ARGUMENT.value:
+        return ""
+    whole = row["iterations"] == config_of(network).model.num_scales
+    return "{:.2f}, {:.2f} ({})".format(*network.published) if whole else ""
+
+
+def measure_all(table: Table, out: pathlib.Path) -> dict[str, Any]:
+    """All rows of the networks that there are."""
+    given = by_network(_CHECKPOINT.value, table, "checkpoint")
+    if not all("=" in word for word in _OPTIONS.value):
+        raise PdsError(f"--option={_OPTIONS.value}: each is name=value")
+    for words, flag in ((_STATISTICS.value, "statistics"), (_REF.value, "ref")):
+        by_network(words, table, flag)
+    names = [name for name, network in table.networks.items() if name in given or network.checkpoint]
+    if not names:
+        raise PdsError(
+            f"give the weights: --checkpoint=NETWORK=PATH for some of {list(table.networks)}; checkpoints/README.md "
+            "says where the official ones are. --dry_run needs none"
+        )
+    judges: dict[str, Judge] = {name: judge_of(table, name, out) for name in names}
+    rows = []
+    record = {"table": _TABLE.value, "images": table.images, "ranges": table.ranges, "extractor": table.extractor}
+    for row in rows_of(table):
+        if row.network in judges:
+            rows.append(measure(row, table, judges[row.network], out))
+            write(table, out, record, rows)
+    floor = real_images(table, judges[names[0]], out)
+    rows += [floor] if floor else []
+    write(table, out, record, rows)
+    return {**record, "rows": rows}
+
+
+def write(table: Table, out: pathlib.Path, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Table so far, in both forms."""
+    files.write_json(out / "table.json", plain({**record, "rows": list(rows)}))
+    head = f"{_TABLE.value}: {table.ranges} x {table.images} images a row\n\n"
+    files.atomic_write(out / "table.md", lambda file: file.write((head + markdown(table, rows)).encode()))
+
+
+def main(argv: list[str]) -> None:
+    """Measure or estimate."""
+    if len(argv) > 1 or _TABLE.value is None:
+        sys.exit(f"type --table={'|'.join(TABLES)}; every option starts with --")
+    use_compilation_cache(None)
+    table = chosen()
+    out = pathlib.Path(_OUT.value) / ("quick" if _QUICK.value else "") / _TABLE.value
+    jobs: dict[bool, Callable[[], dict[str, Any]]] = {
+        True: lambda: dry_run(table),
+        False: lambda: measure_all(table, out),
+    }
+    try:
+        result = jobs[_DRY.value]()
+    except PdsError as error:
+        sys.exit(f"reproduce_table.py: {error}")
+    if not _DRY.value:
+        print(f"\n{(out / 'table.md').read_text()}\nTable: {out / 'table.md'}, {out / 'table.json'}")
+    print(json.dumps(plain({name: value for name, value in result.items() if name != "rows"})))
+
+
+if __name__ == "__main__":
+    app.run(main)
