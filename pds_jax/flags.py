@@ -7,14 +7,23 @@ import importlib.util
 import os
 import pathlib
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 MODULE = "pds_jax.main"
-MODES = ("sample", "train", "eval")
+MODES = (
+    "sample",
+    "train",
+    "eval",
+    "inpaint",
+    "colorize",
+    "super_resolution",
+    "deblur",
+    "class_conditional",
+)
 WIDTH = 100
 
 
@@ -165,7 +174,51 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             field="sampling.norm",
         ),
     ),
-    "Conditional": (),
+    "Conditional": (
+        Flag(
+            "images",
+            str,
+            "What is given: a folder, an image, .zip, .npz or .npy, or test:COUNT for test images of the model's data.",
+            "PATH",
+            otherwise="none; required by inpaint, colorize, super_resolution and deblur",
+        ),
+        Flag(
+            "originals",
+            bool,
+            "The images are whole: take the measurement from them, and show them beside the results.",
+            default=False,
+        ),
+        Flag(
+            "resize_images",
+            bool,
+            "Crop images to their central square and resize it to what is needed.",
+            default=False,
+        ),
+        Flag("per_image", int, "Results for each image given.", "COUNT", otherwise="1"),
+        Flag(
+            "mask",
+            str,
+            "For inpaint: white where pixels are known, black where they are to be found.",
+            "FILE.png",
+            otherwise="none; required by inpaint",
+        ),
+        Flag("factor", int, "For super_resolution: how many times more pixels a side.", "COUNT", otherwise="2"),
+        Flag("blur_sigma", float, "For deblur: deviation of the Gaussian blur in pixels.", "PIXELS", otherwise="1"),
+        Flag(
+            "labels",
+            str,
+            "For class_conditional: class of each seed, e.g. 3 or 0-9, over and over.",
+            "LIST",
+            otherwise="none; required by class_conditional",
+        ),
+        Flag(
+            "guidance",
+            float,
+            "Weight of the gradient of what is given; 0 only puts known parts in place, which is cheaper and biased.",
+            "WEIGHT",
+            otherwise="1",
+        ),
+    ),
     "Evaluation": (
         Flag(
             "extractor",
@@ -258,12 +311,12 @@ def table() -> list[Flag]:
     return [flag for group in GROUPS.values() for flag in group]
 
 
-def define() -> None:
-    """Make absl know the flags."""
+def define(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Make absl know the flags, in the registry of the program or another."""
     for flag in table():
-        words: dict[str, Any] = {"help": flag.help, "module_name": MODULE}
+        words: dict[str, Any] = {"help": flag.help, "module_name": MODULE, "flag_values": values}
         if flag.kind == "config":
-            config_flags.DEFINE_config_file(flag.name, None, flag.help, lock_config=False)
+            config_flags.DEFINE_config_file(flag.name, None, flag.help, lock_config=False, flag_values=values)
         elif isinstance(flag.kind, tuple):
             flags.DEFINE_enum(flag.name, flag.default, flag.kind, **words)
         elif flag.kind is bool:
@@ -289,13 +342,21 @@ def options(values: flags.FlagValues) -> dict[str, Any]:
 
 def with_installed_configs(words: Sequence[str]) -> list[str]:
     """The command line with ``configs/...`` found beside the installed package where it is not below this folder."""
-    found = []
+    return [head + (_installed(path) if config else path) for head, path, config in _split(words)]
+
+
+def missing_config(words: Sequence[str]) -> str | None:
+    """The configuration that a command line names but that is not there."""
+    named = [path for _, path, config in _split(words) if config]
+    return next((path for path in named if not os.path.exists(path.partition(":")[0])), None)
+
+
+def _split(words: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """Words as (head with its =, value, whether the value is that of --config)."""
     for before, word in zip(["", *words], words, strict=False):
         head, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
-        if (head.lstrip("-") == "config" and equals) or (not head and before.lstrip("-") == "config" != before):
-            path = _installed(path)
-        found.append(head + equals + path)
-    return found
+        follows = not head and before.startswith("-") and before.lstrip("-") == "config"
+        yield head + equals, path, (head.lstrip("-") == "config" and bool(equals)) or follows
 
 
 def _installed(path: str) -> str:
@@ -310,8 +371,8 @@ def _installed(path: str) -> str:
 def help_text() -> str:
     """What ``pds_jax --help`` prints."""
     parts = [
-        "pds_jax: sample score-based generative models with and without preconditioning, and train them.",
-        f"Usage: pds_jax --mode={'|'.join(MODES)} --workdir=FOLDER [flags]",
+        "pds_jax: sample score-based generative models with and without preconditioning, judge and train them.",
+        "Usage: pds_jax --mode=MODE --workdir=FOLDER [flags]",
         "Examples:\n" + EXAMPLES,
     ]
     for name, group in GROUPS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import app
 from absl import flags as absl_flags
@@ -11,7 +12,6 @@ from absl import flags as absl_flags
 from pds_jax import flags
 
 FLAGS = absl_flags.FLAGS
-flags.define()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,9 +38,35 @@ def main(argv: Sequence[str]) -> None:
         _refuse(str(error))
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     print(f"pds_jax: {message}", file=sys.stderr)
     sys.exit(2)
+
+
+def parse(words: Sequence[str], values: absl_flags.FlagValues = FLAGS) -> list[str]:
+    """Read the flags; a mistake ends the program with one line.
+
+    Args:
+      words: the command line, program first.
+      values: absl's registry, with the flags defined.
+
+    Returns:
+      What is no flag, program first.
+    """
+    words = flags.with_installed_configs(words)
+    missing = flags.missing_config(words)
+    if missing:
+        _refuse(f"--config={missing}: there is no such file, here or beside the installed package")
+    try:
+        return values(words)
+    except absl_flags.Error as error:
+        # A configuration's own error comes with its traceback; the last line says it.
+        message = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        if "flag 'config." in message:
+            message += "; fields are set like this beside --config=FILE.py"
+        _refuse(f"{message}\nAll flags: --help")
+    except (AttributeError, KeyError, TypeError) as error:
+        _refuse(f"--config.section.field=value: no such field, or a value of another type: {error}")
 
 
 def run() -> None:
@@ -48,7 +74,8 @@ def run() -> None:
     if any(word in ("--help", "-help", "-h", "--helpshort") for word in sys.argv[1:]):
         print(flags.help_text(), end="")
         return
-    app.run(main, argv=flags.with_installed_configs(sys.argv))
+    flags.define()
+    app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,18 @@ def test_every_module_of_the_package_is_in_the_api_reference_or_internal():
     assert not missing, f"add to docs/api, or to the internal ones of this test: {missing}"
 
 
+def test_the_house_is_drawn_as_the_levels_are():
+    """Every module stands in the picture, higher floors above lower ones."""
+    from test_imports import LEVELS
+
+    house = re.search(r"^```text\n(.*?)^```", (DOCS / "development.md").read_text(), re.M | re.S).group(1)
+    rooms = [re.findall(r"\w+", line[15:73]) for line in house.splitlines()]  # between the floor's name and its comment
+    assert {word for line in rooms for word in line} == set(LEVELS) - {"version"}
+    for pick in (min, max):
+        heights = [pick(LEVELS[word] for word in line) for line in rooms]
+        assert heights == sorted(heights, reverse=True), heights
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HAND_WRITTEN)
 def test_code_of_a_page_runs(name, tmp_path):

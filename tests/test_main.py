@@ -7,8 +7,9 @@ import sys
 import pytest
 from absl import flags as absl_flags
 
-from pds_jax import flags
+from pds_jax import flags, main
 
+ROOT = pathlib.Path(__file__).parent.parent
 HELP = pathlib.Path(__file__).parent / "golden" / "help.txt"
 CONFIG = {"sampling", "pds", "eval", "training", "data", "model"}
 
@@ -64,6 +65,29 @@ def test_help_is_printed_and_an_unknown_mode_lists_the_known_ones():
     assert pds_jax("--help").stdout == flags.help_text()
     done = pds_jax("--mode=fly", "--workdir=x")
     assert done.returncode != 0 and "sample|train" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        (["--config=configs/nope.py"], "configs/nope.py: there is no such file"),
+        (["--config=configs/photos.py:speed_up=fast"], "speed_up=fast: not a float"),
+        (["--config=configs/photos.py", "--config.sampling.nosuch=1"], "nosuch"),
+        (["--config.sampling.snr=0.1"], "beside --config=FILE.py"),
+        (["--snr=x"], "--snr=x"),
+        (["--sed=1"], "Unknown command line flag 'sed'"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeypatch):
+    """In this process, on a registry of flags of its own."""
+    values = absl_flags.FlagValues()
+    flags.define(values)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", ["pds_jax", *words])
+    with pytest.raises(SystemExit) as stop:
+        main.parse(["pds_jax", *words], values)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and wanted in said and "Traceback" not in said and len(said.splitlines()) <= 2
 
 
 def test_a_checkpoint_that_is_not_there_is_one_clear_line(tmp_path):
