@@ -298,6 +298,11 @@ EXAMPLES = """\
   An official checkpoint and the masks of the released PDS code:
     pds_jax --mode=sample --config=configs/ve/cifar10_ncsnpp_continuous.py --checkpoint=checkpoint_26 \\
       --workdir=runs/cifar10 --speed_up=20 --freq_mask_path=freq.npy --space_mask_path=space.npy --norm=batch
+  Digits of given classes; find the hidden part of images (white in the mask is known):
+    pds_jax --mode=class_conditional --checkpoint=digits --workdir=runs/digits --seeds=0-9 --labels=0-9
+    pds_jax --mode=inpaint --checkpoint=photos --workdir=runs/photos --images=my_images --mask=my_mask.png
+  Loss, bits per dimension and sample quality of the checkpoints of a training:
+    pds_jax --mode=eval --workdir=runs/train --metrics=fid,kid
   Train; the same command goes on after an interruption:
     pds_jax --mode=train --config=configs/photos.py --workdir=runs/train"""
 
