@@ -101,7 +101,7 @@ def _plan(trained: assembly.Trained, overrides: Mapping[str, Any]) -> assembly.P
 
 
 def _per_image(options: Mapping[str, Any]) -> int:
-    count = options.get("per_image") or 1
+    count = 1 if options.get("per_image") is None else options["per_image"]
     if count < 1:
         raise PdsError(f"--per_image={count}: use at least 1")
     return count
@@ -214,7 +214,7 @@ def _colorize(given: _Given) -> Task:
 
 
 def _super_resolution(given: _Given) -> Task:
-    factor = given.options.get("factor") or 2
+    factor = 2 if given.options.get("factor") is None else given.options["factor"]
     height, width = given.shape[:2]
     if factor < 2 or height % factor or width % factor:
         raise PdsError(f"--factor={factor} must be at least 2 and divide the model's {height}x{width} pixels")
@@ -229,8 +229,8 @@ def _super_resolution(given: _Given) -> Task:
 
 
 def _deblur(given: _Given) -> Task:
-    sigma = given.options.get("blur_sigma")
-    kernel = operators.gaussian_kernel(1.0 if sigma is None else sigma)
+    sigma = 1.0 if given.options.get("blur_sigma") is None else given.options["blur_sigma"]
+    kernel = operators.gaussian_kernel(sigma)
     pixels = given.read()
     original = pixels if given.whole else None
     if original is not None:
