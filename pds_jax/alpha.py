@@ -7,6 +7,7 @@ docs/theory.md. Where a network is at hand, choosing α by the spectrum of a few
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,24 @@ def alpha_auto(
     r = math.exp(2 * math.log(float(sde.sigma_min) / float(sde.sigma_max)) / (N - 1))
     gain = math.sqrt(best_gain(r, snr if corrector else 0.0, n_steps))
     return gain / (gain - 1) if gain > 1 else math.inf
+
+
+def choose(errors: Mapping[float, float], slack: float = 0.15) -> float:
+    """The middle of the strengths whose error is within `slack` of the least.
+
+    Errors of few samples carry noise, and where the curve is flat its least value is anywhere on the flat: the middle
+    of the flat is a better guess at the best α than the luckiest of it. A sharp minimum is its own middle.
+
+    Args:
+      errors: α -> error of its samples, > 0.
+      slack: relative.
+
+    Returns:
+      One of the α; of an even number the stronger of the two in the middle.
+    """
+    least = min(errors.values())
+    good = sorted(alpha for alpha, error in errors.items() if error <= (1 + slack) * least)
+    return good[(len(good) - 1) // 2]
 
 
 def best_gain(r: float, snr: float = 0.0, n_steps: int = 1) -> float:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from pds_jax import checkpoints, datasets, parallel, preconditioner, sampling, sde_lib
 from pds_jax import statistics as statistics_lib
-from pds_jax.alpha import alpha_auto
+from pds_jax.alpha import alpha_auto, choose
 from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import TRAITS, get_predictor
@@ -433,7 +433,7 @@ def _progress(bar: Any, offset: int) -> Progress:
 
 # --- choosing alpha by a few samples ---------------------------------------------------------------------------
 
-TUNE_ALPHAS = (2.0, 3.0, 5.0, 8.0, 15.0, 30.0, math.inf)
+TUNE_ALPHAS = (2.5, 4.0, 7.0, 15.0, math.inf)
 
 
 def tune_alpha(
@@ -441,14 +441,14 @@ def tune_alpha(
     config: ConfigDict,
     stats: Any,
     *,
-    images: int = 64,
+    images: int = 128,
     alphas: Sequence[float] = TUNE_ALPHAS,
     first_seed: int = 2**31,
 ) -> float:
     """The α whose samples have the power spectrum closest to the data's.
 
     E(α) = √mean_k (log P_samples(k) − log P_data(k))² over the radii k. Candidates first, then the two that lie
-    between the best of them and its neighbours. Derived; see docs/theory.md.
+    between the best of them and its neighbours; of those that are as good, the middle one (``alpha.choose``).
 
     Args:
       trained: the model.
@@ -482,9 +482,9 @@ def tune_alpha(
         attempt(alpha)
     if not errors:
         raise PdsError("alpha=tune: every alpha diverges at this number of steps; use more steps")
-    for alpha in between(errors, min(errors, key=lambda alpha: errors[alpha])):
+    for alpha in between(errors, choose(errors)):
         attempt(alpha)
-    return min(errors, key=lambda alpha: errors[alpha])
+    return choose(errors)
 
 
 def between(tried: Collection[float], best: float) -> list[float]:

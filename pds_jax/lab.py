@@ -82,6 +82,7 @@ METHODS: dict[str, Method] = {
     "spectral_dpmpp_2m": _few("spectral_dpmpp_2m", prior="matched"),
     "sde_dpmpp_2m": _few("sde_dpmpp_2m"),
     "sde_dpmpp_2m_matched": _few("sde_dpmpp_2m", prior="matched"),
+    "sde_dpmpp_2m_pds_5_exact": _few("sde_dpmpp_2m", alpha=5.0, variant="exact", prior="matched"),
 }
 BASELINES = ("pc", "rd", "ancestral", "ddim", "heun", "dpmpp_2m", "sde_dpmpp_2m")
 
@@ -171,8 +172,16 @@ def get_sampler(problem: Problem, method: Method, iterations: int, alpha: float 
     )
 
 
-def tune_alpha(problem: Problem, method: Method, iterations: int, count: int = 256) -> float:
-    """The α of :data:`ALPHAS` whose samples have the spectrum nearest to the data's; no other metric is looked at.
+def candidates(problem: Problem, method: Method, iterations: int) -> list[float]:
+    """The α worth trying with N iterations: those of :data:`ALPHAS` from a third of ``alpha_auto`` on."""
+    auto = alpha_auto(problem.sde, iterations, method.corrector != "none")
+    return [alpha for alpha in ALPHAS if alpha >= auto / 3]
+
+
+def tune_errors(problem: Problem, method: Method, iterations: int, count: int = 256) -> dict[float, float]:
+    """Spectrum error of a few samples for each of :func:`candidates`, from which ``alpha.choose`` takes one.
+
+    No other metric is looked at.
 
     Args:
       problem: the problem.
@@ -181,14 +190,14 @@ def tune_alpha(problem: Problem, method: Method, iterations: int, count: int = 2
       count: samples per α, of seeds that no other run uses.
 
     Returns:
-      α.
+      α -> error.
 
     Raises:
       PdsError: every α diverges.
     """
     errors: dict[float, float] = {}
     keys = sampling.image_keys(range(2**31, 2**31 + count))
-    for alpha in ALPHAS:
+    for alpha in candidates(problem, method, iterations):
         try:
             run = sampling.run(get_sampler(problem, method, iterations, alpha), keys, problem.law, chunk=10_000)
         except PdsError:
@@ -196,7 +205,7 @@ def tune_alpha(problem: Problem, method: Method, iterations: int, count: int = 2
         errors[alpha] = simple.spectrum_error(np.asarray(run.x), problem.stats.power)
     if not errors:
         raise PdsError(f"every alpha diverges with {iterations} iterations; use more")
-    return min(errors, key=lambda alpha: errors[alpha])
+    return errors
 
 
 def _judge(reference: np.ndarray, stats: statistics.Statistics) -> Callable[[np.ndarray], dict[str, float]]:

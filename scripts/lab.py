@@ -25,6 +25,7 @@ import numpy as np
 from absl import app, flags
 
 from pds_jax import figures, files, lab, sampling
+from pds_jax.alpha import choose
 from pds_jax.cache import use_compilation_cache
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.types import PdsError
@@ -178,7 +179,7 @@ def sweep_jobs(
 ) -> Iterator[Callable[[], None]]:
     """One sampler with N = n: every alpha, alpha=auto, and the alpha that tuning chooses."""
     nfe = evaluations(name, n)
-    for alpha in lab.ALPHAS:
+    for alpha in lab.candidates(problem, lab.METHODS[name], n):
         yield functools.partial(run_cell, book, problem, about, name, nfe, alpha)
     yield functools.partial(run_cell, book, problem, about, f"{name}_pds_auto", nfe)
     yield functools.partial(run_tune, book, problem, name, n)
@@ -188,7 +189,9 @@ def run_tune(book: Book, problem: lab.Problem, name: str, n: int) -> None:
     """The alpha that the spectra of a few samples choose, unless it is known."""
     key = {"problem": problem.name, "sampler": f"{name}_tune", "nfe": evaluations(name, n)}
     if not book.cell(**key):
-        book.add([{**key, "N": n, "seed": -1, "alpha": lab.tune_alpha(problem, lab.METHODS[name], n)}])
+        errors = lab.tune_errors(problem, lab.METHODS[name], n)
+        tried = {f"{alpha:g}": round(error, 5) for alpha, error in errors.items()}
+        book.add([{**key, "N": n, "seed": -1, "alpha": choose(errors), "tried": tried}])
 
 
 def evaluations(name: str, n: int) -> int:
@@ -214,17 +217,19 @@ def summary(book: Book, problem: str, about: dict[str, Any]) -> dict[str, Any]:
     pc2000, spread = mean_of(book, problem=problem, sampler="pc", nfe=2000)
     match = {}
     for name in about["methods"]:
-        good = [nfe for nfe in about["nfe"] if at(name, nfe) <= pc2000 + spread]
+        good = [nfe for nfe in about["nfe"] if at(name, nfe) <= pc2000]
         match[name] = min(good) if good and math.isfinite(pc2000) else None
     best = {}
     for nfe in about["nfe"]:
         name = min(about["methods"], key=lambda name: at(name, nfe))
         if math.isfinite(at(name, nfe)):
             best[nfe] = {"sampler": name, "value": at(name, nfe), "floor": floor}
+    pc = {nfe: at("pc", nfe) for nfe in about["nfe"]}
     gain = at("dpmpp_2m", 20) / at("dpmpp_2m_matched", 20)
     return {
         "pc2000": {"value": pc2000, "sd": spread, "floor": floor} if math.isfinite(pc2000) else None,
         "nfe_to_match_pc2000": match,
+        "pc_best": {"nfe": min(pc, key=lambda nfe: pc[nfe]), "value": min(pc.values())} if match.get("pc") else None,
         "best_at": best,
         "matched_prior_gain_at_20": gain if math.isfinite(gain) else None,
         "alpha_auto_over_best": {name: ratios(book, problem, name, about["sweep"], "auto") for name in _SWEPT},
@@ -250,7 +255,8 @@ def ratios(book: Book, problem: str, name: str, sweep: list[int], how: str) -> d
 
 def write_csv(book: Book, path: pathlib.Path) -> None:
     """All rows as one table."""
-    columns = ["problem", "sampler", "nfe", "true_nfe", "N", "seed", *lab.METRICS, "seconds", "alpha", "refused"]
+    chosen = ["alpha", "tried", "refused"]
+    columns = ["problem", "sampler", "nfe", "true_nfe", "N", "seed", *lab.METRICS, "seconds", *chosen]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

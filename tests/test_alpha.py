@@ -135,3 +135,10 @@ def test_gaussian_alpha_without_any_finite_result():
     power, r_f = spectrum()
     with pytest.raises(PdsError, match="N=10"):
         alpha.gaussian_alpha(sde_lib.VPSDE(), 10, power, r_f)
+
+
+def test_the_middle_of_what_is_as_good_is_chosen():
+    assert alpha.choose({2.0: 0.9, 4.0: 0.1, 8.0: 0.3}) == 4.0
+    assert alpha.choose({4.0: 0.12, 8.0: 0.2, math.inf: 0.3}) == 4.0
+    flat = {3.0: 0.3, 7.0: 0.105, 10.0: 0.11, 20.0: 0.10, 30.0: 0.113, math.inf: 0.2}
+    assert alpha.choose(flat) == 10.0
