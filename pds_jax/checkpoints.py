@@ -100,8 +100,12 @@ class TrainingFolder:
             with _quiet():
                 self._manager.save(step, args=self._ocp.args.StandardSave(tree))
                 self._manager.wait_until_finished()
-        except OSError as error:
-            raise PdsError(f"cannot save step {step} in {self.folder}: {error.strerror or error}") from error
+        except (OSError, ValueError) as error:  # tensorstore calls a full disk a ValueError
+            reason = getattr(error, "strerror", None) or str(error)[:300]
+            raise PdsError(
+                f"cannot save step {step} in {self.folder}: {reason}; free some space or choose another folder; earlier "
+                "states are unharmed, and the same command goes on from them"
+            ) from error
 
     def restore_newest(self, template: TrainState) -> TrainState | None:
         """The newest state that can be read, or None; damaged ones are removed with a warning.

@@ -43,7 +43,13 @@ def train(config: Any, workdir: str) -> None:
       PdsError: bad configuration, or the folder holds another training.
       FloatingPointError: the loss is no longer a number; the message has the step.
     """
-    Trainer(config, workdir).run()
+    try:
+        Trainer(config, workdir).run()
+    except OSError as error:
+        raise PdsError(
+            f"{error.filename or workdir}: {error.strerror or error}; free some space or choose another --workdir; the "
+            "same command goes on from what was saved"
+        ) from error
 
 
 class Trainer:

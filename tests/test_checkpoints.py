@@ -1,4 +1,5 @@
 import json
+import resource
 
 import jax
 import jax.numpy as jnp
@@ -174,3 +175,25 @@ def test_the_noisy_classifier_guides_toward_a_class():
 
     up = x + 0.01 * jax.grad(lambda x: jnp.sum(chance_of_three(x)))(x)
     assert np.mean(np.asarray(chance_of_three(up) > chance_of_three(x))) > 0.95
+
+
+@pytest.mark.parametrize("limit", [100, 1000])
+def test_a_full_disk_is_reported_and_the_states_before_are_unharmed(tmp_path, config, params, limit):
+    """A limit on the size of files stands for a full disk; orbax and tensorstore meet it in different places."""
+    state = train_state.create_train_state(params, train_state.get_optimizer(config))
+    folder = checkpoints.TrainingFolder(tmp_path / "states")
+    folder.save(1, state)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(PdsError, match="cannot save step 2 .*free some space"):
+            folder.save(2, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        folder.close()
+    again = checkpoints.TrainingFolder(tmp_path / "states")
+    assert again.steps() == [1]
+    jax.tree.map(np.testing.assert_array_equal, again.restore(1, state).params, params)
+    again.save(2, state)
+    assert again.steps() == [1, 2]
+    again.close()

@@ -2,9 +2,11 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -93,3 +95,29 @@ def test_processes_and_shards_fill_one_folder_like_one_process(tmp_path):
         for seed in range(11):
             one, other = (images.seed_path(tmp_path / run / "samples", seed) for run in ("one", name))
             assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_sigterm_in_sampling_keeps_what_is_done_and_exits_0(tmp_path):
+    words = ["--mode=sample", "--checkpoint=digits", "--seeds=0-4000", "--speed_up=10", "--batch_size=4"]
+    command = [sys.executable, "-m", "pds_jax.main", *words, f"--workdir={tmp_path}"]
+    process = subprocess.Popen(command, env=environment(1), stdout=subprocess.PIPE, text=True)
+    shards = tmp_path / "samples" / "shards"
+    deadline = time.monotonic() + 300
+    while not (shards.is_dir() and len(list(shards.glob("*.json"))) > 1):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    start = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and time.monotonic() - start < 30
+    assert "stopped by SIGTERM" in output
+    assert not list(tmp_path.rglob("*.tmp"))
+    run([[*command[:-1], "--seeds=0-3", f"--workdir={tmp_path}"]])
+    assert files.read_json(tmp_path / "samples" / "manifest.json")["state"] == "complete"
+
+
+@pytest.mark.slow
+def test_what_is_killed_goes_on_as_if_nothing_had_happened(tmp_path):
+    """Two kills of each kind; ``scripts/survive.py --kills=20`` is the long form."""
+    run([[sys.executable, str(HERE.parent / "scripts" / "survive.py"), "--kills=2", f"--workdir={tmp_path}"]])
