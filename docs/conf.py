@@ -24,6 +24,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
+suppress_warnings = ["toc.empty_glob"]
 myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
 myst_substitutions = {"repository": REPOSITORY}
@@ -56,8 +57,9 @@ _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$")
 
 def prepare(app: object, name: str, source: list[str]) -> None:
     """Point relative links that leave docs/ at the repository; head pages that are bare tables."""
-    if name.startswith("results/") and not source[0].lstrip().startswith("#"):
-        source[0] = f"# {name.removeprefix('results/').replace('_', ' ')}\n\n{source[0]}"
+    folder, _, page = name.partition("/")
+    if folder in ("results", "benchmarks", "lab") and page and not source[0].lstrip().startswith("#"):
+        source[0] = f"# {folder}: {page.replace('_', ' ')}\n\n{source[0]}"
     source[0] = _OUTSIDE.sub(rf"]({REPOSITORY}/blob/main/\1)", source[0])
 
 

@@ -86,6 +86,13 @@ def test_names_of_flags_and_modules_in_the_text_are_real(page):
             assert hasattr(importlib.import_module(module), last), name
     for name in re.findall(r"`--predictor=(\w+)", text):
         assert name in PREDICTORS
+    known = {flag.name for flag in flags.table()} | {"no-deps", "config.section.field", "config.sampling.snr", "slow"}
+    for script in (ROOT / "scripts").glob("*.py"):
+        known |= flags_of(script.relative_to(ROOT))
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    if page.name != "migrate.md":  # whose left columns are other programs'
+        named = {name for span in spans for name in re.findall(r"(?<!\S)--([\w.-]+)", span)}
+        assert not named - known - {"all"}, f"{page.name} names flags that are not there"
     for block in blocks(page, "python"):
         ast.parse(block)
 
