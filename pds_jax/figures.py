@@ -124,7 +124,10 @@ def curves(
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_title(title)
-    axis.legend(fontsize=9)
+    if len(lines) > 6:  # beside the axes, since it would lie on the curves
+        axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    else:
+        axis.legend(fontsize=9)
     save(figure, path)
 
 

@@ -65,6 +65,18 @@ SAMPLERS: dict[str, tuple[dict[str, Any], bool]] = {
         False,
     ),
 }
+# What the figures show: a sampler, and whether without M.
+_CURVES = (
+    ("PC", True),
+    ("PC", False),
+    ("RD", True),
+    ("RD", False),
+    ("DDIM", True),
+    ("Heun", True),
+    ("DPM++(2M)", True),
+    ("SDE-DPM++(2M)", True),
+    ("SDE-DPM++(2M) exact matched", False),
+)
 
 
 def cells(nfes: list[int], alphas: list[float], samplers: list[str]) -> list[tuple[str, int, float]]:
@@ -126,14 +138,16 @@ def best(rows: dict[str, Any], name: str, nfe: int, plain: bool, by: str = "frec
 
 
 def table(record: Any, nfes: list[int], samplers: list[str]) -> str:
-    """Markdown: for each sampler and NFE the row without PDS and the best with it."""
+    """Markdown: for each sampler and NFE the row without PDS, and the best two with it."""
     shown = []
     scores = [name for name in record["floor"]]
     for name in samplers:
         for nfe in nfes:
-            for plain in (True, False):
-                row = best(record["rows"], name, nfe, plain)
+            wanted = best(record["rows"], name, nfe, True), best(record["rows"], name, nfe, False)
+            tuned = best(record["rows"], name, nfe, False, by="spectrum_error")
+            for row in [*wanted, *([] if tuned is wanted[1] else [tuned])]:
                 if row is not None:
+                    plain = row["alpha"] == "inf"
                     strength = "without" if plain else f"PDS, alpha {row['alpha']:g}"
                     label = strength if SAMPLERS[name][1] else "does not apply"
                     shown.append({"sampler": name, "NFE": int(row["nfe"]), "M": label, **{s: row[s] for s in scores}})
@@ -142,16 +156,15 @@ def table(record: Any, nfes: list[int], samplers: list[str]) -> str:
 
 
 def draw_curves(model: str, record: Any, nfes: list[int], samplers: list[str], folder: pathlib.Path) -> list[str]:
-    """Fréchet distance and spectrum error against NFE; returns the paths."""
+    """Fréchet distance and spectrum error against NFE, PDS at its least spectrum error; returns the paths."""
     paths = []
     for score, label in (("frechet", "Fréchet distance"), ("spectrum_error", "spectrum error")):
         lines: dict[str, list[tuple[float, float]]] = {}
-        for name in samplers:
-            for plain in (True, False):
-                rows = [best(record["rows"], name, nfe, plain, by=score) for nfe in nfes]
-                points = [(row["nfe"], row[score]) for row in rows if row is not None]
-                if points:
-                    lines[name if plain else f"{name} + PDS, best alpha"] = points
+        for name, plain in [curve for curve in _CURVES if curve[0] in samplers]:
+            rows = [best(record["rows"], name, nfe, plain, by="spectrum_error") for nfe in nfes]
+            points = [(row["nfe"], row[score]) for row in rows if row is not None]
+            if points:
+                lines[name if plain else f"{name} + PDS"] = points
         path = folder / f"fewstep_{model}_{score}.png"
         title = f"{model}, {record['images']} images"
         figures.curves(lines, path, xlabel="NFE", ylabel=label, floor=record["floor"][score], title=title)

@@ -59,6 +59,10 @@ _SMALL: dict[str, Any] = {
     "sweep": [],
 }
 _SHOWN = ("pc", "rd", "rd_pds_5", "dpmpp_2m_matched", "spectral_ancestral")  # spectra at 20 evaluations
+_CURVES = (
+    "pc", "pc_pds_5", "rd", "rd_pds_5", "ddim", "dpmpp_2m", "dpmpp_2m_matched", "spectral_dpmpp_2m",
+    "sde_dpmpp_2m_matched", "spectral_ancestral",
+)  # fmt: skip
 _STAGES = (40, 200, 400, math.inf)  # evaluations up to which a stage goes; pc goes to the end in the first
 _FEW = 200  # in --quick only pc runs with more evaluations
 _GOAL = 2000
@@ -283,7 +287,7 @@ def write_table(book: Book, path: pathlib.Path, about: dict[str, Any]) -> None:
 def draw_figures(book: Book, problem: lab.Problem, about: dict[str, Any], out: pathlib.Path) -> None:
     """Quality against NFE and spectra at 20 NFE of one problem."""
     lines = {}
-    for name in about["methods"]:
+    for name in [name for name in _CURVES if name in about["methods"]]:
         values = {nfe: mean_of(book, problem=problem.name, sampler=name, nfe=nfe)[0] for nfe in about["nfe"]}
         points = [(nfe, max(value, 1e-6)) for nfe, value in values.items() if math.isfinite(value)]
         if points:
@@ -322,7 +326,7 @@ def main(argv: list[str]) -> None:
         out = pathlib.Path(_OUT.value or ("runs/lab_quick" if _QUICK.value else "runs/lab"))
         book = Book(out, about)
         problems = [lab.make_problem(name, about["images"]) for name in about["problems"]]
-        start, limit = time.monotonic(), 60 * (_MINUTES.value or math.inf)
+        start, limit = time.monotonic(), math.inf if _MINUTES.value is None else 60 * _MINUTES.value
         for job in jobs(book, problems, about):
             if time.monotonic() - start > limit:
                 break
