@@ -12,6 +12,7 @@ from pds_jax.metrics import evaluation
 from pds_jax.metrics.extractors import get_extractor
 from pds_jax.metrics.frechet import frechet_distance_from_features
 from pds_jax.metrics.image_sets import open_images
+from pds_jax.metrics.reference import Reference, save_reference
 from pds_jax.models import init_model
 from pds_jax.train_state import create_train_state, get_optimizer
 from pds_jax.types import PdsError
@@ -148,6 +149,22 @@ def test_bits_per_dimension_are_resumed_batch_by_batch(training):
 def test_what_cannot_be_done_is_refused_first(training, eval_options, options, match):
     with pytest.raises(PdsError, match=match):
         evaluate(training, config(**eval_options), eval_folder="refused", **options)
+    assert not (training / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    "size, extractor, match",
+    [
+        (8, "pixels", "made with extractor='pixels', this run has extractor='digits'"),
+        (4, "digits", r"of images \(H, W, C\) = \(4, 4, 1\), these are \(8, 8, 1\)"),
+    ],
+)
+def test_a_reference_of_other_features_or_images_is_refused(training, tmp_path, size, extractor, match):
+    identity = get_extractor(extractor).identity
+    provenance = {"extractor": identity, "image_shape": [size, size, 1]}
+    save_reference(tmp_path / "ref.npz", Reference(np.zeros(64), np.eye(64), 9, provenance))
+    with pytest.raises(PdsError, match=match):
+        evaluate(training, config(enable_sampling=True), eval_folder="refused", ref=str(tmp_path / "ref.npz"))
     assert not (training / "refused").exists()
 
 
