@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests: a virtual environment, the install, ruff, types, tests, doctests, the audit of dependencies.
+# The tests: a virtual environment, the install, ruff, types, tests, doctests, documentation, the audit of dependencies.
 #   scripts/check.sh          what CI runs
 #   scripts/check.sh --all    the slow tests too
 # PDS_VENV: folder of the virtual environment (default .venv). PDS_TORCH: the torch that the converter tests use.
@@ -11,13 +11,14 @@ slow=()
 
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --upgrade pip
-"$venv/bin/python" -m pip install --quiet "${PDS_TORCH:-torch==2.13.0}" -e '.[test,convert]'
+"$venv/bin/python" -m pip install --quiet "${PDS_TORCH:-torch==2.13.0}" -e '.[test,convert,docs,notebooks]'
 
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 "$venv/bin/ruff" check .
 "$venv/bin/mypy"
 "$venv/bin/python" -m pytest -q -n 2 --dist loadfile ${slow[@]+"${slow[@]}"}
 "$venv/bin/python" -m pytest -q --doctest-modules pds_jax
+"$venv/bin/sphinx-build" -W -q -b html docs docs/_build
 # Known holes in dependencies are told, not fatal: they are mended upstream.
 audit="$("$venv/bin/pip-audit" --progress-spinner off --skip-editable 2>&1 || true)"
 grep -v 'could not be audited' <<<"$audit" || true
