@@ -37,17 +37,17 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["pds_jax", "pds_jax.*", "configs", "configs.*"]),
     package_data={"pds_jax": ["py.typed"]},
-    # The floors of JAX's family are the versions that the tests ran on; lower ones are untested.
+    # The floors of JAX's family are the oldest that scripts/check_jax_versions.sh was run on.
     install_requires=[
-        "jax>=0.10.2",
-        "flax>=0.12.8",
-        "optax>=0.2.8",
+        "jax>=0.8.0",
+        "flax>=0.12.0",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.12.8",
         "ml_collections>=1.0.0",
         "absl-py>=2.1.0",
         "numpy>=1.26",
         "scipy>=1.12",
-        "diffrax>=0.7.2",
+        "diffrax>=0.7.0",
         "safetensors>=0.4.5",
         "msgpack>=1.0.8",
         "ml_dtypes>=0.4.0",
@@ -60,7 +60,7 @@ setup(
         "tensorboardX>=2.6.2",
     ],
     extras_require={
-        "cuda": ["jax[cuda12]>=0.10.2"],
+        "cuda": ["jax[cuda12]>=0.8.0"],
         "metrics": ["torch-fidelity>=0.3.0"],
         "convert": ["torch>=2.4", "diffusers>=0.31"],
         "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
