@@ -49,8 +49,9 @@ html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", 
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 
-# Files outside docs/ that pages link to (../README.md, ../checkpoints/...) are shown in the repository.
+# What lies outside docs/ (../README.md, ../checkpoints/...), and folders, are shown in the repository.
 _OUTSIDE = re.compile(r"\]\(\.\./((?!\.\./)[^)]+)\)")
+_FOLDER = re.compile(r"\]\((?!https?:|\.\./)([\w./-]+/)\)")
 _EQUATION = re.compile(r"^ {4}\S")
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$")
 
@@ -61,6 +62,7 @@ def prepare(app: object, name: str, source: list[str]) -> None:
     if folder in ("results", "benchmarks", "lab") and page and not source[0].lstrip().startswith("#"):
         source[0] = f"# {folder}: {page.replace('_', ' ')}\n\n{source[0]}"
     source[0] = _OUTSIDE.sub(rf"]({REPOSITORY}/blob/main/\1)", source[0])
+    source[0] = _FOLDER.sub(rf"]({REPOSITORY}/tree/main/docs/\1)", source[0])
 
 
 def as_text(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
