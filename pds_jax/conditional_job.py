@@ -90,6 +90,8 @@ def run(
     if made.complete:
         columns = "given | results | original" if task.original is not None else "given | results"
         print(f"Comparison ({columns}): {_compare(place, task, per_image)}")
+        if task.original is not None:
+            _tell_errors(place, task, per_image)
     return place
 
 
@@ -268,6 +270,16 @@ def _compare(place: pathlib.Path, task: Task, per_image: int) -> pathlib.Path:
     path = place / "comparison.png"
     images.save_png(path, images.grid(images.enlarge(np.stack(cells), scale), columns))
     return path
+
+
+def _tell_errors(place: pathlib.Path, task: Task, per_image: int) -> None:
+    """How far results, and what was given, are from the originals."""
+    assert task.original is not None
+    count = len(task.original) * per_image
+    results = np.stack([images.load_png(images.seed_path(place, number)) for number in range(count)]) / 255.0
+    originals = np.repeat(task.original, per_image, axis=0)
+    errors = [float(np.sqrt(np.mean(np.square(x - y)))) for x, y in ((results, originals), (task.given, task.original))]
+    print(f"RMS difference from the originals, white being 1: {errors[0]:.3g} (of what was given: {errors[1]:.3g})")
 
 
 # --- classes ---------------------------------------------------------------------------------------------------
