@@ -129,6 +129,19 @@ def results(kind: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files if name != "provenance"}
 
 
+def read_results(kind: str, folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """The results by way of a process, since one that has used JAX can no longer be forked."""
+
+    def read() -> None:
+        np.savez(folder / "results.npz", **results(kind, folder))
+
+    process = multiprocessing.get_context("fork").Process(target=read)
+    process.start()
+    process.join()
+    with np.load(folder / "results.npz") as arrays:
+        return dict(arrays)
+
+
 def _child(kind: str, folder: pathlib.Path, devices: int) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     with open(folder / "log.txt", "a") as log:
@@ -177,7 +190,7 @@ def survive(kind: str, place: pathlib.Path, kills: int, rng: random.Random) -> d
     seconds = time.monotonic()
     attempt(kind, place / f"{kind}-unbroken", 1, None)
     seconds = time.monotonic() - seconds
-    expected = results(kind, place / f"{kind}-unbroken")
+    expected = read_results(kind, place / f"{kind}-unbroken")
     done, runs, worst = 0, 0, {"same": 0.0, "in turn": 0.0}
     while done < kills:
         mixed = kind in ("sampling", "training") and runs % 2 == 1
@@ -187,7 +200,7 @@ def survive(kind: str, place: pathlib.Path, kills: int, rng: random.Random) -> d
             starts += 1
             print(f"{kind}: {done} kills, run {runs}", file=sys.stderr, flush=True)
         name = "in turn" if mixed else "same"
-        worst[name] = max(worst[name], difference(results(kind, folder), expected))
+        worst[name] = max(worst[name], difference(read_results(kind, folder), expected))
         runs += 1
     limit = {"sampling": 1.0, "training": 1e-3}.get(kind, 0.0)
     return {

@@ -17,17 +17,17 @@ SHAPE = (8, 8, 1)
 
 def share(folder):
     """What processes do together without a network: gather, add, and sample with the mean over all images."""
-    from pds_jax.metrics.frechet import FeatureMoments
+    from pds_jax.metrics.extractors import get_extractor
+    from pds_jax.metrics.image_sets import ArrayImages
+    from pds_jax.metrics.streaming import extract
     from pds_jax.models.analytic import PixelGaussian
     from pds_jax.sde_lib import VESDE
 
     index, count = parallel.process_share()
     numbers = np.random.default_rng(0).uniform(size=(41, *SHAPE)).astype(np.float32)
     found = statistics.compute_statistics([numbers], block=16, sums_fn=parallel.sums_fn)
-    features = np.random.default_rng(1).normal(size=(40, 5))
-    moments = FeatureMoments.empty(5)
-    for part in parallel.gather(features[index * (40 // count) : (index + 1) * (40 // count)] / 3):
-        moments.add(part)
+    pixels = np.random.default_rng(1).integers(0, 256, (1300, 4, 4, 1), np.uint8)
+    moments = extract(ArrayImages("random", pixels), get_extractor("pixels"), folder=folder).moments
     sampler = sampling.get_pc_sampler(VESDE(0.01, 5.0, 3), SHAPE, snr=0.1, norm="batch", check=False)
     law = PixelGaussian.create(VESDE(0.01, 5.0, 20), np.full(SHAPE, 0.5, np.float32), np.full(SHAPE, 0.1, np.float32))
     images = parallel.sample(sampler, sampling.image_keys(range(8)), law).x

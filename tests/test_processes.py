@@ -52,7 +52,7 @@ def alone_and_together(job, tmp_path):
 
 
 def test_two_processes_gather_add_and_sample_as_one(tmp_path):
-    """Statistics, moments of features (what FID is made of) and norm mode "batch"."""
+    """Statistics, the moments that FID is made of, and norm mode "batch"."""
     alone, together = alone_and_together("share", tmp_path)
     expected = np.load(alone / "share0.npz")
     for index in range(2):

@@ -2,7 +2,8 @@
 
 Images are taken in blocks of fixed size, so the sums do not depend on the batch size. With a folder, a pass that was
 killed or met a broken file goes on where it stopped: the sums so far are kept, or, where features themselves are wanted
-(KID, precision and recall), every image's features under the hash of its content.
+(KID, precision and recall), every image's features under the hash of its content. Several processes deal the blocks of
+the sums among themselves and add what they found.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax import files
+from pds_jax import files, parallel
 from pds_jax.metrics.extractors import Extractor
 from pds_jax.metrics.frechet import FeatureMoments
 from pds_jax.metrics.image_sets import ImageSet
@@ -141,11 +142,13 @@ def _extract_moments(run: _Pass, folder: str | os.PathLike[str] | None, save_eve
     partial = _Partial(pathlib.Path(folder), run) if folder is not None else None
     digest, moments, start = partial.load() if partial else (hashlib.sha256(), None, 0)
     saved = time.monotonic()
+    index, count = parallel.process_share()
     try:
         for block in run.blocks(start):
-            rows = run.outputs(block, ("features",))["features"]
-            moments = moments or FeatureMoments.empty(rows.shape[1])
-            moments.add(rows)
+            if block.start // BLOCK % count == index:
+                rows = run.outputs(block, ("features",))["features"]
+                moments = moments or FeatureMoments.empty(rows.shape[1])
+                moments.add(rows)
             for key in run.images.keys(block):
                 digest.update(key)
             start = block.stop
@@ -156,10 +159,23 @@ def _extract_moments(run: _Pass, folder: str | os.PathLike[str] | None, save_eve
         if partial and moments is not None and start:
             partial.save(digest.hexdigest(), moments, start)
         raise
-    assert moments is not None  # there is at least one image
+    moments = _of_all_processes(moments)
     if partial:
         partial.path.unlink(missing_ok=True)
     return Extracted(moments, digest.hexdigest(), {})
+
+
+def _of_all_processes(moments: FeatureMoments | None) -> FeatureMoments:
+    """The moments that all processes found, merged in their order; one of them at least had a block."""
+    dims = max(int(width) for width in parallel.gather(np.int64(0 if moments is None else moments.mean.size)))
+    here = moments or FeatureMoments.empty(dims)
+    parts = parallel.gather((np.int64(here.count), here.mean, here.scatter))
+    if len(parts) == 1:
+        return here
+    total = FeatureMoments.empty(dims)
+    for number, mean, scatter in parts:
+        total.merge(FeatureMoments(int(number), mean, scatter))
+    return total
 
 
 class _Partial:
@@ -167,7 +183,8 @@ class _Partial:
 
     def __init__(self, folder: pathlib.Path, run: _Pass):
         self.run = run
-        name = f"{os.path.abspath(run.images.name)} {run.images.seeds[0]} {run.extractor.digest}"
+        share = "{} of {}".format(*parallel.process_share())
+        name = f"{os.path.abspath(run.images.name)} {run.images.seeds[0]} {run.extractor.digest} {share}"
         self.path = folder / f"partial-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
 
     def save(self, digest: str, moments: FeatureMoments, position: int) -> None:
