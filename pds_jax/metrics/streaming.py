@@ -152,7 +152,7 @@ def _extract_moments(run: _Pass, folder: str | os.PathLike[str] | None, save_eve
             for key in run.images.keys(block):
                 digest.update(key)
             start = block.stop
-            if partial and time.monotonic() - saved >= save_every:
+            if partial and moments is not None and time.monotonic() - saved >= save_every:
                 partial.save(digest.hexdigest(), moments, start)
                 saved = time.monotonic()
     except BaseException:
