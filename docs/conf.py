@@ -24,7 +24,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]
 myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
 myst_substitutions = {"repository": REPOSITORY}
@@ -52,17 +51,25 @@ copybutton_prompt_is_regexp = True
 # What lies outside docs/ (../README.md, ../checkpoints/...), and folders, are shown in the repository.
 _OUTSIDE = re.compile(r"\]\(\.\./((?!\.\./)[^)]+)\)")
 _FOLDER = re.compile(r"\]\((?!https?:|\.\./)([\w./-]+/)\)")
+_ENTRY = re.compile(r"^[a-z_]+(/[a-z_*]+)?$")
 _EQUATION = re.compile(r"^ {4}\S")
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$")
 
 
 def prepare(app: object, name: str, source: list[str]) -> None:
-    """Point relative links that leave docs/ at the repository; head pages that are bare tables."""
+    """Point relative links that leave docs/ at the repository; head pages that are bare tables; list what is there."""
     folder, _, page = name.partition("/")
     if folder in ("results", "benchmarks", "lab") and page and not source[0].lstrip().startswith("#"):
         source[0] = f"# {folder}: {page.replace('_', ' ')}\n\n{source[0]}"
+    if name == "index":
+        lines = [line for line in source[0].splitlines() if not _ENTRY.match(line) or _pages(line)]
+        source[0] = "\n".join(lines)
     source[0] = _OUTSIDE.sub(rf"]({REPOSITORY}/blob/main/\1)", source[0])
     source[0] = _FOLDER.sub(rf"]({REPOSITORY}/tree/main/docs/\1)", source[0])
+
+
+def _pages(entry: str) -> list[pathlib.Path]:
+    return [path for path in (ROOT / "docs").glob(f"{entry}.*") if path.suffix in (".md", ".rst")]
 
 
 def as_text(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
