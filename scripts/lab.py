@@ -264,17 +264,20 @@ def write_csv(book: Book, path: pathlib.Path) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(book.rows)
+    for row in book.rows:
+        writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
     files.atomic_write(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def write_table(book: Book, path: pathlib.Path, about: dict[str, Any]) -> None:
     """Fréchet distance and spectrum error, mean ± sd over seeds, a row a sampler and a column an NFE."""
-    text = ""
+    text = "# The lab\n\nSamplers with the exact score, by `python scripts/lab.py`: "
+    text += f"{about['samples']} samples, {about['seeds']} seeds, mean ± standard deviation over the seeds. "
+    text += "– is a cell that was refused (its N is too small for its M) or not run.\n"
     for problem in about["problems"]:
         for metric in ("frechet", "spectrum_error"):
             floor = mean_of(book, metric, problem=problem, sampler="exact", nfe=0)
-            text += f"\n### {problem}: {metric} (exact samples: {floor[0]:.3g} ± {floor[1]:.1g})\n\n"
+            text += f"\n## {problem}: {metric} (exact samples: {floor[0]:.3g} ± {floor[1]:.1g})\n\n"
             text += "| sampler | " + " | ".join(f"{n} NFE" for n in about["nfe"]) + " |\n"
             text += "|---" * (len(about["nfe"]) + 1) + "|\n"
             for name in about["methods"]:
@@ -309,11 +312,11 @@ def draw_figures(book: Book, problem: lab.Problem, about: dict[str, Any], out: p
 def draw_toy(path: pathlib.Path) -> None:
     """Langevin paths with and without M at steps 0.1 and 1."""
     panels = {
-        f"{label}, step {step:g}": lab.toy_paths(m, step, particles=40, seed=0)
+        f"{label}, step {step:g}": lab.toy_paths(m, step, particles=20, seed=0)
         for label, m in lab.toy_preconditioners().items()
         for step in (0.1, 1.0)
     }
-    figures.paths(panels, path, "Langevin dynamics on a narrow Gaussian, 60 steps")
+    figures.paths(panels, path, "Langevin dynamics on N(0, diag(1, 0.04)), 60 steps; red: where they end")
 
 
 def main(argv: list[str]) -> None:
