@@ -178,7 +178,7 @@ def candidates(problem: Problem, method: Method, iterations: int) -> list[float]
     return [alpha for alpha in ALPHAS if alpha >= auto / 3]
 
 
-def tune_errors(problem: Problem, method: Method, iterations: int, count: int = 256) -> dict[float, float]:
+def tune_errors(problem: Problem, method: Method, iterations: int, count: int = 512) -> dict[float, float]:
     """Spectrum error of a few samples for each of :func:`candidates`, from which ``alpha.choose`` takes one.
 
     No other metric is looked at.

@@ -48,7 +48,11 @@ def load(config: ConfigDict | None, workdir: str, options: Mapping[str, Any]) ->
 
 def plan(trained: assembly.Trained, overrides: Mapping[str, Any]) -> assembly.Plan:
     """How the flags want the model to be sampled; see :func:`sample`."""
-    return assembly.plan(trained, **{path.split(".")[1]: value for path, value in overrides.items()})
+    start = time.perf_counter()
+    made = assembly.plan(trained, **{path.split(".")[1]: value for path, value in overrides.items()})
+    if made.config.pds.alpha == "tune":
+        print(f"alpha=tune: {made.alpha:.4g}, chosen in {time.perf_counter() - start:.0f} s")
+    return made
 
 
 def make(
