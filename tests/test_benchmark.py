@@ -1,0 +1,63 @@
+"""The benchmark's arithmetic and tables, on made-up seconds; the measuring itself is a run of minutes."""
+
+import importlib.util
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+PATH = pathlib.Path(__file__).parent.parent / "scripts" / "benchmark.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    spec = importlib.util.spec_from_file_location("benchmark_script", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FOUND = {
+    "hardware": {"devices": "2 CPU cores", "architecture": "x", "jax": "1", "python": "3"},
+    "quick": False,
+    "turns": 3,
+    "sampler": [
+        {"network": "photos", "NFE": 10, "network_ms": 2.0, "sampler_over_network": 1.01, "pds_over_plain": 1.02}
+    ],
+    "operator": [{"network": "1024", "network_ms": 9e3, "pds_over_plain": 1.001, "peak_bytes": 3 << 30}],
+    "flops": {"GFLOP_per_second": {"network": 80.0, "conv 3x3": 100.0}, "over_convolution": 0.8},
+    "devices": {"scaling": {1: 1.0, 2: 0.95}},
+    "start": [{"network": "photos", "cold_seconds": 10.0, "warm_seconds": 2.0, "warm_over_cold": 5.0}],
+    "peak": {"photos": 1 << 30},
+    "compiles_on_second_call": 0,
+}
+
+
+def test_turns_alternate_and_keep_every_reading(benchmark):
+    order = []
+
+    def timer(name):
+        return lambda: order.append(name) or len(order)
+
+    rows = benchmark.in_turns({"a": timer("a"), "b": timer("b")}, 3)
+    assert "".join(order) == "abbaab"
+    np.testing.assert_array_equal(rows["a"], [1, 4, 5])
+
+
+def test_the_last_line_has_every_key_and_the_table_every_figure(benchmark, tmp_path):
+    last = benchmark.summary(FOUND)
+    assert last["pds_over_plain"] == {"photos": 1.02, "1024": 1.001}
+    assert last["peak_bytes"] == {"1024 pixels": 3 << 30, "photos": 1 << 30}
+    assert last["network_over_diffusers"] is None and last["flops_over_peak"] == 0.8
+    assert last["warm_over_cold"] == {"photos": 5.0} and json.loads(json.dumps(last))
+    text = benchmark.table(FOUND)
+    assert "| network_over_diffusers | at least 10 on a CPU | not measured |" in text
+    assert "1024 pixels: 3.00 GiB, photos: 1.00 GiB" in text and "2 CPU cores" in text
+    benchmark.draw_figure(FOUND, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_parts_that_were_not_measured_say_so(benchmark):
+    text = benchmark.table({"hardware": FOUND["hardware"], "quick": True, "turns": 1})
+    assert text.count("not measured") == 8 and "Quick run" in text
