@@ -120,7 +120,10 @@ def curves(
     ticks = sorted({x for points in lines.values() for x, _ in points})
     if logx and len(ticks) <= 12:  # more labels would lie on each other
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 8 else 0)
-        axis.minorticks_off()
+        axis.set_xticks([], minor=True)
+    if logy:
+        axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axis.yaxis.set_minor_formatter(lambda y, _: _between_powers(y, axis.get_ylim()))
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_title(title)
@@ -129,6 +132,13 @@ def curves(
     else:
         axis.legend(fontsize=9)
     save(figure, path)
+
+
+def _between_powers(y: float, limits: tuple[float, float]) -> str:
+    """Label of a tick between two powers of ten: the fewer of these are to be seen, the more."""
+    decades = np.log10(limits[1] / limits[0])
+    leading = f"{y:.0e}"[0]
+    return f"{y:g}" if leading in ("" if decades > 2 else "25" if decades > 1 else "234568") and leading else ""
 
 
 def spectra(powers: Mapping[str, np.ndarray], path: str | os.PathLike[str], title: str = "") -> None:
