@@ -15,12 +15,7 @@ FLAGS = absl_flags.FLAGS
 
 
 def main(argv: Sequence[str]) -> None:
-    """Check the flags, then hand over to run_lib."""
-    if len(argv) > 1:
-        _refuse(f"unexpected words {argv[1:]}; every option starts with --")
-    for name, value in (("mode", "|".join(flags.MODES)), ("workdir", "FOLDER")):
-        if FLAGS[name].value is None:
-            _refuse(f"--{name} is missing: type --{name}={value}, for example\n  {flags.EXAMPLE}\nAll flags: --help")
+    """Hand the flags over to run_lib."""
     from pds_jax.cache import order_for_memory, use_compilation_cache
 
     order_for_memory()
@@ -58,7 +53,7 @@ def parse(words: Sequence[str], values: absl_flags.FlagValues = FLAGS) -> list[s
     if missing:
         _refuse(f"--config={missing}: there is no such file, here or beside the installed package")
     try:
-        return values(words)
+        rest = values(words)
     except absl_flags.Error as error:
         # A configuration's own error comes with its traceback; the last line says it.
         message = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
@@ -67,6 +62,12 @@ def parse(words: Sequence[str], values: absl_flags.FlagValues = FLAGS) -> list[s
         _refuse(f"{message}\nAll flags: --help")
     except (AttributeError, KeyError, TypeError) as error:
         _refuse(f"--config.section.field=value: no such field, or a value of another type: {error}")
+    if len(rest) > 1:
+        _refuse(f"unexpected words {rest[1:]}; every option starts with --")
+    for name, value in (("mode", "|".join(flags.MODES)), ("workdir", "FOLDER")):
+        if values[name].value is None:
+            _refuse(f"--{name} is missing: type --{name}={value}, for example\n  {flags.EXAMPLE}\nAll flags: --help")
+    return rest
 
 
 def run() -> None:

@@ -54,17 +54,10 @@ def test_flags_given_become_overrides_and_the_rest_options():
     assert not {"mode", "workdir", "config", "alpha"} & set(flags.options(values))
 
 
-@pytest.mark.parametrize("words, wanted", [((), "--mode=sample|train"), (("--mode=sample",), "--workdir=FOLDER")])
-def test_a_missing_flag_says_what_to_type(words, wanted):
-    done = pds_jax(*words)
-    assert done.returncode == 2 and wanted in done.stderr and "Traceback" not in done.stderr
-    assert "pds_jax --mode=sample --checkpoint=photos" in done.stderr
-
-
-def test_help_is_printed_and_an_unknown_mode_lists_the_known_ones():
-    assert pds_jax("--help").stdout == flags.help_text()
-    done = pds_jax("--mode=fly", "--workdir=x")
-    assert done.returncode != 0 and "sample|train" in done.stdout + done.stderr
+def test_help_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pds_jax", "--help"])
+    main.run()
+    assert capsys.readouterr().out == flags.help_text()
 
 
 @pytest.mark.parametrize(
@@ -76,6 +69,10 @@ def test_help_is_printed_and_an_unknown_mode_lists_the_known_ones():
         (["--config.sampling.snr=0.1"], "beside --config=FILE.py"),
         (["--snr=x"], "--snr=x"),
         (["--sed=1"], "Unknown command line flag 'sed'"),
+        (["--mode=fly", "--workdir=x"], "sample|train"),
+        (["photos"], "unexpected words ['photos']"),
+        ([], "type --mode=sample|train"),
+        (["--mode=sample"], "type --workdir=FOLDER, for example"),
     ],
 )
 def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeypatch):
@@ -87,7 +84,7 @@ def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeyp
     with pytest.raises(SystemExit) as stop:
         main.parse(["pds_jax", *words], values)
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and wanted in said and "Traceback" not in said and len(said.splitlines()) <= 2
+    assert stop.value.code == 2 and wanted in said and "Traceback" not in said and len(said.splitlines()) <= 3
 
 
 def test_a_checkpoint_that_is_not_there_is_one_clear_line(tmp_path):
