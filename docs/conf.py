@@ -51,7 +51,7 @@ copybutton_prompt_is_regexp = True
 # What lies outside docs/ (../README.md, ../checkpoints/...), and folders, are shown in the repository.
 _OUTSIDE = re.compile(r"\]\(\.\./((?!\.\./)[^)]+)\)")
 _FOLDER = re.compile(r"\]\((?!https?:|\.\./)([\w./-]+/)\)")
-_ENTRY = re.compile(r"^[a-z_]+(/[a-z_*]+)?$")
+_ENTRY = re.compile(r"^[a-z_]+(/[a-z_*]+)*$")
 _EQUATION = re.compile(r"^ {4}\S")
 _SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$")
 
@@ -60,7 +60,7 @@ def prepare(app: object, name: str, source: list[str]) -> None:
     """Point relative links that leave docs/ at the repository; head pages that are bare tables; list what is there."""
     folder, _, page = name.partition("/")
     if folder in ("results", "benchmarks", "lab") and page and not source[0].lstrip().startswith("#"):
-        source[0] = f"# {folder}: {page.replace('_', ' ')}\n\n{source[0]}"
+        source[0] = f"# {folder}: {page.replace('_', ' ').replace('/', ', ')}\n\n{source[0]}"
     if name == "index":
         lines = [line for line in source[0].splitlines() if not _ENTRY.match(line) or _pages(line)]
         source[0] = "\n".join(lines)
