@@ -2,7 +2,7 @@
 
     python scripts/kernels.py
 
-Says which form the network uses. Times are CPU seconds of the process on a CPU, so that other work on the machine counts
+Says which form the network uses. Times are CPU seconds of the process on a CPU, so that other work on it counts
 little, and seconds of the clock elsewhere. The last line is JSON, in milliseconds.
 """
 
