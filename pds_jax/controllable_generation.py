@@ -8,8 +8,8 @@ image. After each update the part Π x of the state is replaced by a draw of its
 
 t being the time that x is at: after a predictor step the next one, at the end the data's. It costs nothing and the
 result measures as y exactly. But it is not a draw of p(x | y), for the score sees a noisy y: on Gaussian images of 4x4
-pixels of which every other is known, 200 steps, the mean of the others was off by 0.07 where y moves it by 0.13; with
-guidance by 0.02, the Monte-Carlo error.
+pixels of which every other is known, 200 steps, the mean of the others was off by 0.045 (root mean square) where y
+moves it by 0.096; with guidance by 0.015, the Monte-Carlo error of 1024 images.
 
 *Guidance* adds ∇ log p(y | x_t) to the score: by a classifier of noisy images (Dhariwal and Nichol 2021), or, for y =
 A x_0 + σ_y n, by the law N(D, C) of x_0 given x_t (Song, Vahdat, Mardani, Kautz, ICLR 2023),

@@ -326,7 +326,7 @@ class Job:
                 folder=self.folder / "unfinished",
                 subset_size=min(_KID_SUBSET, count, rows),
             )
-            return {**figures, "nfe": plan.nfe, "N": plan.N, "alpha": plan.alpha}
+            return {**figures, "extractor": extractor.name, "nfe": plan.nfe, "N": plan.N, "alpha": plan.alpha}
 
         return self._once("figures.json", identity, compute)
 
@@ -459,6 +459,9 @@ _COLUMNS = {
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown of the figures, one line a checkpoint, and the notes that belong to them."""
     names = {name: head for name, head in _COLUMNS.items() if any(name in row for row in rows)}
+    other = {row["extractor"] for row in rows if row.get("extractor", "inception") != "inception"}
+    if "fid" in names and other:  # nobody is to take it for the papers' figure
+        names["fid"] = f"FID ({', '.join(sorted(other))} features)"
     text = quality.markdown([{head: _cell(row, name) for name, head in names.items()} for row in rows])
     notes = dict.fromkeys(note for row in rows for note in row.get("notes", ()))
     return text + "".join(f"\nNote: {note}" for note in notes) + ("\n" if notes else "")

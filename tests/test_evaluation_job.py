@@ -92,7 +92,8 @@ def test_samples_are_made_and_judged_by_the_data_sets_own_features(training, jud
         assert (row["n"], row["reference_n"], row["nfe"], row["alpha"]) == (6, 1500, 4, "inf")
         assert {"kid", "is"} <= set(row) and "fewer than 50000" in " ".join(row["notes"])
     text = (folder / "results.md").read_text()
-    assert "| checkpoint | FID | KID | IS | images | NFE |" in text and "Note: 6 images, fewer than 50000" in text
+    assert "| checkpoint | FID (digits features) | KID | IS | images | NFE |" in text
+    assert "Note: 6 images, fewer than 50000" in text
 
 
 def test_a_second_command_computes_nothing_and_a_lost_image_only_itself(training, judged, monkeypatch):
