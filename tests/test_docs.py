@@ -42,6 +42,7 @@ def test_links_and_pictures_of_a_page_exist(page):
         if "://" not in target:
             here = page.parent / target
             assert any(p.exists() for p in (here, here.with_suffix(".md"), here.with_suffix(".rst"))), target
+    assert not re.search(r"@[A-Z]+@|TODO|TBD", text), f"{page.name} is not finished"
     for path in re.findall(r"`((?:scripts|configs|docs|tests|checkpoints)/[\w./-]+\.\w+)", text):
         assert (ROOT / path).exists(), f"{page.name} names {path}"
 
