@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
 
     try:
         parallel.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        with files.stoppable():
+        with parallel.ending_at_once(), files.stoppable():
             run_lib.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, flags.overrides(FLAGS), flags.options(FLAGS))
     except files.Stopped:
         print("stopped by SIGTERM: what was finished is saved, the same command goes on from there")

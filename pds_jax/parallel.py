@@ -12,7 +12,9 @@ import dataclasses
 import functools
 import math
 import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,6 +26,7 @@ from jax.experimental import multihost_utils
 
 from pds_jax import sampling, statistics
 from pds_jax.correctors import NORMS
+from pds_jax.files import Stopped
 from pds_jax.train_state import TrainState, apply_gradients
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
@@ -114,6 +117,26 @@ def gather(tree: Any) -> list[Any]:
         return jax.tree.unflatten(structure, parts)
 
     return [of_process(index) for index in range(jax.process_count())]
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """End this process at once when the block fails, if it is one of several.
+
+    It would wait for the others at its end, and they for it in their next mean over devices; its silence stops them.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        stopped = isinstance(error, Stopped)
+        print("stopped by SIGTERM" if stopped else f"pds_jax: {type(error).__name__}: {error}", file=sys.stderr)
+        if not isinstance(error, PdsError | FloatingPointError | Stopped):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0 if stopped else 2)
 
 
 def wait_for_all(name: str) -> None:
