@@ -117,7 +117,10 @@ def curves(
         axis.axhline(floor, color="0.4", linestyle="--", linewidth=1.2, label="as many real images")
     axis.set_xscale("log" if logx else "linear")
     axis.set_yscale("log" if logy else "linear")
-    ticks = sorted({x for points in lines.values() for x, _ in points})
+    ticks: list[float] = []
+    for x in sorted({x for points in lines.values() for x, _ in points}, reverse=True):
+        if not ticks or not logx or ticks[-1] / x > 1.12:  # nearer ones would lie on each other
+            ticks.append(x)
     if logx and len(ticks) <= 12:  # more labels would lie on each other
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 8 else 0)
         axis.set_xticks([], minor=True)
