@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import jax
 import jaxlib
 
 _SCHEDULER = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+_PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
 
 
 def use_compilation_cache(folder: str | None) -> None:
@@ -27,9 +29,11 @@ def order_for_memory() -> None:
     """Let XLA's CPU backend order a program for little memory; called before any array exists.
 
     A network of 1024x1024 pixels then needs a tenth of the temporary memory; no difference in speed was measured. XLA
-    stops the process at a flag that it does not know, so nothing is set for a jaxlib that this was not tried with, nor
-    where the user's XLA_FLAGS choose a scheduler.
+    stops the process at a flag that it does not know, so nothing is set for a jaxlib that was not tried, where
+    an accelerator's plugin would read the flag too, nor where the user's XLA_FLAGS choose a scheduler.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__.startswith("0.10.") and "xla_cpu_scheduler_type" not in flags:
+    tried = jaxlib.__version__.startswith("0.10.")
+    alone = jax.config.jax_platforms == "cpu" or not any(map(importlib.util.find_spec, _PLUGINS))
+    if tried and alone and "xla_cpu_scheduler_type" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_SCHEDULER}".strip()
