@@ -34,6 +34,6 @@ def order_for_memory() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     tried = jaxlib.__version__.startswith("0.10.")
-    alone = jax.config.jax_platforms == "cpu" or not any(map(importlib.util.find_spec, _PLUGINS))
+    alone = getattr(jax.config, "jax_platforms", None) == "cpu" or not any(map(importlib.util.find_spec, _PLUGINS))
     if tried and alone and "xla_cpu_scheduler_type" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_SCHEDULER}".strip()
