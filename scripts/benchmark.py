@@ -1,6 +1,6 @@
 """What sampling costs, as ratios of things timed in turns within one run.
 
-    python scripts/benchmark.py            everything, 10 to 15 minutes on two cores
+    python scripts/benchmark.py            everything; about a quarter of an hour on two quiet cores
     python scripts/benchmark.py --quick    small networks and few turns, to see that it runs
 
 Writes a table, a figure and a JSON file to docs/benchmarks/. Whatever is compared is timed in turns, so that both share
@@ -14,7 +14,7 @@ what else the machine does; figures are medians over the turns. The last line is
     scaling                 (d) images a second on n devices with n cores over n times those of one device with one
                             core; where there are fewer cores than devices, over those cores
     warm_over_cold          (e) seconds from process start to the first image: first start over second start
-    peak_bytes              (f) largest resident set of a process that samples
+    peak_bytes              (f) largest resident set of a process that samples four images; at 256 and 1024 pixels, one
     flops_over_peak         (g) the network's floating-point operations a second (XLA's count) over the largest that
                             this machine's convolutions and matrix products reach
     compiles_on_second_call programs compiled by a second run with another alpha, number of steps, snr and seeds
@@ -325,9 +325,9 @@ def job_scaling() -> dict[str, Any]:
 
 
 def job_peak() -> dict[str, Any]:
-    """Largest resident set of a process that samples."""
+    """Largest resident set of a process that samples four images."""
     score_fn, sde, shape = network(_NET.value)
-    parallel.sample(sampler(sde, shape, 4, True), sampling.image_keys(range(16)), score_fn)
+    parallel.sample(sampler(sde, shape, 4, True), sampling.image_keys(range(4)), score_fn)
     return {"peak_bytes": peak_bytes()}
 
 
@@ -337,7 +337,7 @@ JOBS = {"operator": job_operator, "first_image": job_first_image, "scaling": job
 def start(job: str, net: str, *, cores: int | None = None, devices: int = 1, **options: Any) -> dict[str, Any]:
     """Run a job in a process of its own, on some cores, with some devices (on a CPU)."""
     environment = {**os.environ, _STARTED: str(time.time())}
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" and devices > 1:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     command = [sys.executable, __file__, f"--job={job}", f"--net={net}", *(f"--{k}={v}" for k, v in options.items())]
     allowed = os.sched_getaffinity(0)
@@ -393,7 +393,7 @@ def everything() -> dict[str, Any]:
     if parts & {"a", "b"}:
         cases = [("digits", 64, 40), ("photos", 16 if quick else 64, 10 if quick else 20)]
         cases += [] if quick else [("cifar10", 4, 4)]
-        add("sampler", [measure_sampler(net, batch, steps, turns) for net, batch, steps in cases])
+        add("sampler", [measure_sampler(net, batch, steps, 3 if net == "cifar10" else turns) for net, batch, steps in cases])
         add("compiles_on_second_call", compiles_of_another_run())
     if "g" in parts:
         add("flops", measure_flops(4, turns))
