@@ -391,9 +391,9 @@ def everything() -> dict[str, Any]:
         print(f"{name}: {json.dumps(value)}", flush=True)
 
     if parts & {"a", "b"}:
-        cases = [("digits", 64, 40), ("photos", 16 if quick else 64, 10 if quick else 20)]
-        cases += [] if quick else [("cifar10", 4, 4)]
-        add("sampler", [measure_sampler(net, batch, steps, 3 if net == "cifar10" else turns) for net, batch, steps in cases])
+        cases = [("digits", 64, 40, turns), ("photos", 16 if quick else 64, 10 if quick else 20, turns)]
+        cases += [] if quick else [("cifar10", 4, 4, min(turns, 3))]
+        add("sampler", [measure_sampler(*case) for case in cases])
         add("compiles_on_second_call", compiles_of_another_run())
     if "g" in parts:
         add("flops", measure_flops(4, turns))
