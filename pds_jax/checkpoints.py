@@ -103,8 +103,8 @@ class TrainingFolder:
         except (OSError, ValueError) as error:  # tensorstore calls a full disk a ValueError
             reason = getattr(error, "strerror", None) or str(error)[:300]
             raise PdsError(
-                f"cannot save step {step} in {self.folder}: {reason}; free some space or choose another folder; earlier "
-                "states are unharmed, and the same command goes on from them"
+                f"cannot save step {step} in {self.folder}: {reason}; free some space or choose another folder; "
+                "earlier states are unharmed, and the same command goes on from them"
             ) from error
 
     def restore_newest(self, template: TrainState) -> TrainState | None:
