@@ -9,7 +9,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "scripts" / "colab").glob("*.ipynb"))
-CHEAP = ("1_plane", "3_filters")
 
 
 def cells(path, kind):
@@ -90,13 +89,6 @@ def executed(path, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem in CHEAP], ids=lambda path: path.stem)
-def test_a_cheap_notebook_runs(path, tmp_path):
-    executed(path, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem not in CHEAP], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path):
     executed(path, tmp_path)

@@ -6,8 +6,6 @@ import subprocess
 import sys
 import sysconfig
 
-import pytest
-
 from pds_jax import flags
 from pds_jax.version import __version__
 
@@ -32,7 +30,6 @@ def test_a_configuration_is_found_beside_the_package_from_any_folder(tmp_path, m
     assert flags.with_installed_configs(["x", "--config=configs/photos.py"])[-1] == "--config=configs/photos.py"
 
 
-@pytest.mark.slow
 def test_the_wheel_samples_outside_the_tree(tmp_path):
     tree, wheels, venv, out = (tmp_path / name for name in ("tree", "wheels", "venv", "out"))
     tree.mkdir()
