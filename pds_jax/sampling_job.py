@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pds_jax import assembly, files, images, parallel
 from pds_jax.manifest import RunFolder
+from pds_jax.score_fn import precision_effect
 from pds_jax.types import PdsError
 
 
@@ -95,8 +96,9 @@ def make(
         print(f"{len(done.keys() & set(seeds))} of {len(seeds)} images are there already")
     _tell(trained, plan, len(todo))
     start = time.perf_counter()
-    drawn = None
+    drawn, effect = None, 0.0
     if todo:
+        effect = _tell_precision(trained, options["precision"])
         remembered = folder.part(share).get("batch_size") if adapt else None
         drawn = assembly.draw(
             trained,
@@ -132,6 +134,7 @@ def make(
             nfe=plan.nfe if drawn is None else drawn.nfe,
             devices=[str(device) for device in jax.devices()],
             precision=options["precision"],
+            precision_effect=None if drawn is None else effect,
             batch_size=None if drawn is None else drawn.batch_size,
             seconds=time.perf_counter() - start,
             seconds_per_image=None if drawn is None else drawn.seconds / len(todo),
@@ -186,6 +189,15 @@ def _tell_cost(steps: int, size: int, batches: int, cost: parallel.Cost) -> None
     if cost.step_seconds is not None:
         words.append(f"{cost.step_seconds:.3g} s a step, about {cost.step_seconds * steps * batches:.3g} s in all")
     tqdm.write("; ".join(words))
+
+
+def _tell_precision(trained: assembly.Trained, precision: str) -> float:
+    """What a precision below float32 does to the score; 0 in float32."""
+    if precision == "float32":
+        return 0.0
+    effect = precision_effect(trained.score_fn, trained.sde, trained.shape)
+    print(f"--precision={precision} changes the score by {effect:.2g} of its largest value on this device")
+    return effect
 
 
 def _identity(

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -69,3 +71,11 @@ def test_the_last_line_has_every_key_and_the_table_every_figure(benchmark, tmp_p
 def test_parts_that_were_not_measured_say_so(benchmark):
     text = benchmark.table({"hardware": FOUND["hardware"], "quick": True, "turns": 1})
     assert text.count("not measured") == 8 and "Quick run" in text
+
+
+def test_the_peak_is_that_of_the_process_alone(benchmark):
+    here = benchmark.peak_bytes()
+    code = f"import runpy; print(runpy.run_path({str(PATH)!r})['peak_bytes']())"
+    ballast = np.ones(here // 8)  # a parent twice as large as it was
+    there = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 2**20 < there < here and ballast[-1] == 1

@@ -194,3 +194,13 @@ def test_wiener_refuses_a_network_that_scales():
         score_fn.get_score_fn(
             VESDE(), Echo(scale_by_sigma=True), PARAMS, parametrisation="wiener", statistics=spectrum()
         )
+
+
+def test_what_a_lower_precision_does_to_a_score_is_measured():
+    def score(x, t):  # stands for a device that multiplies otherwise than in float32 unless told
+        return -x * (1.0 if jax.config.jax_default_matmul_precision == "highest" else 1.01)
+
+    fn = jax.tree_util.Partial(score)
+    assert score_fn.precision_effect(fn, VESDE(), (8, 6, 2)) == pytest.approx(0.01, rel=1e-3)
+    with jax.default_matmul_precision("highest"):
+        assert score_fn.precision_effect(fn, VESDE(), (8, 6, 2)) == 0.0
