@@ -201,6 +201,7 @@ def test_what_a_lower_precision_does_to_a_score_is_measured():
         return -x * (1.0 if jax.config.jax_default_matmul_precision == "highest" else 1.01)
 
     fn = jax.tree_util.Partial(score)
-    assert score_fn.precision_effect(fn, VESDE(), (8, 6, 2)) == pytest.approx(0.01, rel=1e-3)
+    with jax.default_matmul_precision("bfloat16"):
+        assert score_fn.precision_effect(fn, VESDE(), (8, 6, 2)) == pytest.approx(0.01, rel=1e-3)
     with jax.default_matmul_precision("highest"):
         assert score_fn.precision_effect(fn, VESDE(), (8, 6, 2)) == 0.0
