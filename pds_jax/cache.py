@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 
 import jax
@@ -22,6 +23,8 @@ def use_compilation_cache(folder: str | None) -> None:
         return
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pds_jax", "xla")
     jax.config.update("jax_compilation_cache_dir", folder or default)
+    # Else absl prints a line for every kind of device that is not there.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
