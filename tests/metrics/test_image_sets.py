@@ -173,3 +173,13 @@ def test_of_a_sampling_run_only_the_images_count(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
     found = open_images(tmp_path)
     assert list(found.seeds) == [1, 3] and found.shape == (4, 4, 3)
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("0.png", b"secret")
+    data = bytearray((tmp_path / "x.zip").read_bytes())
+    data[6] |= 1  # the flag of an encrypted entry, before the entry and in the directory
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    refused(tmp_path / "x.zip", "0.png.* is encrypted")
