@@ -1,13 +1,24 @@
-"""What has to be set before JAX makes its first array: the persistent compilation cache, and the CPU's scheduler."""
+"""What one process leaves for the next: compiled programs, and what tracing found out; and the CPU's scheduler.
+
+The first and the last have to be set before JAX makes its first array.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import logging
 import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jaxlib
+
+from pds_jax import files
+from pds_jax.types import PdsError
 
 _SCHEDULER = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
 _PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
@@ -40,3 +51,39 @@ def order_for_memory() -> None:
     alone = getattr(jax.config, "jax_platforms", None) == "cpu" or not any(map(importlib.util.find_spec, _PLUGINS))
     if tried and alone and "xla_cpu_scheduler_type" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_SCHEDULER}".strip()
+
+
+def remembered(kind: str, key: str, compute: Callable[[], Any], valid: Callable[[Any], bool]) -> Any:
+    """A value that depends on its key alone, from a file beside the compiled programs where one is.
+
+    Without a compilation cache, and where its folder cannot be written, the value is computed each time.
+
+    Args:
+      kind: what it is, a word for the file's name.
+      key: everything that decides the value, the code that computes it included (:func:`code_digest`).
+      compute: makes the value, of what JSON holds.
+      valid: whether what a file holds can be the value; a file that somebody damaged is not used.
+
+    Returns:
+      The value.
+    """
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if not folder:
+        return compute()
+    path = pathlib.Path(folder) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()}.json"
+    with contextlib.suppress(PdsError):
+        value = files.read_json(path)
+        if valid(value):
+            return value
+    value = compute()
+    with contextlib.suppress(PdsError):
+        files.write_json(path, value)
+    return value
+
+
+def code_digest(folder: str | os.PathLike[str]) -> str:
+    """SHA-256 of the Python files of a folder: another code, another digest."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(folder).glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

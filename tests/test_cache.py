@@ -54,3 +54,47 @@ def test_the_cache_goes_where_it_is_told_or_is_off(monkeypatch, tmp_path):
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def is_number(value):
+    return isinstance(value, int)
+
+
+def test_a_value_is_computed_once_a_key(folder):
+    assert cache.remembered("n", "a", lambda: 1, is_number) == 1
+    assert cache.remembered("n", "a", lambda: 2, is_number) == 1
+    assert cache.remembered("n", "b", lambda: 3, is_number) == 3
+    assert cache.remembered("m", "a", lambda: 4, is_number) == 4
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", '"no number"', "[[[", "\x00"])
+def test_a_damaged_file_is_not_believed_but_mended(folder, text):
+    cache.remembered("n", "a", lambda: 1, is_number)
+    next(folder.iterdir()).write_text(text)
+    assert cache.remembered("n", "a", lambda: 2, is_number) == 2
+    assert cache.remembered("n", "a", lambda: 3, is_number) == 2
+
+
+def test_no_folder_and_one_that_cannot_be_written_only_cost_time(folder):
+    jax.config.update("jax_compilation_cache_dir", str(folder / "file" / "below"))
+    (folder / "file").write_text("")
+    assert [cache.remembered("n", "a", lambda n=n: n, is_number) for n in (1, 2)] == [1, 2]
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert [cache.remembered("n", "a", lambda n=n: n, is_number) for n in (1, 2)] == [1, 2]
+
+
+def test_another_code_has_another_digest(tmp_path):
+    (tmp_path / "a.py").write_text("1")
+    before = cache.code_digest(tmp_path)
+    assert cache.code_digest(tmp_path) == before
+    (tmp_path / "a.py").write_text("2")
+    assert cache.code_digest(tmp_path) != before

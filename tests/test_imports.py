@@ -15,7 +15,7 @@ LEVELS = {
     "ops": 0.5,
     "files": 0.5,
     "npy": 0.5,
-    "cache": 0.5,
+    "cache": 0.6,
     "flags": 0.5,
     "alpha": 0.5,
     "sde_lib": 1,

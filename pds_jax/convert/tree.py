@@ -9,14 +9,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import flax
 import jax
 import ml_collections
 import numpy as np
 
-from pds_jax.models import init_model
+from pds_jax import cache, models
+from pds_jax.models import get_model, init_model
 from pds_jax.types import PdsError
 
 Shape = tuple[int, ...]
@@ -139,8 +142,25 @@ def template(config: Any) -> dict[str, Shape]:
 @functools.lru_cache(maxsize=16)
 def _template(config_json: str) -> tuple[tuple[str, Shape], ...]:
     config = ml_collections.ConfigDict(json.loads(config_json))
-    tree = jax.eval_shape(functools.partial(init_model, config=config), jax.random.key(0))
-    return tuple((path, tuple(leaf.shape)) for path, leaf in flatten(tree).items())
+
+    def trace() -> list[Any]:
+        tree = jax.eval_shape(functools.partial(init_model, config=config), jax.random.key(0))
+        return [[path, list(leaf.shape)] for path, leaf in flatten(tree).items()]
+
+    if get_model(config.model.name).__module__.startswith(f"{models.__name__}."):
+        code = cache.code_digest(os.path.dirname(models.__file__))
+        key = f"{flax.__version__} {jax.__version__} {code} {config_json}"
+        rows = cache.remembered("layout", key, trace, _is_layout)
+    else:  # somebody's own network, whose code is not known here
+        rows = trace()
+    return tuple((path, tuple(shape)) for path, shape in rows)
+
+
+def _is_layout(value: Any) -> bool:
+    def is_row(row: Any) -> bool:
+        return isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], list)
+
+    return isinstance(value, list) and all(is_row(row) and all(type(n) is int for n in row[1]) for row in value)
 
 
 def source_shape(shape: Shape, axes: tuple[int, ...] | None) -> Shape:

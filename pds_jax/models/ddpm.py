@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from pds_jax.models.layers import (
     NIN,
     Activation,
+    Block,
     Dtype,
     add_embedding,
     attention,
@@ -34,18 +35,20 @@ from pds_jax.models.utils import (
 from pds_jax.types import Array
 
 
-class AttnBlock(nn.Module):
+class AttnBlock(Block):
     """Residual self-attention over all pixels."""
 
     normalize: Normalize
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def forward(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
         """Attend.
 
         Args:
           x: (B, H, W, C).
+          temb: not used.
+          train: changes nothing.
 
         Returns:
           (B, H, W, C).
@@ -95,7 +98,7 @@ class Downsample(nn.Module):
         return conv3x3(x.shape[-1], stride=2, dtype=self.dtype)(x) if self.with_conv else naive_downsample_2d(x)
 
 
-class ResnetBlockDDPM(nn.Module):
+class ResnetBlockDDPM(Block):
     """Residual block with the embedding of the noise level added in the middle."""
 
     act: Activation
@@ -105,7 +108,7 @@ class ResnetBlockDDPM(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, temb: Array | None = None, train: bool = True) -> Array:
+    def forward(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
         """Apply the block.
 
         Args:

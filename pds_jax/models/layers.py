@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -119,6 +122,39 @@ def get_timestep_embedding(timesteps: Array, embedding_dim: int, max_positions: 
     angles = timesteps.astype(jnp.float32)[:, None] * omega[None]
     embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
     return jnp.pad(embedding, [(0, 0), (0, embedding_dim % 2)])
+
+
+class Block(nn.Module):
+    """A part that a network holds many of: outside training equal ones are traced once, and then only called.
+
+    Tracing is much of what a second start waits for. A subclass has ``forward`` in place of ``__call__``; its leaves
+    and numbers are the same either way.
+    """
+
+    def forward(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
+        """What the block computes; the compact method of a subclass."""
+        raise AssertionError(f"{type(self).__name__} has no forward")
+
+    def __call__(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
+        """Apply the block.
+
+        Args:
+          x: (B, H, W, C).
+          temb: (B, D) embedding of the noise level, where the block takes one.
+          train: whether dropout is on.
+
+        Returns:
+          (B, H', W', out_ch).
+        """
+        if train or self.is_initializing():
+            return self.forward(x, temb, train)
+        return _apply_block(self.clone(parent=None, name=None), self.variables["params"], x, temb)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply_block(block: Block, params: Any, x: Array, temb: Array | None) -> Array:
+    out: Array = block.apply({"params": params}, x, temb, False, method=block.forward)  # type: ignore[assignment]
+    return out
 
 
 class NIN(nn.Module):

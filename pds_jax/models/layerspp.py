@@ -13,6 +13,7 @@ from pds_jax.models import up_or_down_sampling as resampling
 from pds_jax.models.layers import (
     NIN,
     Activation,
+    Block,
     Dtype,
     add_embedding,
     attention,
@@ -110,7 +111,7 @@ class Combine(nn.Module):
         return h + y if self.method == "sum" else jnp.concatenate([h, y], axis=-1)
 
 
-class AttnBlockpp(nn.Module):
+class AttnBlockpp(Block):
     """Residual self-attention over all pixels."""
 
     skip_rescale: bool = False
@@ -118,11 +119,13 @@ class AttnBlockpp(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def forward(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
         """Attend.
 
         Args:
           x: (B, H, W, C).
+          temb: not used.
+          train: changes nothing.
 
         Returns:
           (B, H, W, C).
@@ -233,7 +236,7 @@ def _resampler(up: bool, down: bool, fir: bool, fir_kernel: tuple[float, ...]) -
     return lambda x: x
 
 
-class ResnetBlockDDPMpp(nn.Module):
+class ResnetBlockDDPMpp(Block):
     """DDPM's residual block with the option of a √½ rescaling."""
 
     act: Activation
@@ -245,7 +248,7 @@ class ResnetBlockDDPMpp(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, temb: Array | None = None, train: bool = True) -> Array:
+    def forward(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
         """Apply the block.
 
         Args:
@@ -270,7 +273,7 @@ class ResnetBlockDDPMpp(nn.Module):
         return rescaled_sum(x, h, self.skip_rescale)
 
 
-class ResnetBlockBigGANpp(nn.Module):
+class ResnetBlockBigGANpp(Block):
     """BigGAN's residual block, which can resample by 2 inside."""
 
     act: Activation
@@ -285,7 +288,7 @@ class ResnetBlockBigGANpp(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, temb: Array | None = None, train: bool = True) -> Array:
+    def forward(self, x: Array, temb: Array | None = None, train: bool = False) -> Array:
         """Apply the block.
 
         Args:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from recorded_networks import fast_jit
 
-from pds_jax.models import layerspp
+from configs.ve import cifar10_ncsnpp_continuous
+from pds_jax.models import create_model, init_model, layers, layerspp
 from pds_jax.models.layers import get_act
 from pds_jax.types import PdsError
 
@@ -108,3 +109,27 @@ def test_the_blocks_start_as_their_shortcut():
 def test_conv2d_needs_a_direction():
     with pytest.raises(PdsError, match="exactly one"):
         layerspp.Conv2d(4, 3).init(jax.random.key(0), jnp.ones((1, 4, 4, 4)))
+
+
+def test_equal_blocks_are_traced_once_and_give_the_same_numbers(monkeypatch):
+    """Nine blocks and five attentions, of four kinds."""
+    config = cifar10_ncsnpp_continuous.get_config("runlocal,image_size=8,nf=8,ch_mult=1,num_res_blocks=3")
+    config.model.attn_resolutions = (8,)
+    model, params = create_model(config), init_model(jax.random.key(0), config)
+    params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # nothing is initialised to zero then
+    x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.asarray([0.5, 2.0])
+    traced = []
+    for cls in (layerspp.ResnetBlockBigGANpp, layerspp.AttnBlockpp):
+
+        def counted(self, *inputs, forward=cls.forward):
+            traced.append(type(self).__name__)
+            return forward(self, *inputs)
+
+        monkeypatch.setattr(cls, "forward", counted)
+    found = jax.jit(lambda params: model.apply({"params": params}, x, t, train=False))(params)
+    assert sorted(traced) == ["AttnBlockpp"] + 3 * ["ResnetBlockBigGANpp"]  # down, middle, up
+    with monkeypatch.context() as each:
+        each.setattr(layers.Block, "__call__", lambda self, *inputs: self.forward(*inputs))
+        expected = jax.jit(lambda params: model.apply({"params": params}, x, t, train=False))(params)
+    assert len(traced) > 12
+    np.testing.assert_array_equal(found, expected)
