@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -22,6 +23,7 @@ from ml_collections import ConfigDict
 from pds_jax import checkpoints, datasets, parallel, preconditioner, sampling, sde_lib
 from pds_jax import statistics as statistics_lib
 from pds_jax.alpha import alpha_auto, choose
+from pds_jax.images import to_uint8_on_device
 from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import TRAITS, get_predictor
@@ -328,7 +330,8 @@ def draw(
         bit, with another to float32's rounding. By default all, at most 64.
       adapt: halve the batch as often as it does not fit into memory, instead of raising.
       label: of the progress bar.
-      save: called after every batch with its seeds and images, while the next is being made.
+      save: called after every batch with its seeds and images (n, H, W, C) uint8, while the next is being made; the
+        images leave the devices then, as bytes.
       tell: called before the first batch with what it will cost.
       trajectory_every: keep the images so far every so many steps; 0 keeps none.
       given: what is known of the images of some seeds, see ``controllable_generation``; by default nothing.
@@ -347,7 +350,8 @@ def draw(
         raise PdsError("no seeds were given; ask for at least one image")
     unscale = datasets.get_data_inverse_scaler(trained.config)
     given = given or (lambda seeds: (None, trained.score_fn))
-    batches = _Batches(plan, given, batch_size or min(MAX_BATCH, len(todo)), adapt, tell)
+    finish = None if save is None else _bytes_of(unscale)
+    batches = _Batches(plan, given, batch_size or min(MAX_BATCH, len(todo)), adapt, tell, finish)
     images: list[np.ndarray] = []
     evaluations: list[float] = []
     trajectory: list[tuple[int, float, np.ndarray]] = []
@@ -360,15 +364,14 @@ def draw(
         while todo:
             batch, run = batches.next(todo, _progress(bar, bar.n), trajectory_every, bar)
             todo = todo[len(batch) :]
-            part = np.asarray(unscale(np.asarray(run.x)[: len(batch)]), np.float32)
             evaluations.append(float(np.mean(run.nfe)))
             trajectory = [(step, t, unscale(x[: len(batch)])) for step, t, x in run.trajectory] or trajectory
             if saving is not None:
                 saving.result()
             if save is None:
-                images.append(part)
+                images.append(np.asarray(unscale(run.x[: len(batch)]), np.float32))
             else:
-                saving = pool.submit(save, batch, part)
+                saving = pool.submit(_fetch_and_save, run.x, batch, save)
         if saving is not None:
             saving.result()
     return Drawn(
@@ -381,11 +384,27 @@ def draw(
     )
 
 
+@functools.cache
+def _bytes_of(unscale: Callable[[Any], Any]) -> parallel.Finish:
+    """Images in the model's range to bytes, and whether they are finite."""
+    return lambda x: to_uint8_on_device(unscale(x))
+
+
+def _fetch_and_save(images: parallel.Later, batch: Sequence[int], save: Saver) -> None:
+    pixels, finite = (part[: len(batch)] for part in images.fetch())
+    if not finite.all():
+        raise PdsError(f"the image of seed {batch[int(np.argmin(finite))]} holds NaN or infinity and cannot be written")
+    save(batch, pixels)
+
+
 class _Batches:
     """Batch after batch, each of a size that fits into memory."""
 
-    def __init__(self, plan: Plan, given: Given, size: int, adapt: bool, tell: Teller | None):
+    def __init__(
+        self, plan: Plan, given: Given, size: int, adapt: bool, tell: Teller | None, finish: parallel.Finish | None
+    ):
         self.plan, self.given, self.size, self.adapt, self.tell = plan, given, size, adapt, tell
+        self.finish = finish
         self.compile_seconds = self.aside_seconds = 0.0
         self._warm = 0
 
@@ -408,6 +427,7 @@ class _Batches:
                     progress=progress,
                     trajectory_every=trajectory_every,
                     condition=condition,
+                    finish=self.finish,
                 )
             except parallel.OutOfMemory:
                 if not self.adapt or self.size == 1:

@@ -400,5 +400,13 @@ def get_data_scaler(config: Any) -> Callable[[Any], Any]:
 
 
 def get_data_inverse_scaler(config: Any) -> Callable[[Any], Any]:
-    """Inverse of :func:`get_data_scaler`."""
-    return (lambda x: (x + 1.0) / 2.0) if config.data.centered else (lambda x: x)
+    """Inverse of :func:`get_data_scaler`, the same function for the same range."""
+    return _from_centered if config.data.centered else _same
+
+
+def _from_centered(x: Any) -> Any:
+    return (x + 1.0) / 2.0
+
+
+def _same(x: Any) -> Any:
+    return x

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import math
 import os
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -148,6 +150,57 @@ def wait_for_all(name: str) -> None:
 def any_process(flag: bool) -> bool:
     """Whether the flag is up in any process; all must call it."""
     return any(bool(found) for found in gather(np.asarray(flag)))
+
+
+def of_first(find: Callable[[], Any]) -> Any:
+    """What the first process finds, in every process; all must call it.
+
+    Args:
+      find: called in the first process alone; gives what JSON can hold.
+
+    Returns:
+      What it gave, so that all processes go the same way.
+
+    Raises:
+      PdsError: what the first process raised, in every process.
+    """
+    if jax.process_count() == 1:
+        return find()
+    found: dict[str, Any] = {}
+    if is_first_process():
+        try:
+            found["value"] = find()
+        except PdsError as error:
+            found["error"] = str(error)
+    found = _gather_json(found)[0]
+    if "error" in found:
+        raise PdsError(found["error"])
+    return found["value"]
+
+
+def in_all(check: Callable[[], None]) -> None:
+    """Check something in every process; all must call it, and ``check`` must not talk to the others.
+
+    Raises:
+      PdsError: this process's or, where it has none, that of another one.
+    """
+    own = None
+    try:
+        check()
+    except PdsError as error:
+        own = error
+    errors = [message for message in _gather_json(str(own or "")) if message]
+    if own is not None:
+        raise own
+    if errors:
+        raise PdsError(errors[0])
+
+
+def _gather_json(value: Any) -> list[Any]:
+    """Every process's value, which JSON can hold."""
+    text = json.dumps(value).encode()
+    size = max(int(length) for length in gather(np.int64(len(text))))
+    return [json.loads(row.tobytes()) for row in gather(np.frombuffer(text.ljust(size), np.uint8))]
 
 
 def devices() -> list[str]:
@@ -310,6 +363,38 @@ class _Placed:
         host = host.reshape(-1, *host.shape[2:])
         return np.concatenate(gather(host)) if self.everywhere else host[: self.size]
 
+    def finished(self, images: Any, finish: Finish | None) -> Any:
+        """The images on the host; or, with ``finish``, what it makes of them, on the way there."""
+        if finish is None:
+            return self.gather(images)
+        outputs = _finish_program(finish, self.count, self.everywhere)(images)
+        if self.everywhere:  # all processes exchange their parts, now, in the order of their programs
+            return Later(functools.partial(_itself, jax.tree.map(self.gather, outputs)))
+        return Later(lambda: jax.tree.map(self.gather, outputs))
+
+
+Finish = Callable[[Array], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Later:
+    """Arrays that are on the devices still.
+
+    Attributes:
+      fetch: () -> the arrays on the host; may be called from another thread, while the devices go on.
+    """
+
+    fetch: Callable[[], Any]
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+@functools.lru_cache(maxsize=8)
+def _finish_program(finish: Finish, count: int, everywhere: bool) -> Callable[[Any], Any]:
+    return jax.pmap(finish, AXIS, devices=None if everywhere else jax.local_devices()[:count])
+
 
 def _split_images(tree: Any, count: int) -> Any:
     """Leaves (B, …) to (count, ⌈B / count⌉, …), filled up with the last image."""
@@ -343,11 +428,13 @@ def _place(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) ->
     if any(len(leaf) != size for leaf in jax.tree.leaves(condition)):
         raise PdsError(f"the condition is not of {size} images: every leaf of it must begin with that number")
     split_images = functools.partial(_split_images, count=count)
-    copy = functools.partial(replicate, count=count)
+    copy = functools.partial(_copies, count=count, everywhere=everywhere)
     # A score that knows something of every image (a class, a measurement) says which of its leaves are whose.
-    placed = score_fn.lay_out(copy, split_images) if hasattr(score_fn, "lay_out") else copy(score_fn)
-    job = _Placed(sampler, split_images(keys), placed, split_images(condition), count, size, everywhere)
-    return dataclasses.replace(job, score_fn=_on_devices(count, everywhere)(placed))
+    if hasattr(score_fn, "lay_out"):
+        placed = score_fn.lay_out(copy, lambda tree: _on_devices(count, everywhere)(split_images(tree)))
+    else:
+        placed = copy(score_fn)
+    return _Placed(sampler, split_images(keys), placed, split_images(condition), count, size, everywhere)
 
 
 @functools.lru_cache(maxsize=8)
@@ -355,6 +442,33 @@ def _on_devices(count: int, everywhere: bool) -> Callable[[Any], Any]:
     """Put a tree with a leading axis of devices there once, or every chunk of steps would copy it again."""
     place = jax.pmap(lambda tree: tree, AXIS, devices=None if everywhere else jax.local_devices()[:count])
     return lambda tree: place(tree) if jax.tree.leaves(tree) else tree  # a score function may hold no array
+
+
+# (id of an array, devices, everywhere) -> (the array, its copies), for as long as the array lives.
+_KEPT: dict[tuple[int, int, bool], tuple[Callable[[], Any], Any]] = {}
+
+
+def _copies(tree: Any, *, count: int, everywhere: bool) -> Any:
+    """A copy of each leaf on each device. A ``jax.Array`` never changes: it is copied once, not for every batch."""
+    leaves, structure = jax.tree.flatten(tree)
+    found = [_kept(leaf, count, everywhere) for leaf in leaves]
+    missing = [number for number, copies in enumerate(found) if copies is None]
+    made = _on_devices(count, everywhere)(replicate([leaves[number] for number in missing], count))
+    for number, copies in zip(missing, made, strict=True):
+        found[number] = copies
+        _keep(leaves[number], count, everywhere, copies)
+    return jax.tree.unflatten(structure, found)
+
+
+def _kept(leaf: Any, count: int, everywhere: bool) -> Any:
+    of, copies = _KEPT.get((id(leaf), count, everywhere), (lambda: None, None))
+    return copies if of() is leaf else None
+
+
+def _keep(leaf: Any, count: int, everywhere: bool, copies: Any) -> None:
+    if isinstance(leaf, jax.Array):  # NumPy's may change
+        key = (id(leaf), count, everywhere)
+        _KEPT[key] = weakref.ref(leaf, lambda _: _KEPT.pop(key, None)), copies
 
 
 class OutOfMemory(PdsError):
@@ -383,6 +497,7 @@ def sample(
     progress: Callable[[int, int], None] | None = None,
     trajectory_every: int = 0,
     condition: Any = None,
+    finish: Finish | None = None,
 ) -> sampling.Run:
     """Sample one image a key on all local devices.
 
@@ -393,13 +508,15 @@ def sample(
       sampler: of ``sampling.get_pc_sampler`` or ``get_ode_sampler``.
       keys: (B,) typed keys.
       score_fn: score function, a pytree.
-      chunk: steps between two signs of life.
+      chunk: most steps between two signs of life.
       progress: called with (steps done, steps in all).
       trajectory_every: keep x_mean every so many steps; 0 keeps none.
       condition: what is known of the images, of ``controllable_generation``; every leaf begins with B.
+      finish: images (b, H, W, C) -> arrays that begin with b, a pure function that the devices compute in the end; make
+        it once, since each new one is compiled.
 
     Returns:
-      Images (B, H, W, C), NFE and trajectory, on the host.
+      Images (B, H, W, C), NFE and trajectory, on the host. With ``finish`` x is a :class:`Later` of what it returns.
 
     Raises:
       SamplingDiverged: an image is NaN or infinite.
@@ -410,14 +527,14 @@ def sample(
         raise PdsError("no images were asked for: the keys are empty")
     with _naming_lack_of_memory(len(keys)):
         job = _place(sampler, keys, score_fn, condition)
-        return _run(job, chunk=chunk, progress=progress, trajectory_every=trajectory_every)
+        return _run(job, finish, chunk=chunk, progress=progress, trajectory_every=trajectory_every)
 
 
-def _run(job: _Placed, **options: Any) -> sampling.Run:
+def _run(job: _Placed, finish: Finish | None, **options: Any) -> sampling.Run:
     sampler, (init, run_chunk, whole, result) = job.sampler, job.programs
     if not hasattr(sampler, "run_chunk"):
         images, nfe = whole(job.sampler, job.keys, job.score_fn)
-        return sampling.Run(job.gather(images), np.asarray(nfe).reshape(-1)[: job.size], [])
+        return sampling.Run(job.finished(images, finish), np.asarray(nfe).reshape(-1)[: job.size], [])
     done = sampling.run(
         sampler,
         job.keys,
@@ -425,10 +542,12 @@ def _run(job: _Placed, **options: Any) -> sampling.Run:
         init_fn=lambda sampler, keys: init(sampler, keys, job.condition),
         chunk_fn=run_chunk,
         result_fn=None if job.condition is None else result,
+        # Processes that wait for each other must make the same chunks.
+        pace=None if job.everywhere else sampling.PACE,
         **options,
     )
     trajectory = [(step, t, job.gather(images)) for step, t, images in done.trajectory]
-    return sampling.Run(job.gather(done.x), done.nfe, trajectory)
+    return sampling.Run(job.finished(done.x, finish), done.nfe, trajectory)
 
 
 def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> None:
@@ -512,6 +631,30 @@ def spread(fn: Callable[[Any, Any], Any], shared: Any) -> Callable[[Any], Any]:
         size = len(jax.tree.leaves(batch)[0])
         outputs = program(placed, _split_images(batch, count))
         return jax.tree.map(lambda leaf: np.asarray(leaf).reshape(-1, *leaf.shape[2:])[:size], outputs)
+
+    return run
+
+
+def spread_everywhere(fn: Callable[[Any, Any], Any], shared: Any) -> Callable[[Any], Any]:
+    """Like :func:`spread`, over all devices of all processes, which must all call it with the same batch.
+
+    Args:
+      fn: see :func:`spread`.
+      shared: likewise.
+
+    Returns:
+      batch -> outputs of the whole batch, the same on every host; each process computes an equal part of them.
+    """
+    here, (index, count) = spread(fn, shared), process_share()
+    if count == 1:
+        return here
+
+    def run(batch: Any) -> Any:
+        size = len(jax.tree.leaves(batch)[0])
+        share = -(-size // count)
+        positions = np.minimum(np.arange(index * share, (index + 1) * share), size - 1)
+        parts = gather(here(jax.tree.map(lambda leaf: leaf[positions], batch)))
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[:size], *parts)
 
     return run
 

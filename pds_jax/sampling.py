@@ -16,6 +16,7 @@ Source: Song et al., ICLR 2021, algorithms 2 and 3; Ma et al., IJCV 2025, algori
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ class SamplingDiverged(PdsError, FloatingPointError):
     """A sample stopped being finite; the message says at which step and time, and what to do."""
 
 
-CHUNK = 25  # steps of one compiled call; between two calls the host shows a sign of life
+CHUNK = 25  # most steps of one compiled call; between two calls the host shows a sign of life
+PACE = 1.0  # seconds from one sign of life to the next, where a step takes less
 
 
 @flax.struct.dataclass
@@ -329,6 +331,7 @@ def run(
     score_fn: ScoreFn,
     *,
     chunk: int = CHUNK,
+    pace: float | None = PACE,
     progress: Callable[[int, int], None] | None = None,
     trajectory_every: int = 0,
     init_fn: Callable[..., Any] | None = None,
@@ -342,7 +345,9 @@ def run(
       sampler: of :func:`get_pc_sampler`.
       keys: (B,) one key per image.
       score_fn: score function, a pytree.
-      chunk: steps between two signs of life, at most CHUNK; any value runs the same program.
+      chunk: most steps between two signs of life, at most CHUNK; any value runs the same program.
+      pace: seconds between two signs of life, after which a signal is heard too; the steps before the next are as many
+        as the last ones say, beginning with one. None: always ``chunk`` steps.
       progress: called with (steps done, steps in all).
       trajectory_every: keep x_mean every so many steps; 0 keeps none.
       init_fn: (sampler, keys[, condition]) -> carry, compiled; one device by default.
@@ -358,16 +363,20 @@ def run(
       PdsError: the score function returns another shape.
     """
     init_fn, chunk_fn = init_fn or _init, chunk_fn or _run_chunk
-    total, done = int(sampler.steps), 0
+    total, done, longest = int(sampler.steps), 0, min(chunk, CHUNK)
+    length = longest if pace is None else 1
     trajectory: list[tuple[int, float, np.ndarray]] = []
     carry = init_fn(sampler, keys, *([] if condition is None else [condition]))
     while done < total:
-        target = min(done + min(chunk, CHUNK), total)
+        target, begun = min(done + length, total), time.perf_counter()
         if trajectory_every:
             target = min(target, (done // trajectory_every + 1) * trajectory_every)
         carry = chunk_fn(sampler, carry, jnp.int32(target - done), score_fn)
+        check_finite(sampler, carry, target)
+        if pace is not None:
+            rate = (target - done) / max(time.perf_counter() - begun, 1e-9)
+            length = max(min(int(rate * pace), longest), 1)
         done = target
-        check_finite(sampler, carry, done)
         if progress is not None:
             progress(done, total)
         if trajectory_every and done % trajectory_every == 0:

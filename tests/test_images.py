@@ -1,13 +1,36 @@
+import jax
 import numpy as np
 import pytest
 
-from pds_jax import images
+from configs import digits
+from pds_jax import datasets, images
 from pds_jax.types import PdsError
 
 
 def test_the_uint8_rule_clips_and_floors():
     x = np.array([-0.1, 0.0, 0.5, 0.999, 1.0, 1.2]).reshape(1, 6, 1)
     assert images.to_uint8(x).ravel().tolist() == [0, 0, 127, 254, 255, 255]
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_devices_make_the_same_bytes(centered):
+    """Also just below and at every step from one byte to the next."""
+    edges = np.arange(-2, 259, dtype=np.float32) / 255
+    x = np.stack([np.nextafter(edges, -9), edges, np.nextafter(edges, 9)]).reshape(1, 3, -1, 1)
+    x = np.concatenate([x, np.random.default_rng(0).uniform(-0.1, 1.1, x.shape).astype(np.float32)])
+    scaled = 2 * x - 1 if centered else x
+    config = digits.get_config()
+    config.data.centered = centered
+    unscale = datasets.get_data_inverse_scaler(config)
+    found, finite = jax.jit(lambda x: images.to_uint8_on_device(unscale(x)))(scaled)
+    assert found.dtype == np.uint8 and finite.all()
+    np.testing.assert_array_equal(found, images.to_uint8(unscale(scaled)))
+
+
+def test_devices_say_which_image_is_not_finite():
+    x = np.zeros((3, 2, 2, 1), np.float32)
+    x[1, 1, 0, 0] = np.inf
+    assert np.asarray(images.to_uint8_on_device(x)[1]).tolist() == [True, False, True]
 
 
 def test_nan_is_never_written():

@@ -1,4 +1,5 @@
 import functools
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,52 @@ def test_trajectories_come_in_image_order(score_fn):
     found = parallel.sample(sampler(), keys, score_fn, trajectory_every=5)
     assert [step for step, _, _ in found.trajectory] == [5, 10]
     np.testing.assert_array_equal(found.trajectory[-1][2], found.x)
+
+
+def negative(x):
+    return -x, jnp.sum(x, (1, 2, 3))
+
+
+def test_what_devices_finish_comes_in_image_order_without_padding(score_fn):
+    keys = sampling.image_keys(range(7))
+    expected = parallel.sample(sampler(), keys, score_fn).x
+    images, sums = parallel.sample(sampler(), keys, score_fn, finish=negative).x.fetch()
+    np.testing.assert_array_equal(images, -expected)
+    np.testing.assert_allclose(sums, expected.sum((1, 2, 3)), rtol=1e-5)
+
+
+def test_a_score_is_copied_to_the_devices_once_and_forgotten_with_it(monkeypatch):
+    keys = sampling.image_keys(range(4))
+    copied = []
+    replicate = parallel.replicate
+
+    def counting(tree, count=None):
+        copied.extend(jax.tree.leaves(tree))
+        return replicate(tree, count)
+
+    monkeypatch.setattr(parallel, "replicate", counting)
+    weights = jnp.full(SHAPE, 0.3)
+    score = jax.tree_util.Partial(lambda w, x, t: -x * w[None], weights)
+    first = parallel.sample(sampler(), keys, score).x
+    assert any(leaf is weights for leaf in copied)
+    copied.clear()
+    np.testing.assert_array_equal(parallel.sample(sampler(), keys, score).x, first)
+    assert not any(leaf is weights for leaf in copied)
+    changed = jax.tree_util.Partial(score.func, weights + 0.1)
+    assert np.abs(parallel.sample(sampler(), keys, changed).x - first).max() > 1e-3
+    before = len(parallel._KEPT)
+    del weights, score, changed
+    copied.clear()
+    gc.collect()
+    assert len(parallel._KEPT) == before - 2
+
+
+def test_arrays_of_numpy_may_change_between_batches():
+    keys, weights = sampling.image_keys(range(4)), np.full(SHAPE, 0.3, np.float32)
+    score = jax.tree_util.Partial(lambda w, x, t: -x * w[None], weights)
+    first = parallel.sample(sampler(), keys, score).x
+    weights += 0.1
+    assert np.abs(parallel.sample(sampler(), keys, score).x - first).max() > 1e-3
 
 
 IMAGES_GIVEN = IMAGES[:6]

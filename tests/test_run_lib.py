@@ -224,11 +224,11 @@ def memory(monkeypatch):
     """Devices that hold two images at once; counts the batches that did not fit."""
     run, refused = parallel._run, []
 
-    def limited(job, **options):
+    def limited(job, *words, **options):
         if job.size > 2:
             refused.append(job.size)
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
-        return run(job, **options)
+        return run(job, *words, **options)
 
     monkeypatch.setattr(parallel, "_run", limited)
     return refused

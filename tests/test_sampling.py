@@ -220,6 +220,23 @@ def test_identity_runs_the_program_without_m():
         np.testing.assert_array_equal(sampling.run(other, keys, score).x, sampling.run(none, keys, score).x)
 
 
+@pytest.mark.parametrize("seconds, chunks", [(0.3, [1, 3, 3, 3, 3, 3, 3, 1]), (9.0, [1] * 20), (0.0, [1, 16, 3])])
+def test_signs_of_life_come_at_their_pace(monkeypatch, seconds, chunks):
+    """A step takes so many seconds of a clock that nothing else moves; no chunk is longer than 16."""
+    now, lengths = [0.0], []
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: now[0])
+    sampler, keys = make(), sampling.image_keys(range(3))
+
+    def chunk_fn(sampler, carry, steps, score_fn):
+        lengths.append(int(steps))
+        now[0] += seconds * int(steps)
+        return COMPILED["chunk_fn"](sampler, carry, steps, score_fn)
+
+    found = sampling.run(sampler, keys, score, **{**COMPILED, "chunk_fn": chunk_fn}, chunk=16)
+    assert lengths == chunks
+    np.testing.assert_array_equal(found.x, draw(sampler, keys, pace=None).x)
+
+
 def test_divergence_stops_the_run_and_names_the_step():
     """The third image's score is NaN at the 8th time of 20."""
     sampler = make()
@@ -232,7 +249,7 @@ def test_divergence_stops_the_run_and_names_the_step():
 
     done = []
     with pytest.raises(sampling.SamplingDiverged, match=rf"image 2 of 3 .* step 7 of 20, t={t_bad:.5g}") as caught:
-        draw(sampler, sampling.image_keys(range(3)), breaks, chunk=5, progress=lambda a, _: done.append(a))
+        draw(sampler, sampling.image_keys(range(3)), breaks, chunk=5, pace=None, progress=lambda a, _: done.append(a))
     assert isinstance(caught.value, PdsError) and isinstance(caught.value, FloatingPointError)
     assert done == [5]  # the rest was not run
 
