@@ -82,7 +82,7 @@ def load(checkpoint: str, config: ConfigDict | None = None, *, use_ema: bool = T
     score_fn = get_score_fn(
         sde,
         create_model(config),
-        jax.tree.map(jnp.asarray, found.params),
+        jax.device_put(found.params),
         continuous=config.training.continuous,
         parametrisation=config.model.get("parametrisation", "score_sde"),
         statistics=None if stats is None else stats.to_range(config.data.centered),

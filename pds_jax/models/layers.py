@@ -47,8 +47,12 @@ def get_act(name: str) -> Activation:
     return ACTIVATIONS[str(name).lower()]
 
 
+@functools.cache
 def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
     """DDPM's initialiser: uniform with variance scale / mean(fan in, fan out); scale 0 becomes 1e-10.
+
+    flax traces initialisers whenever a network is applied, to check shapes; as a program of its own, one shape is
+    traced once.
 
     Args:
       scale: variance scale.
@@ -56,7 +60,8 @@ def default_init(scale: float = 1.0) -> nn.initializers.Initializer:
     Returns:
       A flax initialiser.
     """
-    return nn.initializers.variance_scaling(1e-10 if scale == 0 else scale, "fan_avg", "uniform")
+    init = nn.initializers.variance_scaling(1e-10 if scale == 0 else scale, "fan_avg", "uniform")
+    return jax.jit(init, static_argnums=(1, 2))
 
 
 def conv3x3(
