@@ -43,8 +43,13 @@ import numpy as np
 from absl import app, flags
 
 from configs import digits
-from configs.ve import church_ncsnpp_continuous, cifar10_ncsnpp_continuous, ffhq_ncsnpp_continuous
-from pds_jax import assembly, figures, files, parallel, preconditioner, quality, sampling, sde_lib
+from configs.ve import (
+    church_ncsnpp_continuous,
+    cifar10_ncsnpp_continuous,
+    cifar10_ncsnpp_deep_continuous,
+    ffhq_ncsnpp_continuous,
+)
+from pds_jax import assembly, checkpoints, figures, files, parallel, preconditioner, quality, sampling, sde_lib
 from pds_jax.cache import order_for_memory, use_compilation_cache
 from pds_jax.models import create_model, init_model
 from pds_jax.score_fn import get_score_fn
@@ -72,6 +77,8 @@ def configuration(net: str) -> Any:
         return church_ncsnpp_continuous.get_config()
     if net == "1024":
         return ffhq_ncsnpp_continuous.get_config()
+    if net == "cifar10_deep":
+        return cifar10_ncsnpp_deep_continuous.get_config()
     if net == "tiny":
         return digits.get_config("nf=8,ch_mult=1:1,parametrisation=score_sde,image_size=32,num_channels=3")
     return cifar10_ncsnpp_continuous.get_config()
@@ -95,8 +102,8 @@ def random_params(config: Any) -> Any:
 
 
 def network(net: str) -> tuple[ScoreFn, Any, tuple[int, int, int]]:
-    """(score function, SDE, shape of an image); photos and digits as they ship, the others with random weights."""
-    if net in ("photos", "digits"):
+    """(score function, SDE, shape of an image); photos, digits and folders as they are, others with random weights."""
+    if net in ("photos", "digits") or pathlib.Path(net).is_dir():
         trained = assembly.load(net)
         return trained.score_fn, trained.sde, trained.shape
     config = configuration(net)
@@ -225,11 +232,12 @@ def compiles_of_another_run() -> int:
 
 
 def measure_diffusers(batch: int, turns: int, quick: bool) -> dict[str, Any] | None:
-    """Our network and diffusers' on the same weights, in turns; None where diffusers is not installed."""
+    """Our network and diffusers' on the same weights, in turns; None where diffusers cannot be imported."""
     try:
         import torch
         from diffusers import UNet2DModel
-    except ImportError:
+    except Exception as error:  # diffusers raises RuntimeError where a package that it uses is broken
+        print(f"diffusers is not compared: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
         return None
     from pds_jax.convert import diffusers
 
@@ -319,10 +327,10 @@ def job_first_image() -> dict[str, Any]:
 
 
 def job_scaling() -> dict[str, Any]:
-    """Images a second on the devices there are, eight images a device."""
+    """Images a second on the devices there are, eight images a device, 100 evaluations each."""
     score_fn, sde, shape = network(_NET.value)
     keys = sampling.image_keys(range(8 * jax.local_device_count()))
-    run = sampler(sde, shape, 10, True)
+    run = sampler(sde, shape, 50, True)
     timer = clock(lambda: parallel.sample(run, keys, score_fn).x)
     return {"images_a_second": len(keys) / statistics.median(timer() for _ in range(3))}
 
@@ -369,12 +377,16 @@ def measure_scaling(net: str, turns: int) -> dict[str, Any]:
 
 
 def measure_start(net: str, turns: int) -> dict[str, Any]:
-    """First and second start with a compilation cache that was empty."""
+    """First and second start from a model's folder, with a compilation cache that was empty."""
     cold, warm = [], []
-    for _ in range(turns):
-        with tempfile.TemporaryDirectory() as folder:
-            cold.append(start("first_image", net, cache_dir=folder)["seconds"])
-            warm.append(start("first_image", net, cache_dir=folder)["seconds"])
+    with tempfile.TemporaryDirectory() as place:
+        model = net
+        if net not in ("photos", "digits"):
+            model = f"{place}/model"
+            checkpoints.save_model(model, random_params(configuration(net)), configuration(net))
+        for turn in range(turns):
+            for seconds in (cold, warm):
+                seconds.append(start("first_image", model, cache_dir=f"{place}/{turn}")["seconds"])
     return {
         "network": net, "cold_seconds": statistics.median(cold), "warm_seconds": statistics.median(warm),
         "warm_over_cold": statistics.median(c / w for c, w in zip(cold, warm, strict=True)),
@@ -406,8 +418,8 @@ def everything() -> dict[str, Any]:
     if "d" in parts:
         add("devices", measure_scaling(small, 1 if quick else 2))
     if "e" in parts:
-        nets = [small] if quick else ["photos", "cifar10"]
-        add("start", [measure_start(net, 1) for net in nets])
+        nets = [small] if quick else ["photos", "cifar10", "cifar10_deep"]
+        add("start", [measure_start(net, 1 if quick else 3) for net in nets])
     if "b" in parts and not quick:
         add("operator", [start("operator", "256", turns=3), start("operator", "1024", turns=2)])
     if "f" in parts:

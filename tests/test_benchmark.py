@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -79,3 +80,17 @@ def test_the_peak_is_that_of_the_process_alone(benchmark):
     ballast = np.ones(here // 8)  # a parent twice as large as it was
     there = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 2**20 < there < here and ballast[-1] == 1
+
+
+def test_a_broken_diffusers_is_told_and_passed_over(benchmark, monkeypatch, capsys):
+    """diffusers raises RuntimeError when a package that it uses cannot be imported."""
+
+    def broken(name):
+        raise RuntimeError(f"Failed to import {name}:\noperator torchvision::nms does not exist")
+
+    fake = types.ModuleType("diffusers")
+    fake.__getattr__ = broken
+    monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
+    monkeypatch.setitem(sys.modules, "diffusers", fake)
+    assert benchmark.measure_diffusers(1, 1, True) is None
+    assert "operator torchvision::nms does not exist" in capsys.readouterr().err
