@@ -2,8 +2,9 @@
 
     python scripts/kernels.py
 
-Says which form the network uses. Times are CPU seconds of the process on a CPU, so that other work on it counts
-little, and seconds of the clock elsewhere. The last line is JSON, in milliseconds.
+Says which form the network uses; then what eight equal residual blocks cost one after the other and as a scan over
+their stacked weights. Times are CPU seconds of the process on a CPU, so that other work on it counts little, and
+seconds of the clock elsewhere. The last line is JSON, in milliseconds.
 """
 
 from __future__ import annotations
@@ -108,7 +109,6 @@ def cases(batch: int) -> dict[str, dict[str, tuple[Callable[..., Any], tuple[Arr
 
 def compare(forms: dict[str, tuple[Callable[..., Any], tuple[Array, ...]]], turns: int) -> dict[str, float]:
     """Milliseconds of each form; all must give the same."""
-    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     compiled = {name: jax.jit(function) for name, (function, _) in forms.items()}
     outputs = [np.asarray(compiled[name](*inputs)) for name, (_, inputs) in forms.items()]
     for name, output in zip(forms, outputs, strict=True):
@@ -116,11 +116,49 @@ def compare(forms: dict[str, tuple[Callable[..., Any], tuple[Array, ...]]], turn
     seconds: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(turns):
         for name, (_, inputs) in forms.items():
-            start = clock()
+            start = now()
             for _ in range(3):
                 compiled[name](*inputs).block_until_ready()
-            seconds[name].append((clock() - start) / 3)
+            seconds[name].append((now() - start) / 3)
     return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+def now() -> float:
+    """Seconds, of the CPU on a CPU."""
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
+
+
+def repeated_blocks(batch: int, turns: int, count: int = 8) -> list[dict[str, Any]]:
+    """Equal residual blocks at 16x16x256, as they stand and as a scan over weights stacked before or inside."""
+    block = layerspp.ResnetBlockBigGANpp(act=nn.swish, dropout=0.0, fir=True, init_scale=0.1)
+    x = jax.random.normal(jax.random.key(0), (batch, 16, 16, 256))
+    temb = jax.random.normal(jax.random.key(1), (batch, 512))
+    params = block.init(jax.random.key(2), x, temb, False)
+    each = [jax.tree.map(lambda leaf, n=n: leaf + 0.01 * n, params) for n in range(count)]
+
+    def stack(each: list[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+
+    def one_by_one(each: list[Any], x: Array, temb: Array) -> Array:
+        for params in each:
+            x = block.apply(params, x, temb, False)
+        return x
+
+    def scanned(stacked: Any, x: Array, temb: Array) -> Array:
+        return jax.lax.scan(lambda x, params: (block.apply(params, x, temb, False), None), x, stacked)[0]
+
+    forms: dict[str, tuple[Callable[..., Array], Any]] = {
+        "one after the other (in use)": (one_by_one, each),
+        "scan, weights stacked before": (scanned, stack(each)),
+        "scan, weights stacked inside": (lambda each, x, temb: scanned(stack(each), x, temb), each),
+    }
+    seconds = {}
+    for name, (function, weights) in forms.items():
+        start = now()
+        jax.jit(function).lower(weights, x, temb).compile()
+        seconds[name] = now() - start
+    ran = compare({name: (function, (weights, x, temb)) for name, (function, weights) in forms.items()}, turns)
+    return [{"form": name, "compile s": seconds[name], "run ms": ran[name]} for name in forms]
 
 
 def main(argv: list[str]) -> None:
@@ -132,8 +170,9 @@ def main(argv: list[str]) -> None:
         for part, times in found.items()
         for number, (name, value) in enumerate(times.items())
     ]
-    print(quality.markdown(rows))
-    print(json.dumps(found))
+    blocks = repeated_blocks(_BATCH.value, _TURNS.value)
+    print(f"{quality.markdown(rows)}\n{quality.markdown(blocks)}")
+    print(json.dumps({**found, "eight equal blocks": {row["form"]: row["run ms"] for row in blocks}}))
 
 
 if __name__ == "__main__":

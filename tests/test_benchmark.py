@@ -94,3 +94,12 @@ def test_a_broken_diffusers_is_told_and_passed_over(benchmark, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "diffusers", fake)
     assert benchmark.measure_diffusers(1, 1, True) is None
     assert "operator torchvision::nms does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_forms_of_a_part_agree_and_are_all_timed():
+    """The script itself refuses forms that give other numbers."""
+    words = [sys.executable, str(PATH.parent / "kernels.py"), "--batch=1", "--turns=1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) == 5 and all(len(forms) > 1 and min(forms.values()) > 0 for forms in found.values())
