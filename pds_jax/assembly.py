@@ -57,7 +57,9 @@ class Trained:
     digest: str
 
 
-def load(checkpoint: str, config: ConfigDict | None = None, *, use_ema: bool = True) -> Trained:
+def load(
+    checkpoint: str, config: ConfigDict | None = None, *, use_ema: bool = True, dtype: str | None = None
+) -> Trained:
     """Load a trained model.
 
     Args:
@@ -65,6 +67,8 @@ def load(checkpoint: str, config: ConfigDict | None = None, *, use_ema: bool = T
         original file of score_sde, score_sde_pytorch or diffusers (these need ``config``).
       config: configuration; by default the one that lies with the weights.
       use_ema: the moving average of the weights rather than the raw ones, where both are there.
+      dtype: in which the network computes, "float32" or "bfloat16", in place of config.model.dtype. Weights and scores
+        stay float32.
 
     Returns:
       The model.
@@ -77,6 +81,9 @@ def load(checkpoint: str, config: ConfigDict | None = None, *, use_ema: bool = T
     if "pds" in config and "solenoidal" not in config.pds:  # written before this option was
         with config.unlocked():
             config.pds.solenoidal = 0.0
+    if dtype is not None:
+        with config.unlocked():
+            config.model.dtype = dtype
     sde, _ = sde_lib.get_sde(config)
     size = config.data.image_size
     score_fn = get_score_fn(

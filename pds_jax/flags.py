@@ -254,7 +254,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "precision",
             ("float32", "tf32", "bfloat16"),
-            "Matrix products of the network; the sampler's state is always float32.",
+            "What the network computes in; weights and the sampler's state are always float32.",
             default="float32",
         ),
         Flag(

@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 
 from pds_jax import conditional_job, training
 from pds_jax.evaluation_job import evaluate
-from pds_jax.sampling_job import sample
+from pds_jax.sampling_job import dtype_of, sample
 from pds_jax.types import PdsError
 
+# Of products of float32 arrays; --precision=bfloat16 also lets the network compute in bfloat16, else a GPU takes TF32.
 _PRECISIONS = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 
 
@@ -39,7 +40,10 @@ def run(
     if mode == "train":
         if config is None:
             raise PdsError("--mode=train needs --config=configs/….py")
-        training.train(_overridden(config, overrides), workdir)
+        config = _overridden(config, overrides)
+        if dtype_of(options) is not None:
+            config.model.dtype = dtype_of(options)
+        training.train(config, workdir)
         print(f"Training states, samples and logs are in {workdir}")
     elif mode == "eval":
         evaluate(config, workdir, overrides, options)

@@ -44,7 +44,14 @@ def sample(
 
 def load(config: ConfigDict | None, workdir: str, options: Mapping[str, Any]) -> assembly.Trained:
     """The model that the flags name; see :func:`sample`."""
-    return assembly.load(options["checkpoint"] or workdir, config, use_ema=not options["raw_weights"])
+    return assembly.load(
+        options["checkpoint"] or workdir, config, use_ema=not options["raw_weights"], dtype=dtype_of(options)
+    )
+
+
+def dtype_of(options: Mapping[str, Any]) -> str | None:
+    """The network's dtype that --precision asks for; None for the configuration's."""
+    return "bfloat16" if options["precision"] == "bfloat16" else None
 
 
 def plan(trained: assembly.Trained, overrides: Mapping[str, Any]) -> assembly.Plan:

@@ -181,9 +181,10 @@ def _moments(statistics: Any, model: Any, continuous: bool) -> tuple[Any, Any]:
 
 
 def precision_effect(score_fn: ScoreFn, sde: SDE, shape: tuple[int, int, int]) -> float:
-    """How much the matrix precision in force changes a score: max |s − s₃₂| / max |s₃₂| at low, middle and high noise.
+    """How much the precision in force changes a score: max |s − s₃₂| / max |s₃₂| at low, middle and high noise.
 
-    s₃₂ is the score in float32 throughout. Zero where the device has no other way to multiply, as on CPUs.
+    s₃₂ is the score in float32 throughout: of products, and of the network's dtype. In tf32 zero where the device has no
+    other way to multiply, as on CPUs.
 
     Args:
       score_fn: score function, a pytree.
@@ -196,6 +197,9 @@ def precision_effect(score_fn: ScoreFn, sde: SDE, shape: tuple[int, int, int]) -
     t = jnp.asarray([0.05, 0.5, 1.0], jnp.float32) * sde.T
     x = batch_mul(sde.std(t), jax.random.normal(jax.random.key(0), (3, *shape)))
     found = jax.jit(lambda f: f(x, t))(score_fn)
+    model = getattr(score_fn, "model", None)
+    if getattr(model, "dtype", jnp.float32) != jnp.float32:
+        score_fn = score_fn.replace(model=model.clone(dtype=jnp.float32))  # type: ignore[attr-defined,union-attr]
     with jax.default_matmul_precision("highest"):
         exact = jax.jit(lambda f: f(x, t))(score_fn)
     return float(jnp.max(jnp.abs(found - exact)) / jnp.max(jnp.abs(exact)))

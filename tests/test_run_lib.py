@@ -219,6 +219,17 @@ def test_a_config_of_another_network_names_the_first_parameter(model, tmp_path):
         run_lib.sample(config, str(tmp_path), FEW, {**OPTIONS, "checkpoint": str(model)})
 
 
+def test_bfloat16_is_what_the_network_computes_in(model, tmp_path, capsys):
+    """On every device, also where products of float32 arrays have one way only; weights and images are float32's."""
+    exact, rounded = (sample(model, tmp_path / name, precision=name) for name in ("float32", "bfloat16"))
+    found = files.read_json(rounded / "manifest.json")
+    assert found["identity"]["model"]["dtype"] == "bfloat16" and 1e-4 < found["precision_effect"] < 0.1
+    assert "--precision=bfloat16 changes the score by" in capsys.readouterr().out
+    one, other = (images.load_png(images.seed_path(folder, 0)).astype(int) for folder in (exact, rounded))
+    assert 0 < np.abs(one - other).mean() < 10
+    assert files.read_json(exact / "manifest.json")["identity"]["weights_sha256"] == found["identity"]["weights_sha256"]
+
+
 @pytest.fixture
 def memory(monkeypatch):
     """Devices that hold two images at once; counts the batches that did not fit."""

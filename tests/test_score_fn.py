@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import digits
 from pds_jax import score_fn, time_grids
+from pds_jax.models import create_model, init_model
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import VESDE, VPSDE, subVPSDE
 from pds_jax.types import PdsError
@@ -205,3 +207,16 @@ def test_what_a_lower_precision_does_to_a_score_is_measured():
         assert score_fn.precision_effect(fn, VESDE(), (8, 6, 2)) == pytest.approx(0.01, rel=1e-3)
     with jax.default_matmul_precision("highest"):
         assert score_fn.precision_effect(fn, VESDE(), (8, 6, 2)) == 0.0
+
+
+def test_what_a_networks_dtype_does_to_a_score_is_measured():
+    config = digits.get_config("nf=8,ch_mult=1:1,num_res_blocks=1")
+    params = jax.tree.map(lambda leaf: leaf + 0.1, init_model(jax.random.key(0), config))
+
+    def effect(dtype):
+        config.model.dtype = dtype
+        found = score_fn.get_score_fn(VESDE(), create_model(config), params)
+        return score_fn.precision_effect(found, VESDE(), (8, 8, 1))
+
+    with jax.default_matmul_precision("highest"):
+        assert effect("float32") == 0.0 and 1e-4 < effect("bfloat16") < 0.1
