@@ -36,7 +36,8 @@ def use_compilation_cache(folder: str | None) -> None:
     jax.config.update("jax_compilation_cache_dir", folder or default)
     # Else absl prints a line for every kind of device that is not there.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # A start has a dozen small programs too, each of which is compiled in longer than it is read.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
 
 
 def order_for_memory() -> None:

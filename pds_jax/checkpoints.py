@@ -12,7 +12,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import ml_collections
@@ -23,8 +23,10 @@ from pds_jax import convert, files
 from pds_jax import statistics as statistics_lib
 from pds_jax.convert import safetensors_io
 from pds_jax.convert.tree import check_params, flatten, nest
-from pds_jax.train_state import TrainState, from_tree, to_tree
 from pds_jax.types import PdsError
+
+if TYPE_CHECKING:  # who only samples need not wait for optax
+    from pds_jax.train_state import TrainState
 
 Params = Any
 
@@ -95,6 +97,8 @@ class TrainingFolder:
         """
         if step in self._manager.all_steps():
             return
+        from pds_jax.train_state import to_tree
+
         tree = jax.tree.map(np.asarray, to_tree(state))
         try:
             with _quiet():
@@ -135,6 +139,8 @@ class TrainingFolder:
         Raises:
           PdsError: the state is missing, damaged or of another configuration.
         """
+        from pds_jax.train_state import from_tree, to_tree
+
         expected, found = to_tree(template), flatten(self._read(step))
         wanted = flatten(expected)
         for name, leaf in wanted.items():

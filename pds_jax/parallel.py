@@ -18,19 +18,22 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 
 from pds_jax import sampling, statistics
 from pds_jax.correctors import NORMS
 from pds_jax.files import Stopped
-from pds_jax.train_state import TrainState, apply_gradients
 from pds_jax.types import Array, Key, PdsError, ScoreFn
+
+if TYPE_CHECKING:  # sampling need not wait for optax
+    import optax
+
+    from pds_jax.train_state import TrainState
 
 AXIS = "batch"
 # Processes that sample their shares end hours apart; the coordinator waits for the last.
@@ -278,9 +281,11 @@ def make_train_step(
       ema_warmup: likewise.
 
     Returns:
-      step(replicated state, batches (D, n, b, H, W, C), key) -> (state, losses (D, n)). Image i of step s draws from
+      step(placed state, batches (D, n, b, H, W, C), key) -> (state, losses (D, n)). Image i of step s draws from
       fold_in(fold_in(key, s), i), so the number of devices changes nothing but the order of sums.
     """
+
+    from pds_jax.train_state import apply_gradients
 
     def one(state: TrainState, batch: Array, key: Key) -> tuple[TrainState, Array]:
         size = batch.shape[0]
@@ -301,6 +306,11 @@ def make_train_step(
         return state, jnp.stack(losses)
 
     return jax.pmap(many, axis_name=AXIS, in_axes=(0, 0, None))
+
+
+def place_state(state: TrainState) -> TrainState:
+    """A copy of a training state on every device; for one on the host the step would be compiled once more."""
+    return jax.pmap(lambda tree: tree, axis_name=AXIS)(replicate(state))
 
 
 # --- sampling --------------------------------------------------------------------------------------------------

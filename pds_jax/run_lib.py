@@ -1,4 +1,4 @@
-"""The jobs of the command line. Wiring only."""
+"""The jobs of the command line. Wiring only; each job is imported when it is asked for, which a start waits for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from pds_jax import conditional_job, training
-from pds_jax.evaluation_job import evaluate
 from pds_jax.sampling_job import dtype_of, sample
 from pds_jax.types import PdsError
 
@@ -38,6 +36,8 @@ def run(
     """
     jax.config.update("jax_default_matmul_precision", _PRECISIONS[options["precision"]])
     if mode == "train":
+        from pds_jax import training
+
         if config is None:
             raise PdsError("--mode=train needs --config=configs/….py")
         config = _overridden(config, overrides)
@@ -46,11 +46,15 @@ def run(
         training.train(config, workdir)
         print(f"Training states, samples and logs are in {workdir}")
     elif mode == "eval":
+        from pds_jax.evaluation_job import evaluate
+
         evaluate(config, workdir, overrides, options)
-    elif mode in conditional_job.MODES:
-        conditional_job.run(mode, config, workdir, overrides, options)
-    else:
+    elif mode == "sample":
         sample(config, workdir, overrides, options)
+    else:
+        from pds_jax import conditional_job
+
+        conditional_job.run(mode, config, workdir, overrides, options)
 
 
 def _overridden(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

@@ -183,7 +183,7 @@ def _moments(statistics: Any, model: Any, continuous: bool) -> tuple[Any, Any]:
 def precision_effect(score_fn: ScoreFn, sde: SDE, shape: tuple[int, int, int]) -> float:
     """How much the precision in force changes a score: max |s − s₃₂| / max |s₃₂| at low, middle and high noise.
 
-    s₃₂ is the score in float32 throughout: of products, and of the network's dtype. In tf32 zero where the device has no
+    s₃₂ is the score in float32 throughout, products and activations. In tf32 it is the same where the device has no
     other way to multiply, as on CPUs.
 
     Args:

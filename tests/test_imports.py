@@ -113,3 +113,13 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_sampling_waits_for_nothing_that_only_other_jobs_need():
+    code = (
+        "import sys, pds_jax.run_lib; "
+        "heavy = {'optax', 'orbax', 'diffrax', 'scipy.special', 'matplotlib', 'tensorflow', 'torch'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
