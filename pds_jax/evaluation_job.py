@@ -6,14 +6,20 @@
 
 Each of these files is written whole or not at all; what is there is not computed again, and the images and batches of a
 figure that was interrupted are kept too. Another setting in the same folder is refused.
+
+Several processes with a coordinator share all long work: the images of every batch of loss and bits/dim, the seeds of
+the samples, and blocks of images for their features; config.eval.batch_size is what they do at once, together. The
+first process decides what is there already and writes the results; the others get them from it.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +33,7 @@ from pds_jax.manifest import plain
 from pds_jax.metrics import evaluation, image_sets
 from pds_jax.metrics.extractors import Extractor, get_extractor
 from pds_jax.metrics.reference import Reference, load_reference, save_reference
+from pds_jax.metrics.streaming import BLOCK
 from pds_jax.npy import read_npz
 from pds_jax.score_fn import ModelScore
 from pds_jax.types import PdsError
@@ -55,21 +62,22 @@ def evaluate(
     Raises:
       PdsError: anything that cannot be done, before long work starts; or another evaluation in the folder.
     """
-    if parallel.process_share()[1] > 1:
-        raise PdsError("--mode=eval runs in one process, on all of its devices; sample in several with --mode=sample")
     if options.get("shard"):
         raise PdsError("--mode=eval has no shards; sample them with --mode=sample and judge them with scripts/fid.py")
     folder = pathlib.Path(workdir) / (options["eval_folder"] or "eval")
     found = candidates(config, workdir, options)
-    rows = []
+    found = parallel.of_first(lambda: found)  # a training that goes on may save another in between
+    rows: list[dict[str, Any]] = []
     for number, (label, place) in enumerate(found):
-        trained = assembly.load(place, config, use_ema=not options["raw_weights"])
+        use_ema, dtype = not options["raw_weights"], sampling_job.dtype_of(options)
+        trained = assembly.load(place, config, use_ema=use_ema, dtype=dtype)
         job = Job(trained, folder, f"ckpt_{label}", overrides, options)
         if number == 0:
             job.check()
         rows.append({"checkpoint": label, **job.run()})
-        _write(folder, trained, rows)
-    print(f"\n{table(rows)}\nResults: {folder / 'results.json'}, {folder / 'results.md'}")
+        parallel.of_first(functools.partial(_write, folder, trained, rows))
+    if parallel.is_first_process():
+        print(f"\n{table(rows)}\nResults: {folder / 'results.json'}, {folder / 'results.md'}")
     return rows
 
 
@@ -128,11 +136,19 @@ class Job:
         return self.trained.config.eval
 
     def check(self) -> None:
-        """Find out what would fail later.
+        """Find out what would fail later, in all processes together.
 
         Raises:
           PdsError: nothing to do, an unknown data set, no Inception weights, a reference that does not fit, …
         """
+        parallel.in_all(self._check)
+        if self.settings.enable_sampling:
+            plan = self._plan()
+            if _is_together(plan) and parallel.process_share()[1] > 1:
+                size = self._samples_at_once(plan)
+                parallel.in_all(lambda: parallel.check_divides(size, "norm=batch: images of a batch"))
+
+    def _check(self) -> None:
         settings = self.settings
         if not (settings.enable_loss or settings.enable_bpd or settings.enable_sampling):
             raise PdsError("nothing to evaluate: set config.eval.enable_loss, enable_bpd or enable_sampling")
@@ -146,7 +162,6 @@ class Job:
         if settings.enable_sampling:
             # First, for it needs files that the user has to bring.
             self._judge()
-            self._plan()
         if settings.enable_loss:
             self._data("test")
         if settings.enable_bpd:
@@ -165,20 +180,19 @@ class Job:
         return figures
 
     def _once(self, name: str, identity: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A result from its file, or computed and put there."""
+        """A result from its file, or computed and put there; the first process's in all."""
         path = self.folder / self.name / name
         identity = plain({"weights_sha256": self.trained.digest, "precision": self.options["precision"], **identity})
-        if path.exists():
-            stored = files.read_json(path)
-            if stored.get("identity") != identity:
-                raise PdsError(
-                    f"{path} is the result of another setting ({_difference(stored.get('identity'), identity)}); "
-                    "choose another --eval_folder or delete it"
-                )
-            return stored["result"]
+        stored = parallel.of_first(lambda: _stored_result(path, identity))
+        if stored is not None:
+            return stored
         result = plain(compute())
-        files.write_json(path, {"identity": identity, "result": result})
-        return result
+
+        def keep() -> dict[str, Any]:
+            files.write_json(path, {"identity": identity, "result": result})
+            return result
+
+        return parallel.of_first(keep)
 
     def _data(self, split: str) -> tuple[datasets.Source, int]:
         """The data set, and how many of its images count."""
@@ -210,7 +224,7 @@ class Job:
             # One image at a time, so that the mean knows nothing of batches.
             return jax.vmap(lambda key, x: loss_fn(key[None], params, x[None]))(*batch)
 
-        compute, scaler = parallel.spread(each, score_fn.params), datasets.get_data_scaler(config)
+        compute, scaler = parallel.spread_everywhere(each, score_fn.params), datasets.get_data_scaler(config)
         key, parts, start = jax.random.key(config.seed), [], 0
         with _bar("loss", count) as advance:
             for images in self._batches(source, count):
@@ -228,6 +242,10 @@ class Job:
         source, count = self._data(split)
         return {"data": source.name, "images": count, "repeats": _REPEATS[split], "eps": _EPS}
 
+    def _bpd_origin(self) -> str:
+        """All that decides the stored batches."""
+        return f"{self._bpd_identity()} {self.options['precision']} {self.trained.digest}"
+
     def _likelihood(self) -> likelihood.Likelihood:
         return likelihood.get_likelihood_fn(
             self.trained.sde, datasets.get_data_inverse_scaler(self.trained.config), eps=_EPS
@@ -244,8 +262,8 @@ class Job:
                 jax.random.key(self.trained.config.seed),
                 scaler=datasets.get_data_scaler(self.trained.config),
                 repeats=_REPEATS[split],
-                spread=parallel.spread,
-                done=StoredArrays(self.folder / self.name / "bpd", str(self._bpd_identity()) + self.trained.digest),
+                spread=parallel.spread_everywhere,
+                done=StoredArrays(self.folder / self.name / "bpd", self._bpd_origin()),
                 progress=advance,
             )
         return {
@@ -260,6 +278,13 @@ class Job:
 
     def _plan(self) -> assembly.Plan:
         return sampling_job.plan(self.trained, self.overrides)
+
+    def _samples_at_once(self, plan: assembly.Plan) -> int:
+        """Images that a process makes at once; in norm mode "batch" that all make."""
+        if self.options["batch_size"]:
+            return self.options["batch_size"]
+        size = min(self.settings.batch_size, self.settings.num_samples)
+        return size if _is_together(plan) else _share(size)
 
     def _judge(self) -> tuple[Extractor, Reference | None, list[str]]:
         """The extractor, the reference if it is a file, and the figures wanted."""
@@ -311,9 +336,9 @@ class Job:
             against = reference or training_reference(
                 self.trained.config, extractor, self.folder, metrics, batch_size=self.settings.batch_size
             )
-            size = self.options["batch_size"] or min(self.settings.batch_size, count)
-            words = {**self.options, "batch_size": size, "seeds": f"0-{count - 1}"}
+            words = {**self.options, "batch_size": self._samples_at_once(plan), "seeds": f"0-{count - 1}"}
             made = sampling_job.make(self.trained, plan, range(count), self.folder / self.name / "samples", words)
+            parallel.wait_for_all("samples made")
             samples = image_sets.select(image_sets.open_images(made.folder), range(count))
             rows = count if against.features is None else len(against.features)
             figures = evaluation.evaluate(
@@ -322,7 +347,7 @@ class Job:
                 extractor,
                 metrics=metrics,
                 allow_fewer=True,  # asked in _judge
-                batch_size=min(self.settings.batch_size, 512),
+                batch_size=_share(min(self.settings.batch_size, BLOCK)),
                 folder=self.folder / "unfinished",
                 subset_size=min(_KID_SUBSET, count, rows),
             )
@@ -341,13 +366,13 @@ def training_reference(
       extractor: of the features.
       folder: gets reference.npz.
       metrics: of which kid, pr and dc need the features themselves.
-      batch_size: images at once.
+      batch_size: images at once, in all processes together.
 
     Raises:
       PdsError: the file there is of other features or images.
     """
     path, source = folder / "reference.npz", datasets.get_source(config, "train")
-    if path.exists():
+    if parallel.of_first(path.exists):
         stored = load_reference(path)
         stored.check(extractor, source.shape)
         return stored
@@ -355,11 +380,21 @@ def training_reference(
         SourceImages(source, source.size or _ENDLESS),
         extractor,
         keep_features=bool({"kid", "pr", "dc"} & set(metrics)),
-        batch_size=min(batch_size, 512),
+        batch_size=_share(min(batch_size, BLOCK)),
         folder=folder / "unfinished",
     )
-    save_reference(path, made)
+    parallel.of_first(lambda: save_reference(path, made))
     return made
+
+
+def _share(size: int) -> int:
+    """How many of the images of all processes are one's own."""
+    return -(-size // parallel.process_share()[1])
+
+
+def _is_together(plan: assembly.Plan) -> bool:
+    """Whether all processes make every batch together."""
+    return plan.config.sampling.get("norm", "sample") == "batch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,36 +443,31 @@ class SourceImages:
         return dataclasses.replace(self, positions=[self.seeds[position] for position in positions])
 
 
-class StoredArrays(MutableMapping[str, np.ndarray]):
-    """Arrays by name in a folder; those of another origin, or damaged, are not there."""
+class StoredArrays(collections.UserDict[str, np.ndarray]):
+    """Float64 arrays by name, kept in a folder; those of another origin, or damaged, are not there.
+
+    All processes hold what the first one found; it alone writes.
+    """
 
     def __init__(self, folder: pathlib.Path, origin: str):
         """Use a folder; ``origin`` is all that decides the arrays besides their name."""
+        super().__init__()
         self.folder, self.origin = folder, origin
+        found = parallel.of_first(lambda: {path.stem: self._read(path) for path in sorted(folder.glob("*.npz"))})
+        self.data = {name: np.asarray(rows, np.float64) for name, rows in found.items() if rows is not None}
 
-    def _path(self, name: str) -> pathlib.Path:
-        return self.folder / f"{name}.npz"
-
-    def __getitem__(self, name: str) -> np.ndarray:
+    def _read(self, path: pathlib.Path) -> list[Any] | None:
         try:
-            stored = read_npz(self._path(name)) if self._path(name).exists() else {}
+            stored = read_npz(path)
         except PdsError:
-            stored = {}
-        if str(stored.get("origin")) != self.origin:
-            raise KeyError(name)
-        return stored["array"]
+            return None
+        return stored["array"].tolist() if str(stored.get("origin")) == self.origin else None
 
     def __setitem__(self, name: str, array: np.ndarray) -> None:
-        files.atomic_write(self._path(name), lambda file: np.savez(file, array=array, origin=self.origin))
-
-    def __delitem__(self, name: str) -> None:
-        self._path(name).unlink()
-
-    def __iter__(self) -> Iterator[str]:
-        return (path.stem for path in sorted(self.folder.glob("*.npz")))
-
-    def __len__(self) -> int:
-        return len(list(iter(self)))
+        self.data[name] = array
+        if parallel.is_first_process():
+            path = self.folder / f"{name}.npz"
+            files.atomic_write(path, lambda file: np.savez(file, array=array, origin=self.origin))
 
 
 _COLUMNS = {
@@ -484,8 +514,22 @@ def _write(folder: pathlib.Path, trained: assembly.Trained, rows: Sequence[Mappi
 def _bar(label: str, total: int) -> Iterator[Callable[[int], Any]]:
     from tqdm import tqdm
 
-    with tqdm(total=total, desc=label, unit="image", leave=False, mininterval=0.5) as shown:
+    silent = not parallel.is_first_process()
+    with tqdm(total=total, desc=label, unit="image", leave=False, mininterval=0.5, disable=silent) as shown:
         yield shown.update
+
+
+def _stored_result(path: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result in a file, None where there is none."""
+    if not path.exists():
+        return None
+    stored = files.read_json(path)
+    if stored.get("identity") != identity:
+        raise PdsError(
+            f"{path} is the result of another setting ({_difference(stored.get('identity'), identity)}); "
+            "choose another --eval_folder or delete it"
+        )
+    return stored["result"]
 
 
 def _difference(old: Any, new: Mapping[str, Any]) -> str:

@@ -125,7 +125,7 @@ class Trainer:
         )
         old_handler = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
         log = Log(self.workdir, int(self.state.step), training.n_iters)
-        state = parallel.replicate(self.state)
+        state = parallel.place_state(self.state)
         step = int(self.state.step)
         try:
             while step < training.n_iters and not parallel.any_process(self._stop):

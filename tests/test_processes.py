@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from pds_jax import checkpoints, files, images
+from configs import digits
+from pds_jax import checkpoints, datasets, evaluation_job, files, images, statistics
+from pds_jax.models import init_model
+from pds_jax.train_state import create_train_state, get_optimizer
 
 HERE = pathlib.Path(__file__).parent
 SEVERAL = str(HERE / "several.py")
@@ -52,7 +56,7 @@ def alone_and_together(job, tmp_path):
 
 
 def test_two_processes_gather_add_and_sample_as_one(tmp_path):
-    """Statistics, the moments that FID is made of, and norm mode "batch"."""
+    """Statistics, the moments that FID is made of, features, decisions, and norm mode "batch"."""
     alone, together = alone_and_together("share", tmp_path)
     expected = np.load(alone / "share0.npz")
     for index in range(2):
@@ -95,6 +99,71 @@ def test_processes_and_shards_fill_one_folder_like_one_process(tmp_path):
         for seed in range(11):
             one, other = (images.seed_path(tmp_path / run / "samples", seed) for run in ("one", name))
             assert one.read_bytes() == other.read_bytes()
+
+
+def small_training(workdir):
+    """A training of the digits with one snapshot, of random weights."""
+    config = digits.get_config("nf=8,ch_mult=1:1")
+    config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=4, num_samples=10, enable_loss=True, enable_bpd=True)
+    config.eval.update(bpd_dataset="train", enable_sampling=True)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_model(jax.random.key(0), config))
+    params = jax.tree.map(lambda leaf: (0.05 * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    states = checkpoints.TrainingFolder(workdir / "checkpoints")
+    states.save(8, create_train_state(params, get_optimizer(config)))
+    states.close()
+    files.write_json(workdir / "config.json", evaluation_job.plain(config.to_dict()))
+    statistics.compute_statistics([datasets.digits("train")[0]]).save(workdir / "statistics.npz")
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path):
+    """One process with two devices, two with one; then two that go on with half of it, and two that are refused.
+
+    Each device has batches of the same shape, so images are equal byte for byte and features to the bit; 1e-6 and 1e-5
+    are room for another order of sums.
+    """
+    small_training(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    words = ["--mode=eval", "--speed_up=200", "--predictor=sde_dpmpp_2m", "--corrector=none", "--grid=edm"]
+    words += ["--eval_images=6", f"--cache_dir={tmp_path / 'cache'}"]
+    command = [sys.executable, "-m", "pds_jax.main", *words]
+
+    def both(*more):
+        shared = [*command, f"--workdir={tmp_path / 'two'}", f"--coordinator={address()}", "--num_processes=2", *more]
+        return [[*shared, f"--process_id={index}"] for index in range(2)]
+
+    def rows(name):
+        return files.read_json(tmp_path / name / "eval" / "results.json")["rows"][0]
+
+    run([[*command, f"--workdir={tmp_path / 'one'}"]], devices=2)
+    run(both())
+    expected, found = rows("one"), rows("two")
+    limits = {"fid": 1e-6, "kid": 1e-6, "is": 1e-6}
+    for name, value in expected.items():
+        same = pytest.approx(value, rel=limits.get(name, 1e-5)) if isinstance(value, float) else value
+        assert found[name] == same, name
+    one, two = (tmp_path / name / "eval" / "ckpt_1" for name in ("one", "two"))
+    for seed in range(10):
+        here, there = (images.seed_path(folder / "samples", seed) for folder in (one, two))
+        assert here.read_bytes() == there.read_bytes()
+    assert {path.name for path in (two / "samples" / "parts").iterdir()} == {"0-of-2.json", "1-of-2.json"}
+    reference = (two.parent / "reference.npz").stat().st_mtime_ns
+
+    for name in ("bpd.json", "figures.json", "bpd/0-4.npz"):
+        (two / name).unlink()
+    images.seed_path(two / "samples", 3).unlink()
+    run(both())
+    assert rows("two") == found
+    assert (two.parent / "reference.npz").stat().st_mtime_ns == reference
+
+    refused = [
+        subprocess.Popen(each, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for each in both("--metrics=fid")
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in refused]
+    assert all(process.returncode not in (0, None) for process in refused)
+    assert "figures.json is the result of another setting" in outputs[0]
 
 
 @pytest.mark.slow

@@ -57,6 +57,16 @@ def test_training_leaves_what_it_promises(whole):
     assert checkpoints.TrainingFolder(whole / "checkpoints", create=False).steps() == [8, 12]
 
 
+def test_the_step_is_traced_once(tmp_path):
+    """A program that took its first state from the host would be made again for the state that it gives."""
+    trainer = training.Trainer(tiny.get_config(), str(tmp_path))
+    loss_fn, traces = trainer.loss_fn, []
+    trainer.loss_fn = lambda *arguments: traces.append(1) or loss_fn(*arguments)
+    trainer.config.training.n_jitted_steps = 1
+    trainer.run()
+    assert len(traces) == 1
+
+
 def test_an_interrupted_training_ends_with_the_same_bits(whole, tmp_path):
     config = tiny.get_config()
     config.training.n_iters = 8

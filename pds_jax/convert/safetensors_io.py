@@ -37,29 +37,26 @@ def leaves(path: str | os.PathLike[str]) -> dict[str, Leaf]:
     from safetensors import safe_open
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            expected = (file.metadata() or {}).get(_CHECKSUM)
-            if expected is not None and expected != _checksum(sorted(file.keys()), file.get_tensor):
-                raise ConversionError("its checksum is wrong, a bit of it has changed; get it again")
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
-            return {
-                name: Leaf(
-                    tuple(part.get_shape()),
-                    _DTYPES.get(part.get_dtype(), part.get_dtype()),
-                    functools.partial(_read, path, name),
-                )
-                for name, part in slices.items()
-            }
+        file = safe_open(path, framework="numpy")  # open for as long as a leaf is held: a thousand openings take long
+        expected = (file.metadata() or {}).get(_CHECKSUM)
+        if expected is not None and expected != _checksum(sorted(file.keys()), file.get_tensor):
+            raise ConversionError("its checksum is wrong, a bit of it has changed; get it again")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        return {
+            name: Leaf(
+                tuple(part.get_shape()),
+                _DTYPES.get(part.get_dtype(), part.get_dtype()),
+                functools.partial(_read, file, path, name),
+            )
+            for name, part in slices.items()
+        }
     except Exception as error:  # SafetensorError and OSError, which share no narrower base
         raise ConversionError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _read(path: str | os.PathLike[str], name: str) -> np.ndarray:
-    from safetensors import safe_open
-
+def _read(file: Any, path: str | os.PathLike[str], name: str) -> np.ndarray:
     try:
-        with safe_open(path, framework="numpy") as file:
-            return file.get_tensor(name)
+        return file.get_tensor(name)
     except Exception as error:  # SafetensorError and OSError, which share no narrower base
         raise ConversionError(f"{path}: cannot read {name!r}: {error}") from error
 

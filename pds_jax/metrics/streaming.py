@@ -2,8 +2,8 @@
 
 Images are taken in blocks of fixed size, so the sums do not depend on the batch size. With a folder, a pass that was
 killed or met a broken file goes on where it stopped: the sums so far are kept, or, where features themselves are wanted
-(KID, precision and recall), every image's features under the hash of its content. Several processes deal the blocks of
-the sums among themselves and add what they found.
+(KID, precision and recall), every image's features under the hash of its content. Several processes deal the blocks
+among themselves and put together what they found.
 """
 
 from __future__ import annotations
@@ -229,17 +229,39 @@ def _extract_keeping(
     run: _Pass, names: tuple[str, ...], keep: Sequence[str], folder: str | os.PathLike[str] | None
 ) -> Extracted:
     cache = FeatureCache(folder, run.extractor, names) if folder is not None else None
-    digest, parts = hashlib.sha256(), []
+    digest, here = hashlib.sha256(), {}
+    index, count = parallel.process_share()
     for block in run.blocks():
         keys = run.images.keys(block)
         for key in keys:
             digest.update(key)
-        parts.append(cache.through(keys, block, run.outputs) if cache else run.outputs(block, names))
+        number = block.start // BLOCK
+        if number % count == index:
+            here[number] = cache.through(keys, block, run.outputs) if cache else run.outputs(block, names)
+    parts = _rows_of_all_processes(here, names, len(run.images))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in names}
     moments = FeatureMoments.empty(whole["features"].shape[1])
     for part in parts:
         moments.add(part["features"])
     return Extracted(moments, digest.hexdigest(), {name: whole[name] for name in keep})
+
+
+def _rows_of_all_processes(
+    here: dict[int, dict[str, np.ndarray]], names: tuple[str, ...], total: int
+) -> list[dict[str, np.ndarray]]:
+    """The outputs of every block in order, given those of this process by the block's number; one round at a time."""
+    index, count = parallel.process_share()
+    known = next(iter(here.values()), {})
+    widths = np.max(parallel.gather(np.array([known[name].shape[1] if known else 0 for name in names])), axis=0)
+    parts = []
+    for first in range(0, -(-total // BLOCK), count):
+        mine = {name: np.zeros((BLOCK, width), np.float32) for name, width in zip(names, widths, strict=True)}
+        for name, rows in here.get(first + index, {}).items():
+            mine[name][: len(rows)] = rows
+        for number, found in enumerate(parallel.gather(mine), first):
+            if number * BLOCK < total:
+                parts.append({name: found[name][: total - number * BLOCK] for name in names})
+    return parts
 
 
 class FeatureCache:
