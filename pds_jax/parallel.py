@@ -378,8 +378,9 @@ class _Placed:
         if finish is None:
             return self.gather(images)
         outputs = _finish_program(finish, self.count, self.everywhere)(images)
-        if self.everywhere:  # all processes exchange their parts, now, in the order of their programs
-            return Later(functools.partial(_itself, jax.tree.map(self.gather, outputs)))
+        if self.everywhere:  # processes exchange their parts now, in the order of their programs
+            fetched = jax.tree.map(self.gather, outputs)
+            return Later(lambda: fetched)
         return Later(lambda: jax.tree.map(self.gather, outputs))
 
 
@@ -395,10 +396,6 @@ class Later:
     """
 
     fetch: Callable[[], Any]
-
-
-def _itself(value: Any) -> Any:
-    return value
 
 
 @functools.lru_cache(maxsize=8)
