@@ -209,7 +209,7 @@ def digest_of(params: Params) -> str:
     for name, value in sorted(flatten(params).items()):
         array = np.ascontiguousarray(value, "<f4")
         digest.update(f"{name}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8))
+        digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -67,7 +67,7 @@ def _checksum(names: Iterable[str], read: Callable[[str], np.ndarray]) -> str:
     for name in names:
         value = read(name)
         digest.update(f"{name} {value.shape} {value.dtype.name} ".encode())
-        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
