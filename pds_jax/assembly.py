@@ -445,9 +445,11 @@ class _Batches:
         """Compile ahead of the clock, and say what the run will cost."""
         start = time.perf_counter()
         parallel.warm_up(self.plan.sampler, keys, score_fn, condition)
-        self.compile_seconds += time.perf_counter() - start
+        compiling = time.perf_counter() - start
+        self.compile_seconds += compiling
         if self.tell is not None:
-            self.tell(self.size, count, parallel.cost(self.plan.sampler, keys, score_fn, condition))
+            cost = parallel.cost(self.plan.sampler, keys, score_fn, condition)
+            self.tell(self.size, count, dataclasses.replace(cost, compile_seconds=compiling))
         self.aside_seconds += time.perf_counter() - start
         self._warm = self.size
         bar.total = bar.n + max(self.plan.N, 1) * count

@@ -580,10 +580,12 @@ class Cost:
       step_seconds: of one step, measured; None for an adaptive solver.
       device_bytes: memory of one device for weights, state and temporaries, by the compiler's account; None where it
         gives none.
+      compile_seconds: of compiling what the batch runs, or of reading it from the cache.
     """
 
     step_seconds: float | None
     device_bytes: int | None
+    compile_seconds: float = 0.0
 
 
 def cost(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> Cost:

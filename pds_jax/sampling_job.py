@@ -190,7 +190,8 @@ def _nothing(seeds: Sequence[int], batch: Any) -> None:
 
 
 def _tell_cost(steps: int, size: int, batches: int, cost: parallel.Cost) -> None:
-    words = [f"{batches} batches of {size} images"]
+    words = [f"compiled, or read from the cache, in {cost.compile_seconds:.3g} s"]
+    words.append(f"{batches} batches of {size} images")
     if cost.device_bytes is not None:
         words.append(f"about {cost.device_bytes / 2**20:.0f} MiB on each device")
     if cost.step_seconds is not None:

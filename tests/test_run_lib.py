@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -228,6 +229,12 @@ def test_bfloat16_is_what_the_network_computes_in(model, tmp_path, capsys):
     one, other = (images.load_png(images.seed_path(folder, 0)).astype(int) for folder in (exact, rounded))
     assert 0 < np.abs(one - other).mean() < 10
     assert files.read_json(exact / "manifest.json")["identity"]["weights_sha256"] == found["identity"]["weights_sha256"]
+
+
+def test_a_run_says_beforehand_what_it_will_cost(model, tmp_path, capsys):
+    sample(model, tmp_path, seeds="0-4", batch_size=2)
+    cost = r"compiled.* in [\d.]+ s; 3 batches of 2 images; about \d+ MiB on each device; "
+    assert re.search(cost + r"[\d.e-]+ s a step, about [\d.e-]+ s in all", capsys.readouterr().out)
 
 
 @pytest.fixture
