@@ -13,6 +13,7 @@ import functools
 import json
 import math
 import os
+import platform
 import sys
 import time
 import traceback
@@ -209,6 +210,15 @@ def _gather_json(value: Any) -> list[Any]:
 def devices() -> list[str]:
     """Names of this process's devices, for manifests."""
     return [f"{device.platform}:{device.device_kind}" for device in jax.local_devices()]
+
+
+def hardware() -> dict[str, str]:
+    """What this runs on, for tables: devices, architecture, versions; not the machine's name."""
+    device = jax.local_devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind = f"{cores} CPU cores" if device.platform == "cpu" else f"{jax.local_device_count()} {device.device_kind}"
+    versions = {"jax": jax.__version__, "python": platform.python_version()}
+    return {"devices": kind, "architecture": platform.machine(), **versions}
 
 
 # --- placing trees and batches ---------------------------------------------------------------------------------

@@ -32,13 +32,12 @@ import json
 import math
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -53,6 +52,7 @@ from pds_jax.models import create_model, init_model
 from pds_jax.models.utils import choice
 from pds_jax.ops import batch_mul
 from pds_jax.score_fn import get_score_fn
+from pds_jax.timing import Timer, clock, in_turns
 from pds_jax.types import PdsError
 
 # precision -> (that of matrix products, the network's dtype), in the order in which time is spent on them.
@@ -93,33 +93,10 @@ _OUT = flags.DEFINE_string("out", "docs/benchmarks", "Folder for the results; ''
 _CACHE = flags.DEFINE_string("cache_dir", None, "Compilation cache; default: the user's.")
 _TORCH_JOB = flags.DEFINE_string("torch_job", None, "The process of PyTorch; used by the program itself.")
 
-Timer = Callable[[], float]
 Rows = tuple[list[dict[str, Any]], dict[str, str]]  # what was measured; what was not, and why
 
 
 # --- timing and arithmetic -------------------------------------------------------------------------------------
-
-
-def clock(run: Callable[[], Any], calls: int = 1) -> Timer:
-    """A timer of seconds a call; it waits for the last call only, so that the device never waits for the host."""
-
-    def timer() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready([run() for _ in range(calls)])
-        return (time.perf_counter() - start) / calls
-
-    return timer
-
-
-def in_turns(timers: Mapping[str, Timer], turns: int, until: float = math.inf) -> dict[str, np.ndarray]:
-    """Seconds of every timer in every turn, reversed every other turn; after a time no turn but the first begins."""
-    rows: dict[str, list[float]] = {name: [] for name in timers}
-    for turn in range(turns):
-        if turn and time.monotonic() > until:
-            break
-        for name in list(timers)[:: 1 if turn % 2 == 0 else -1]:
-            rows[name].append(timers[name]())
-    return {name: np.array(seconds) for name, seconds in rows.items()}
 
 
 def halving(attempt: Callable[[int], Any], batch: int) -> Any:
@@ -267,12 +244,8 @@ def measure_network(net: str, precisions: list[str], turns: int, until: float) -
 
 def skip_configuration(quick: bool) -> Any:
     """The NCSN++ that diffusers has too (input and output skips), of CIFAR-10's size."""
-    config = church_ncsnpp_continuous.get_config()
-    config.data.image_size = 32
-    config.model.update(nf=128, ch_mult=(1, 2, 2, 2), num_res_blocks=4, attn_resolutions=(16,))
-    if quick:
-        config.model.update(ch_mult=(1, 1), num_res_blocks=1)
-    return config
+    size = "ch_mult=1:1,num_res_blocks=1" if quick else "ch_mult=1:2:2:2,num_res_blocks=4"
+    return church_ncsnpp_continuous.get_config(f"image_size=32,nf=128,attn_resolutions=16,{size}")
 
 
 def torch_form(unet: Any, x: Any, sigma: Any, layout: str, kind: str) -> Callable[[], Any]:
@@ -417,21 +390,12 @@ def measure_diffusers(precisions: list[str], turns: int, quick: bool, until: flo
 # --- all of it -------------------------------------------------------------------------------------------------
 
 
-def hardware() -> dict[str, Any]:
-    """What this runs on, without the machine's name."""
-    device = jax.local_devices()[0]
-    cores = len(os.sched_getaffinity(0))
-    kind = f"{cores} CPU cores" if device.platform == "cpu" else f"{jax.local_device_count()} {device.device_kind}"
-    versions = {"jax": jax.__version__, "python": platform.python_version()}
-    return {"devices": kind, "architecture": platform.machine(), **versions}
-
-
 def everything(start: float) -> dict[str, Any]:
     """All that was asked for; PyTorch first, while memory is free. Networks share the time evenly."""
     quick, nets = _QUICK.value, ["tiny"] if _QUICK.value else _NETWORKS.value
     turns, end = 2 if quick else _TURNS.value, start + 60 * _MINUTES.value
     precisions = [p for p in PRECISIONS if p == "float32" or p in _PRECISIONS.value]
-    found: dict[str, Any] = {"hardware": hardware(), "quick": quick, "turns": turns}
+    found: dict[str, Any] = {"hardware": parallel.hardware(), "quick": quick, "turns": turns}
     found |= {"networks": [], "diffusers": [], "left_out": {}}
     for what, names, known in (("--networks", nets, NETWORKS), ("--precisions", _PRECISIONS.value, PRECISIONS)):
         for name in names:

@@ -48,17 +48,6 @@ FOUND = {
 }
 
 
-def test_turns_alternate_and_keep_every_reading(benchmark):
-    order = []
-
-    def timer(name):
-        return lambda: order.append(name) or len(order)
-
-    rows = benchmark.in_turns({"a": timer("a"), "b": timer("b")}, 3)
-    assert "".join(order) == "abbaab"
-    np.testing.assert_array_equal(rows["a"], [1, 4, 5])
-
-
 def test_the_last_line_has_every_key_and_the_table_every_figure(benchmark, tmp_path):
     last = benchmark.summary(FOUND)
     assert last["pds_over_plain"] == {"photos": 1.02, "1024": 1.001}

@@ -106,18 +106,6 @@ def test_halving_ends_at_one_image_and_hides_no_other_error(script):
     assert tried == [4, 2, 1, 4]
 
 
-def test_turns_alternate_and_end_with_the_time(script):
-    order = []
-
-    def timer(name):
-        return lambda: order.append(name) or len(order)
-
-    timers = {"a": timer("a"), "b": timer("b")}
-    np.testing.assert_array_equal(script.in_turns(timers, 3)["a"], [1, 4, 5])
-    assert "".join(order) == "abbaab"
-    assert script.in_turns(timers, 3, until=-math.inf) == {"a": [7], "b": [8]}
-
-
 # --- precisions ------------------------------------------------------------------------------------------------
 
 

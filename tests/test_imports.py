@@ -18,6 +18,7 @@ LEVELS = {
     "cache": 0.6,
     "flags": 0.5,
     "alpha": 0.5,
+    "timing": 0.5,
     "sde_lib": 1,
     "statistics": 1,
     "preconditioner": 1,
