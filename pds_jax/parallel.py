@@ -239,8 +239,17 @@ def replicate(tree: Any, count: int | None = None) -> Any:
 
 
 def unreplicate(tree: Any) -> Any:
-    """The first device's copy of a replicated tree."""
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+    """The first local device's copy of a tree with a leading axis of devices, on the host.
+
+    Read from that device alone. Indexing would be a program of all devices, and one of those must not run beside
+    another, such as the next step of a training: on CPUs they may wait for each other for ever.
+    """
+
+    def first(leaf: Any) -> np.ndarray:
+        here = leaf.addressable_shards[0].data if isinstance(leaf, jax.Array) else leaf
+        return np.asarray(here)[0]
+
+    return jax.tree.map(first, tree)
 
 
 def check_divides(batch_size: int, what: str) -> int:

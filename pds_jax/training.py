@@ -275,7 +275,7 @@ class Log:
 
     def _take(self) -> None:
         first, values = self._pending.pop(0)
-        host = np.asarray(values[0], np.float64)
+        host = np.asarray(parallel.unreplicate(values), np.float64)
         bad = np.flatnonzero(~np.isfinite(host))
         if bad.size:
             raise FloatingPointError(

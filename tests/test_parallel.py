@@ -270,6 +270,14 @@ def test_replicated_trees_come_back():
     np.testing.assert_array_equal(parallel.unreplicate(copied)["a"], tree["a"])
 
 
+def test_a_tree_comes_back_from_one_device_without_a_program_of_all():
+    placed = jax.pmap(lambda x: 2 * x)(np.ones((4, 3, 17), np.float32))
+    with jax.log_compiles(), CompileCount() as count:
+        found = parallel.unreplicate({"a": placed})["a"]
+    assert not count.names and isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, np.full((3, 17), 2))
+
+
 @pytest.mark.parametrize(
     "environment, arguments",
     [
