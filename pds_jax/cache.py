@@ -69,7 +69,7 @@ def remembered(kind: str, key: str, compute: Callable[[], Any], valid: Callable[
       The value.
     """
     folder = getattr(jax.config, "jax_compilation_cache_dir", None)
-    if not folder:
+    if not folder or "://" in folder:  # JAX's own cache may lie in a bucket
         return compute()
     path = pathlib.Path(folder) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()}.json"
     with contextlib.suppress(PdsError):

@@ -84,7 +84,11 @@ def test_a_damaged_file_is_not_believed_but_mended(folder, text):
     assert cache.remembered("n", "a", lambda: 3, is_number) == 2
 
 
-def test_no_folder_and_one_that_cannot_be_written_only_cost_time(folder):
+def test_no_folder_and_one_that_cannot_be_written_only_cost_time(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
+    assert [cache.remembered("n", "a", lambda n=n: n, is_number) for n in (1, 2)] == [1, 2]
+    assert not list(folder.iterdir())
     jax.config.update("jax_compilation_cache_dir", str(folder / "file" / "below"))
     (folder / "file").write_text("")
     assert [cache.remembered("n", "a", lambda n=n: n, is_number) for n in (1, 2)] == [1, 2]
