@@ -1,32 +1,21 @@
 """The benchmark's arithmetic and tables, on made-up seconds; the measuring itself is a run of minutes."""
 
-import importlib.util
 import json
 import pathlib
 import subprocess
 import sys
 import types
 
+import load_script
 import numpy as np
 import pytest
-from absl import flags
 
 PATH = pathlib.Path(__file__).parent.parent / "scripts" / "benchmark.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    others = {name: flags.FLAGS[name] for name in flags.FLAGS}  # of scripts that other tests have loaded
-    for flag in others.values():
-        flag.allow_override = True
-    spec = importlib.util.spec_from_file_location("benchmark_script", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    for name in set(flags.FLAGS) - set(others):
-        delattr(flags.FLAGS, name)
-    for name, flag in others.items():
-        flags.FLAGS[name] = flag
-    return module
+    return load_script.load("benchmark")
 
 
 FOUND = {

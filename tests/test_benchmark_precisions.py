@@ -11,9 +11,9 @@ import types
 
 import jax
 import jax.numpy as jnp
+import load_script
 import numpy as np
 import pytest
-from absl import flags
 
 from pds_jax import parallel, run_lib
 from pds_jax.sampling_job import dtype_of
@@ -24,19 +24,7 @@ PATH = pathlib.Path(__file__).parent.parent / "scripts" / "benchmark_precisions.
 
 @pytest.fixture(scope="module")
 def script():
-    others = {name: flags.FLAGS[name] for name in flags.FLAGS}  # of scripts that other tests have loaded
-    for flag in others.values():
-        flag.allow_override = True
-    spec = importlib.util.spec_from_file_location("benchmark_precisions_script", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses looks for it there
-    spec.loader.exec_module(module)
-    for name in set(flags.FLAGS) - set(others):
-        delattr(flags.FLAGS, name)
-    for name, flag in others.items():
-        flags.FLAGS[name] = flag
-    yield module
-    del sys.modules[spec.name]
+    return load_script.load("benchmark_precisions")
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------

@@ -34,6 +34,17 @@ def test_a_clock_is_warmed_up_and_gives_seconds_a_call(monkeypatch):
     assert timer() == pytest.approx(3.0) and len(calls) == 5
 
 
+@pytest.mark.parametrize("backend, waits", [("cpu", 5), ("gpu", 1)])
+def test_calls_do_not_run_side_by_side(monkeypatch, backend, waits):
+    """A CPU runs what does not depend on each other at once; a GPU one after the other, and is not to wait for us."""
+    waited = []
+    timer = timing.clock(lambda: np.zeros(1), calls=4)
+    monkeypatch.setattr(timing.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(timing.jax, "block_until_ready", waited.append)
+    timer()
+    assert len(waited) == waits
+
+
 def test_the_hardware_is_named_without_the_machine():
     found = parallel.hardware()
     assert set(found) == {"devices", "architecture", "jax", "python"} and found["devices"].endswith("CPU cores")
