@@ -19,10 +19,11 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from pds_jax import checkpoints, datasets, parallel, preconditioner, sampling, sde_lib
+from pds_jax import checkpoints, parallel, preconditioner, sampling, sde_lib
 from pds_jax import statistics as statistics_lib
 from pds_jax.alpha import alpha_auto, choose
-from pds_jax.images import to_uint8_on_device
+from pds_jax.data import datasets
+from pds_jax.io.images import to_uint8_on_device
 from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import TRAITS, get_predictor

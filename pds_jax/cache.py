@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jaxlib
 
-from pds_jax import files
+from pds_jax.io import files
 from pds_jax.types import PdsError
 
 _SCHEDULER = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"

@@ -19,10 +19,11 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from pds_jax import convert, files
+from pds_jax import convert
 from pds_jax import statistics as statistics_lib
 from pds_jax.convert import safetensors_io
 from pds_jax.convert.tree import check_params, flatten, nest
+from pds_jax.io import files
 from pds_jax.types import PdsError
 
 if TYPE_CHECKING:  # who only samples need not wait for optax

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 
 from pds_jax import sampling, statistics
 from pds_jax.correctors import NORMS
-from pds_jax.files import Stopped
+from pds_jax.io.files import Stopped
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
 if TYPE_CHECKING:  # sampling need not wait for optax

@@ -25,7 +25,7 @@ import numpy as np
 
 from pds_jax import ops
 from pds_jax.alpha import alpha_auto
-from pds_jax.npy import read_npy
+from pds_jax.io.npy import read_npy
 from pds_jax.types import Array, PdsError
 
 __all__ = [

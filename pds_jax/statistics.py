@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax import ops
-from pds_jax.files import atomic_write
-from pds_jax.npy import read_npz
+from pds_jax.io.files import atomic_write
+from pds_jax.io.npy import read_npz
 from pds_jax.types import Array, PdsError
 from pds_jax.version import __version__
 

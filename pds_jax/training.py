@@ -11,9 +11,11 @@ import jax
 import numpy as np
 from absl import logging
 
-from pds_jax import checkpoints, datasets, files, images, losses, manifest, parallel, sampling, sde_lib
+from pds_jax import checkpoints, losses, parallel, sampling, sde_lib
 from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
+from pds_jax.data import datasets
+from pds_jax.io import files, images, manifest
 from pds_jax.models import create_model, init_model
 from pds_jax.train_state import TrainState, create_train_state, get_optimizer
 from pds_jax.types import PdsError

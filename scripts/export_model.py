@@ -14,7 +14,8 @@ import sys
 
 import numpy as np
 
-from pds_jax import checkpoints, figures
+from pds_jax import checkpoints
+from pds_jax.bench import figures
 from pds_jax.convert.tree import flatten
 from pds_jax.types import PdsError
 

@@ -16,8 +16,10 @@ from typing import Any
 
 from absl import app, flags
 
-from pds_jax import assembly, figures, files, quality
+from pds_jax import assembly
+from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
+from pds_jax.io import files
 from pds_jax.types import PdsError
 
 _MODEL = flags.DEFINE_enum("model", "all", ["photos", "digits", "all"], "Which shipped model.")

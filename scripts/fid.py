@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from pds_jax import parallel
 from pds_jax.cache import use_compilation_cache
-from pds_jax.files import parse_seeds
-from pds_jax.manifest import plain
+from pds_jax.io.files import parse_seeds
+from pds_jax.io.manifest import plain
 from pds_jax.metrics import evaluation, reference
 from pds_jax.metrics.extractors import EXTRACTORS, Extractor, get_extractor
 from pds_jax.metrics.image_sets import DrawnImages, ImageSet, open_images, select

@@ -24,16 +24,18 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from pds_jax import figures, files, lab, sampling
+from pds_jax import sampling
 from pds_jax.alpha import choose
+from pds_jax.bench import figures, lab
 from pds_jax.cache import use_compilation_cache
+from pds_jax.io import files
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.types import PdsError
 
 _QUICK = flags.DEFINE_bool("quick", False, "Few cells, one seed, into runs/lab_quick: under two minutes on two cores.")
 _OUT = flags.DEFINE_string("out", None, "Folder of results; by default runs/lab, or runs/lab_quick.")
 _PROBLEMS = flags.DEFINE_list("problems", None, "Of gaussian, mixture, empirical.")
-_METHODS = flags.DEFINE_list("methods", None, "Samplers; by default all of pds_jax.lab.METHODS.")
+_METHODS = flags.DEFINE_list("methods", None, "Samplers; by default all of pds_jax.bench.lab.METHODS.")
 _NFES = flags.DEFINE_list("nfe", None, "Score evaluations an image.")
 _SAMPLES = flags.DEFINE_integer("samples", None, "Samples a seed.")
 _SEEDS = flags.DEFINE_integer("repeats", None, "Independent sets of samples (seeds).")

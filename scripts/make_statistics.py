@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from pds_jax import statistics
-from pds_jax.image_files import read_images
+from pds_jax.data.image_files import read_images
 from pds_jax.types import PdsError
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder or .zip of image files, or .npy/.npz array (n, H, W, C).")
@@ -35,7 +35,7 @@ def batches() -> Iterable[np.ndarray]:
         raise PdsError("say where the images are: either --images=PATH or --dataset=NAME")
     if _IMAGES.value is not None:
         return read_images(_IMAGES.value, size=_SIZE.value, channels=_CHANNELS.value)
-    from pds_jax import datasets
+    from pds_jax.data import datasets
 
     default = {"digits": (8, 1), "photos": (16, 3)}.get(_DATASET.value, (32, 3))
     data = {"dataset": _DATASET.value, "image_size": _SIZE.value or default[0]}

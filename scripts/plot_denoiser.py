@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax import assembly, datasets, figures
+from pds_jax import assembly
+from pds_jax.bench import figures
 from pds_jax.cache import use_compilation_cache
+from pds_jax.data import datasets
 from pds_jax.spectral import wiener_step
 from pds_jax.types import Array, PdsError
 

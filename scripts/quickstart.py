@@ -9,8 +9,10 @@ import pathlib
 import numpy as np
 from absl import app, flags
 
-from pds_jax import assembly, figures, images, quality
+from pds_jax import assembly
+from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
+from pds_jax.io import images
 
 _MODEL = flags.DEFINE_enum("model", "photos", ["photos", "digits"], "Which shipped model.")
 _NFES = flags.DEFINE_list("nfe", ["20", "40", "80"], "Numbers of network evaluations.")

@@ -30,10 +30,13 @@ import numpy as np
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from pds_jax import assembly, files, parallel, quality, sampling_job
+from pds_jax import assembly, parallel
+from pds_jax.bench import quality
 from pds_jax.cache import use_compilation_cache
-from pds_jax.evaluation_job import training_reference
-from pds_jax.manifest import plain
+from pds_jax.cli import sample as sampling_job
+from pds_jax.cli.evaluate import training_reference
+from pds_jax.io import files
+from pds_jax.io.manifest import plain
 from pds_jax.metrics import evaluation, simple
 from pds_jax.metrics.extractors import Extractor, get_extractor
 from pds_jax.metrics.image_sets import ArrayImages, checked_pixels, open_images, select

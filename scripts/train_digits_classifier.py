@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from pds_jax import checkpoints, datasets
+from pds_jax import checkpoints
+from pds_jax.data import datasets
 from pds_jax.models.digits_classifier import DigitsClassifier
 
 SIGMA_MIN, SIGMA_MAX = 0.01, 4.8

@@ -10,11 +10,12 @@ SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 
 
 def load(name):
-    """The module of scripts/NAME.py; absl's registry of flags is as it was before."""
+    """The module of scripts/NAME.py or scripts/dev/NAME.py; absl's registry of flags is as it was before."""
     others = {flag: flags.FLAGS[flag] for flag in flags.FLAGS}
     for flag in others.values():
         flag.allow_override = True
-    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    path = next(SCRIPTS.rglob(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(f"{name}_script", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look for it there
     spec.loader.exec_module(module)

@@ -10,7 +10,7 @@ import load_script
 import numpy as np
 import pytest
 
-PATH = pathlib.Path(__file__).parent.parent / "scripts" / "benchmark.py"
+PATH = pathlib.Path(__file__).parent.parent / "scripts" / "dev" / "benchmark.py"
 
 
 @pytest.fixture(scope="module")

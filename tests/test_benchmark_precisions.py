@@ -1,4 +1,4 @@
-"""The arithmetic, tables and bookkeeping of scripts/benchmark_precisions.py; a slow test runs all of it."""
+"""The arithmetic, tables and bookkeeping of scripts/dev/benchmark_precisions.py; a slow test runs all of it."""
 
 import importlib.util
 import json
@@ -15,11 +15,12 @@ import load_script
 import numpy as np
 import pytest
 
-from pds_jax import parallel, run_lib
-from pds_jax.sampling_job import dtype_of
+from pds_jax import parallel
+from pds_jax.cli import run_lib
+from pds_jax.cli.sample import dtype_of
 from pds_jax.types import PdsError
 
-PATH = pathlib.Path(__file__).parent.parent / "scripts" / "benchmark_precisions.py"
+PATH = pathlib.Path(__file__).parent.parent / "scripts" / "dev" / "benchmark_precisions.py"
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-from pds_jax import checkpoints, datasets, statistics, train_state
+from pds_jax import checkpoints, statistics, train_state
+from pds_jax.data import datasets
 from pds_jax.models import init_model
 from pds_jax.types import PdsError
 

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from pds_jax import flags, predictors, solvers  # noqa: F401  (solvers enters its predictors)
+from pds_jax import predictors, solvers  # noqa: F401  (solvers enters its predictors)
+from pds_jax.cli import flags
 from pds_jax.correctors import CORRECTORS
 from pds_jax.predictors import PREDICTORS
 
@@ -89,7 +90,7 @@ def test_names_of_flags_and_modules_in_the_text_are_real(page):
     for name in re.findall(r"`--predictor=(\w+)", text):
         assert name in PREDICTORS
     known = {flag.name for flag in flags.table()} | {"no-deps", "config.section.field", "config.sampling.snr", "slow"}
-    for script in (ROOT / "scripts").glob("*.py"):
+    for script in (ROOT / "scripts").rglob("*.py"):
         known |= flags_of(script.relative_to(ROOT))
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     if page.name != "migrate.md":  # whose left columns are other programs'

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from pds_jax import losses, train_state
-from pds_jax.files import read_json
+from pds_jax.io.files import read_json
 from pds_jax.models import create_model
 from pds_jax.score_fn import get_score_fn, wiener_scales
 from pds_jax.sde_lib import VESDE, VPSDE, get_sde, subVPSDE

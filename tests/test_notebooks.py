@@ -78,7 +78,7 @@ def test_the_first_cell_asks_for_what_is_missing_and_keeps_jax(monkeypatch, tmp_
 def executed(path, tmp_path):
     pytest.importorskip("nbclient", reason="needs the extra 'notebooks'")
     pytest.importorskip("ipykernel", reason="needs the extra 'notebooks'")
-    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "scripts" / "run_notebooks.py")
+    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "scripts" / "dev" / "run_notebooks.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     script.execute(path, tmp_path)

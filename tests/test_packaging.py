@@ -6,7 +6,7 @@ import subprocess
 import sys
 import sysconfig
 
-from pds_jax import flags
+from pds_jax.cli import flags
 from pds_jax.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent

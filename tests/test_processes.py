@@ -14,7 +14,10 @@ import numpy as np
 import pytest
 
 from configs import digits
-from pds_jax import checkpoints, datasets, evaluation_job, files, images, statistics
+from pds_jax import checkpoints, statistics
+from pds_jax.cli import evaluate as evaluation_job
+from pds_jax.data import datasets
+from pds_jax.io import files, images
 from pds_jax.models import init_model
 from pds_jax.train_state import create_train_state, get_optimizer
 
@@ -188,5 +191,5 @@ def test_sigterm_in_sampling_keeps_what_is_done_and_exits_0(tmp_path):
 
 @pytest.mark.slow
 def test_what_is_killed_goes_on_as_if_nothing_had_happened(tmp_path):
-    """Two kills of each kind; ``scripts/survive.py --kills=20`` is the long form."""
-    run([[sys.executable, str(HERE.parent / "scripts" / "survive.py"), "--kills=2", f"--workdir={tmp_path}"]])
+    """Two kills of each kind; ``scripts/dev/survive.py --kills=20`` is the long form."""
+    run([[sys.executable, str(HERE.parent / "scripts" / "dev" / "survive.py"), "--kills=2", f"--workdir={tmp_path}"]])

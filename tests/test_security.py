@@ -9,8 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 
-from pds_jax import checkpoints, files, image_files, images, manifest, statistics
-from pds_jax.npy import read_npy
+from pds_jax import checkpoints, statistics
+from pds_jax.data import image_files
+from pds_jax.io import files, images, manifest
+from pds_jax.io.npy import read_npy
 from pds_jax.types import PdsError
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "pds_jax"

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax import files
 from pds_jax.convert import safetensors_io
 from pds_jax.convert.names import diffusers_pairs
 from pds_jax.convert.pickles import Tensor
 from pds_jax.convert.torch_files import opened
 from pds_jax.convert.tree import ConversionError, Leaf, Report, Shape, assemble, check_params, template
+from pds_jax.io import files
 from pds_jax.models.utils import image_size
 
 CLASS = "UNet2DModel"

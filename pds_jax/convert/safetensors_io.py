@@ -12,8 +12,8 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from pds_jax import files
 from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params
+from pds_jax.io import files
 
 MODEL = "model.safetensors"
 CONFIG = "config.json"

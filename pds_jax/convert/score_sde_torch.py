@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax import files
 from pds_jax.convert.names import FROZEN, torch_pairs
 from pds_jax.convert.pickles import Tensor
 from pds_jax.convert.torch_files import opened
 from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params, match, template
+from pds_jax.io import files
 
 PREFIX = "module."
 SIGMAS = "sigmas"

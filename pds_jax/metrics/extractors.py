@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax.images import to_uint8
+from pds_jax.io.images import to_uint8
 from pds_jax.metrics import inception
 from pds_jax.types import PdsError
 
@@ -189,7 +189,7 @@ def patches_extractor() -> Extractor:
     """Coordinates along the first 64 principal components of 4096 training crops of the `photos` data, 16x16 RGB."""
     import jax.numpy as jnp
 
-    from pds_jax import datasets
+    from pds_jax.data import datasets
     from pds_jax.metrics.simple import PatchPCA
 
     source = datasets.PhotoCrops(datasets.read_photographs(), 16, "train")

@@ -23,9 +23,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 from PIL import Image
 
-from pds_jax.image_files import SUFFIXES
-from pds_jax.images import to_uint8
-from pds_jax.npy import read_npy, read_npz
+from pds_jax.data.image_files import SUFFIXES
+from pds_jax.io.images import to_uint8
+from pds_jax.io.npy import read_npy, read_npz
 from pds_jax.types import PdsError
 
 _PLAIN_MODES = {"RGB": 3, "L": 1}

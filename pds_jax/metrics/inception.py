@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax import files
+from pds_jax.io import files
+from pds_jax.io.npy import read_npz
 from pds_jax.metrics.resize import resize_bilinear
-from pds_jax.npy import read_npz
 from pds_jax.types import Array, PdsError
 
 LAYERS = ("64", "192", "768", "2048", "logits_unbiased", "logits")

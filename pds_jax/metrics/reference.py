@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax import files
+from pds_jax.io import files
+from pds_jax.io.npy import read_npz
 from pds_jax.metrics.extractors import Extractor
 from pds_jax.metrics.frechet import FeatureMoments, Gaussian
-from pds_jax.npy import read_npz
 from pds_jax.types import PdsError
 from pds_jax.version import __version__
 

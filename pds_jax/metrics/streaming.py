@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax import files, parallel
+from pds_jax import parallel
+from pds_jax.io import files
+from pds_jax.io.npy import read_npz
 from pds_jax.metrics.extractors import Extractor
 from pds_jax.metrics.frechet import FeatureMoments
 from pds_jax.metrics.image_sets import ImageSet
-from pds_jax.npy import read_npz
 from pds_jax.types import PdsError
 
 BLOCK = 512

@@ -140,8 +140,8 @@ def test_four_devices_give_the_statistics_of_one(name, shape):
 
 
 def test_patches_are_near_to_crops_of_the_same_photographs():
-    from pds_jax import datasets
-    from pds_jax.images import to_uint8
+    from pds_jax.data import datasets
+    from pds_jax.io.images import to_uint8
 
     crops = datasets.PhotoCrops(datasets.read_photographs(), 16, "train")
     near, law = (to_uint8(crops.images(np.arange(start, start + 500))) for start in (0, 5000))

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from pds_jax import checkpoints, evaluation_job, statistics
-from pds_jax.images import save_png
+from pds_jax import checkpoints, statistics
+from pds_jax.cli import evaluate as evaluation_job
+from pds_jax.io.images import save_png
 from pds_jax.metrics.extractors import get_extractor
 from pds_jax.metrics.frechet import frechet_distance_from_features
 from pds_jax.metrics.image_sets import open_images

@@ -1,0 +1,1 @@
+"""Measuring samplers: exact problems, judges, figures, timing."""

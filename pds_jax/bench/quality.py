@@ -1,0 +1,119 @@
+"""Figures of merit that need no download: how near samples of a shipped model are to its data.
+
+digits: Fréchet distance in the features of a small classifier, class histogram, power spectrum.
+photos: Fréchet distance in the principal components of patches, sliced Wasserstein distance, power spectrum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pds_jax.data import datasets
+from pds_jax.metrics import simple
+from pds_jax.types import PdsError
+
+_CROPS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Scores images against reference images.
+
+    Attributes:
+      reference_name: what the distances are measured to.
+      scores: (n, H, W, C) images in [0, 1] -> name -> value; smaller is better.
+      real: n, offset -> as many real images, to measure the floor.
+    """
+
+    reference_name: str
+    scores: Callable[[np.ndarray], dict[str, float]]
+    real: Callable[[int, int], np.ndarray]
+
+    def __call__(self, images: np.ndarray) -> dict[str, float]:
+        """Score images (n, H, W, C), clipped to [0, 1] first, as they would be written."""
+        return self.scores(np.clip(np.asarray(images, np.float32), 0.0, 1.0))
+
+    def floor(self, count: int, repeats: int = 3) -> dict[str, float]:
+        """Mean scores of sets of ``count`` real images: what a perfect sampler would get."""
+        rows = [self(self.real(count, index * count)) for index in range(repeats)]
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def judge_for(name: str) -> Judge:
+    """The judge of a shipped model.
+
+    Args:
+      name: "photos" or "digits".
+
+    Raises:
+      PdsError: another name.
+    """
+    makers = {"photos": _photos, "digits": _digits}
+    if name not in makers:
+        raise PdsError(f"no figures of merit for {name!r}; known: {sorted(makers)}; use scripts/fid.py")
+    return makers[name]()
+
+
+def _photos() -> Judge:
+    photographs = datasets.read_photographs()
+    train = datasets.PhotoCrops(photographs, 16, "train")
+    held_out = datasets.PhotoCrops(photographs, 16, "test").images(np.arange(_CROPS))
+    law = train.images(np.arange(_CROPS))
+
+    def scores(images: np.ndarray) -> dict[str, float]:
+        return {
+            "spectrum_error": simple.spectrum_error(images, law),
+            "frechet": simple.patch_pca_frechet(images, law),
+            "frechet_held_out": simple.patch_pca_frechet(images, held_out),
+            "sliced_wasserstein": simple.sliced_wasserstein(images, law),
+        }
+
+    return Judge(
+        f"{_CROPS} crops of the training regions (held_out: of the right quarters, never trained on)",
+        scores,
+        lambda count, offset: train.images(np.arange(100_000 + offset, 100_000 + offset + count)),
+    )
+
+
+def _digits() -> Judge:
+    from pds_jax.metrics import digits_features
+
+    train, _ = datasets.digits("train")
+    held_out, labels = datasets.digits("test")
+    classifier = digits_features.load()
+    train_features, held_out_features = classifier.features(train), classifier.features(held_out)
+    everything = np.concatenate([train, held_out])
+
+    def scores(images: np.ndarray) -> dict[str, float]:
+        features = classifier.features(images)
+        histogram = np.bincount(classifier.classes(images), minlength=10) / len(images)
+        return {
+            "spectrum_error": simple.spectrum_error(images, everything),
+            "frechet": simple.frechet_of_features(features, train_features),
+            "frechet_held_out": simple.frechet_of_features(features, held_out_features),
+            "class_error": float(0.5 * np.abs(histogram - np.bincount(labels, minlength=10) / len(labels)).sum()),
+        }
+
+    def real(count: int, offset: int) -> np.ndarray:
+        order = np.random.Generator(np.random.PCG64(offset)).permutation(len(everything))
+        return everything[order[:count]]
+
+    return Judge("the 1500 training digits (held_out: the other 297)", scores, real)
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of rows that share their keys; numbers get three significant digits."""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row[name]) for name in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.4g}"
+    return str(value)

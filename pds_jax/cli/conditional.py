@@ -1,0 +1,340 @@
+"""``--mode=inpaint|colorize|super_resolution|deblur|class_conditional``: images of which something is known.
+
+    WORKDIR/MODE/000/000000.png …     results; result k of image i is number i·per_image + k, which is its seed
+    WORKDIR/MODE/comparison.png       one line an image: what was given | results | the original, where it is known
+    WORKDIR/MODE/manifest.json        settings, and what each result was made from
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from pds_jax import assembly, operators
+from pds_jax import controllable_generation as cg
+from pds_jax.cli import sample as sampling_job
+from pds_jax.data import datasets, image_files
+from pds_jax.io import files, images
+from pds_jax.metrics import digits_features, image_sets
+from pds_jax.types import PdsError, ScoreFn
+
+MODES = ("inpaint", "colorize", "super_resolution", "deblur", "class_conditional")
+_SHOWN = 16  # images of the comparison
+_UNKNOWN = 0.5  # gray of unknown pixels in the comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is known of images.
+
+    Attributes:
+      condition: of all images.
+      given: (n, H, W, C) what was given, in [0, 1], to be looked at.
+      original: (n, H, W, C) in [0, 1], or None.
+      identity: what decides the condition, for the manifest.
+    """
+
+    condition: cg.Known
+    given: np.ndarray
+    original: np.ndarray | None
+    identity: dict[str, Any]
+
+
+def run(
+    mode: str,
+    config: ConfigDict | None,
+    workdir: str,
+    overrides: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> pathlib.Path:
+    """Do what ``--mode`` says; goes on where an earlier run with the same settings stopped.
+
+    Args:
+      mode: one of :data:`MODES`.
+      config: configuration, or None where a checkpoint brings its own.
+      workdir: folder of the run.
+      overrides: configuration fields such as "sampling.snr" set by flags.
+      options: the other flags.
+
+    Returns:
+      The folder with the results.
+
+    Raises:
+      PdsError: anything that cannot be done, before long work starts.
+    """
+    place = pathlib.Path(workdir) / (options["eval_folder"] or mode)
+    if mode == "class_conditional":
+        return _classes(config, workdir, place, overrides, options)
+    if not options.get("images"):
+        raise PdsError(f"--mode={mode} needs --images=FOLDER, or a file, .zip, .npz or .npy")
+    trained = sampling_job.load(config, workdir, options)
+    task = _TASKS[mode](_Given(trained, {**options, "mode": mode}))
+    plan = _plan(trained, overrides)
+    per_image, count = _per_image(options), len(task.given)
+    words = {**options, "seeds": f"0-{count * per_image - 1}"}
+    made = sampling_job.make(
+        trained,
+        plan,
+        range(count * per_image),
+        place,
+        words,
+        given=_given(trained, task, per_image, _guidance(options)),
+        identity={"mode": mode, "per_image": per_image, "guidance": _guidance(options), **task.identity},
+        facts={"per_image": per_image},
+    )
+    if made.complete:
+        columns = "given | results | original" if task.original is not None else "given | results"
+        print(f"Comparison ({columns}): {_compare(place, task, per_image)}")
+        if task.original is not None:
+            _tell_errors(place, task, per_image)
+    return place
+
+
+def _plan(trained: assembly.Trained, overrides: Mapping[str, Any]) -> assembly.Plan:
+    plan = sampling_job.plan(trained, overrides)
+    if not hasattr(plan.sampler, "run_chunk"):
+        raise PdsError("sampling.method=ode takes no condition; use predictors and correctors (sampling.method=pc)")
+    return plan
+
+
+def _per_image(options: Mapping[str, Any]) -> int:
+    count = 1 if options.get("per_image") is None else options["per_image"]
+    if count < 1:
+        raise PdsError(f"--per_image={count}: use at least 1")
+    return count
+
+
+def _guidance(options: Mapping[str, Any]) -> float:
+    scale = options.get("guidance")
+    scale = 1.0 if scale is None else scale
+    if not 0 <= scale < np.inf:
+        raise PdsError(f"--guidance={scale}: use 1 (theory), or 0 for none")
+    return scale
+
+
+def _given(trained: assembly.Trained, task: Task, per_image: int, scale: float) -> assembly.Given:
+    """Condition and score of the images that seeds belong to."""
+    centered, stats = trained.config.data.centered, trained.statistics
+    # Without statistics: pixels uniform on the range.
+    power = (4.0 if centered else 1.0) / 12 if stats is None else np.maximum(stats.to_range(centered)[1], 1e-8)
+
+    def given(seeds: Sequence[int]) -> tuple[Any, ScoreFn]:
+        rows = np.asarray(seeds) // per_image
+        condition = jax.tree.map(lambda leaf: leaf[rows], task.condition)
+        if not scale:
+            return condition, trained.score_fn
+        guided = cg.reconstruction_guidance(trained.score_fn, trained.sde, condition, power=power, scale=scale)
+        return condition, guided
+
+    return given
+
+
+# --- what is given ---------------------------------------------------------------------------------------------
+
+
+class _Given:
+    """The user's images, brought to the model's size and range."""
+
+    def __init__(self, trained: assembly.Trained, options: Mapping[str, Any]):
+        self.trained, self.options = trained, options
+        self.shape = trained.shape
+        self.scale = datasets.get_data_scaler(trained.config)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the images are the originals, from which a measurement is to be taken."""
+        return bool(self.options.get("originals"))
+
+    def read(self, size: tuple[int, int] | None = None, channels: Sequence[int] | None = None) -> np.ndarray:
+        """Images (n, H, W, C) in [0, 1].
+
+        Args:
+          size: (H, W) they must have; the model's by default.
+          channels: that they may have; the model's by default.
+        """
+        height, width = size or self.shape[:2]
+        allowed = tuple(channels or self.shape[2:])
+        path = self.options["images"]
+        if path.startswith("test:"):
+            return self._test_images(path.removeprefix("test:"))
+        if self.options.get("resize_images"):
+            parts = image_files.read_images(path, size=height, channels=allowed[-1])
+            return datasets.to_unit_range(np.concatenate(list(parts)))
+        found = image_sets.open_images(path)
+        if found.shape[:2] != (height, width):
+            raise PdsError(
+                f"{path} has images of {found.shape[0]}x{found.shape[1]} pixels (height x width), {self.trained.name} "
+                f"needs {height}x{width} here; crop them, or use --resize_images (central square, then resized)"
+            )
+        if found.shape[2] not in allowed:
+            raise PdsError(
+                f"{path} has images of {found.shape[2]} channels, {self.trained.name} needs "
+                f"{' or '.join(map(str, allowed))} here; convert them, or use --resize_images, which does"
+            )
+        return datasets.to_unit_range(found.images(range(len(found))))
+
+
+    def _test_images(self, count: str) -> np.ndarray:
+        if not (count.isascii() and count.isdigit() and int(count) > 0):
+            raise PdsError(f"--images=test:{count}: write test:COUNT, for example test:8")
+        if self.options.get("mode") in ("super_resolution", "deblur") and not self.whole:
+            raise PdsError("--images=test:COUNT are whole images: add --originals")
+        source = datasets.get_source(self.trained.config, "test")
+        return source.images(np.arange(min(int(count), source.size or int(count))))
+
+
+def _inpaint(given: _Given) -> Task:
+    path = given.options.get("mask")
+    if not path:
+        raise PdsError("--mode=inpaint needs --mask=FILE.png, white where pixels are known and black elsewhere")
+    pixels = given.read()
+    found = image_sets.open_images(path)
+    if len(found) != 1:
+        raise PdsError(f"--mask={path} holds {len(found)} images; give one file, which serves for all images")
+    mask = found.images([0])[0] / np.float32(255.0)
+    condition = cg.inpainting(given.scale(pixels), mask)
+    shown = np.where(np.asarray(condition.operator.mask) > 0, pixels, np.float32(_UNKNOWN))  # type: ignore[attr-defined]
+    return Task(condition, shown, pixels if given.whole else None, _identity(pixels, mask=_digest(mask)))
+
+
+def _colorize(given: _Given) -> Task:
+    channels = given.shape[2]
+    if channels < 2:
+        raise PdsError(f"{given.trained.name} makes images of one channel: there are no colours to find")
+    pixels = given.read(channels=(1, channels))
+    if given.whole and pixels.shape[-1] == 1:
+        raise PdsError("--originals: the images are gray already")
+    condition = cg.colorization(given.scale(pixels), channels=channels)
+    gray = pixels.mean(axis=-1, keepdims=True)
+    shown = np.repeat(gray, channels, axis=-1)
+    return Task(condition, shown, pixels if given.whole else None, _identity(gray))
+
+
+def _super_resolution(given: _Given) -> Task:
+    factor = 2 if given.options.get("factor") is None else given.options["factor"]
+    height, width = given.shape[:2]
+    if factor < 2 or height % factor or width % factor:
+        raise PdsError(f"--factor={factor} must be at least 2 and divide the model's {height}x{width} pixels")
+    operator = operators.block_mean(factor)
+    original = given.read() if given.whole else None
+    if original is not None:
+        small = np.asarray(operator.forward(jnp.asarray(original)))
+    else:
+        small = given.read((height // factor, width // factor))
+    condition = cg.super_resolution(given.scale(small), factor)
+    return Task(condition, images.enlarge(small, factor), original, _identity(small, factor=factor))
+
+
+def _deblur(given: _Given) -> Task:
+    sigma = 1.0 if given.options.get("blur_sigma") is None else given.options["blur_sigma"]
+    kernel = operators.gaussian_kernel(sigma)
+    pixels = given.read()
+    original = pixels if given.whole else None
+    if original is not None:
+        pixels = np.asarray(operators.blur(kernel, pixels.shape).forward(jnp.asarray(pixels)))
+    # Bytes hold a blurred image to 1/255 only: frequencies that the blur cuts below that are not known.
+    condition = cg.deblurring(given.scale(pixels), kernel, threshold=0.2)
+    return Task(condition, pixels, original, _identity(pixels, blur_sigma=sigma))
+
+
+_TASKS: Mapping[str, Callable[[_Given], Task]] = {
+    "inpaint": _inpaint,
+    "colorize": _colorize,
+    "super_resolution": _super_resolution,
+    "deblur": _deblur,
+}
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array, "<f4").tobytes()).hexdigest()
+
+
+def _identity(measured: np.ndarray, **facts: Any) -> dict[str, Any]:
+    return {"measured_sha256": _digest(measured), **facts}
+
+
+def _compare(place: pathlib.Path, task: Task, per_image: int) -> pathlib.Path:
+    """Lay given, results and originals side by side."""
+    cells: list[np.ndarray] = []
+    for row in range(min(len(task.given), _SHOWN)):
+        results = [images.load_png(images.seed_path(place, row * per_image + k)) for k in range(per_image)]
+        cells += [images.to_uint8(task.given[row]), *results]
+        cells += [images.to_uint8(task.original[row])] if task.original is not None else []
+    columns = 1 + per_image + (task.original is not None)
+    scale = images.visible_scale(cells[0].shape[0])
+    path = place / "comparison.png"
+    images.save_png(path, images.grid(images.enlarge(np.stack(cells), scale), columns))
+    return path
+
+
+def _tell_errors(place: pathlib.Path, task: Task, per_image: int) -> None:
+    """How far results, and what was given, are from the originals."""
+    assert task.original is not None
+    count = len(task.original) * per_image
+    results = np.stack([images.load_png(images.seed_path(place, number)) for number in range(count)]) / 255.0
+    originals = np.repeat(task.original, per_image, axis=0)
+    errors = [float(np.sqrt(np.mean(np.square(x - y)))) for x, y in ((results, originals), (task.given, task.original))]
+    print(f"RMS difference from the originals, white being 1: {errors[0]:.3g} (of what was given: {errors[1]:.3g})")
+
+
+# --- classes ---------------------------------------------------------------------------------------------------
+
+
+def _classes(
+    config: ConfigDict | None,
+    workdir: str,
+    place: pathlib.Path,
+    overrides: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> pathlib.Path:
+    """Images of classes; the label of a seed is the next of --labels, over and over."""
+    seeds = files.parse_seeds(options["seeds"])
+    if options.get("labels") is None:
+        raise PdsError("--mode=class_conditional needs --labels, e.g. 3 or 0-9 or 1,4,7")
+    wanted = files.parse_seeds(options["labels"])
+    trained = sampling_job.load(config, workdir, options)
+    if trained.config.data.dataset != "digits":
+        raise PdsError(
+            f"there is no classifier of noised images for {trained.name}: one ships for digits only; for another model "
+            "pass yours to pds_jax.controllable_generation.class_conditional"
+        )
+    logit_fn, scale = digits_features.noisy_logit_fn(), _guidance(options)
+    label_of = {seed: wanted[position % len(wanted)] for position, seed in enumerate(seeds)}
+
+    def given(some: Sequence[int]) -> tuple[Any, ScoreFn]:
+        labels = np.asarray([label_of[seed] for seed in some])
+        score_fn = cg.class_conditional(
+            trained.score_fn, trained.sde, logit_fn, labels, num_classes=digits_features.CLASSES, scale=scale
+        )
+        return None, score_fn
+
+    given(seeds)  # refuses bad labels
+    made = sampling_job.make(
+        trained,
+        sampling_job.plan(trained, overrides),
+        seeds,
+        place,
+        options,
+        given=given,
+        identity={"mode": "class_conditional", "labels": wanted, "first_seed": seeds[0], "guidance": scale},
+        facts={"labels": {str(seed): label for seed, label in label_of.items()}},
+    )
+    if made.complete:
+        _report(place, label_of)
+    return place
+
+
+def _report(place: pathlib.Path, label_of: Mapping[int, int]) -> None:
+    """How many images the classifier of clean digits, which guided nothing, takes for what they should be."""
+    pixels = np.stack([images.load_png(images.seed_path(place, seed)) for seed in label_of]) / np.float32(255.0)
+    found = digits_features.load().classes(pixels)
+    agreed = int(np.sum(found == np.asarray(list(label_of.values()))))
+    print(f"The classifier of clean digits agrees with the label of {agreed} of {len(found)} images")

@@ -1,0 +1,1 @@
+"""Training images, statistics and references: named data sets, folders, archives and arrays."""

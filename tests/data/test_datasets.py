@@ -1,0 +1,151 @@
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from pds_jax.data import datasets
+from pds_jax.types import PdsError
+
+
+@pytest.fixture(scope="module")
+def photographs():
+    return datasets.read_photographs()
+
+
+def test_digits_split_is_fixed_and_disjoint():
+    train, train_labels = datasets.digits("train")
+    test, test_labels = datasets.digits("test")
+    assert train.shape == (1500, 8, 8, 1) and test.shape == (297, 8, 8, 1) and train.dtype == np.float32
+    assert train.min() == 0.0 and train.max() == 1.0
+    assert np.bincount(train_labels).min() > 100 and len(test_labels) == 297
+    np.testing.assert_array_equal(train, datasets.digits("train")[0])
+    with pytest.raises(PdsError, match="split"):
+        datasets.digits("validation")
+
+
+def test_crops_depend_on_seed_and_index_alone(photographs):
+    crops = datasets.PhotoCrops(photographs, 16)
+    whole = crops.images(np.arange(40))
+    np.testing.assert_array_equal(whole[[31, 7]], crops.images(np.array([31, 7])))
+    again = datasets.PhotoCrops(photographs, 16)
+    np.testing.assert_array_equal(whole, again.images(np.arange(40)))
+    assert not np.array_equal(whole, datasets.PhotoCrops(photographs, 16, seed=7).images(np.arange(40)))
+    assert whole.shape == (40, 16, 16, 3) and whole.dtype == np.float32 and 0 <= whole.min() and whole.max() <= 1
+
+
+def test_training_crops_never_see_the_right_quarter(photographs):
+    marked = [photo.copy() for photo in photographs]
+    for photo in marked:
+        photo[:, int(0.75 * photo.shape[1]) :] = 255 - photo[:, int(0.75 * photo.shape[1]) :]
+    train = [datasets.PhotoCrops(p, 16).images(np.arange(64)) for p in (photographs, marked)]
+    test = [datasets.PhotoCrops(p, 16, "test").images(np.arange(64)) for p in (photographs, marked)]
+    np.testing.assert_array_equal(train[0], train[1])
+    assert np.mean(test[0] != test[1]) > 0.9
+
+
+def test_a_crop_is_the_mean_of_boxes():
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    crops = datasets.PhotoCrops([photo], 16).images(np.arange(6))
+    found = 0
+    for crop in crops:
+        for box in (2, 3, 4):
+            for candidate in (crop, crop[:, ::-1]):
+                found += _occurs(photo[:, :75], candidate, box)
+    assert found >= 6
+
+
+def _occurs(photo, crop, box):
+    height, width = photo.shape[:2]
+    first = np.array([[photo[y : y + box, x : x + box, 0].mean() / 255 for x in range(width - 16 * box + 1)]
+                      for y in range(height - 16 * box + 1)])  # fmt: skip
+    for y, x in np.argwhere(np.abs(first - crop[0, 0, 0]) < 1e-6):
+        tile = photo[y : y + 16 * box, x : x + 16 * box].reshape(16, box, 16, box, 3).mean(axis=(1, 3)) / 255
+        if np.abs(tile - crop).max() < 1e-6:
+            return True
+    return False
+
+
+def test_photographs_too_small_are_refused():
+    with pytest.raises(PdsError, match="pixels"):
+        datasets.PhotoCrops([np.zeros((20, 60, 3), np.uint8)], 16)
+
+
+def source(n=10):
+    levels = np.arange(n, dtype=np.float32) / n
+    return datasets.ArraySource("counted", np.tile(levels[:, None, None, None], (1, 2, 2, 1)))
+
+
+def test_every_epoch_shows_every_image_once_in_another_order():
+    stream = datasets.Stream(source(), batch_size=4, seed=3)
+    seen = np.concatenate([stream.batch(step)[:, 0, 0, 0] for step in range(5)])
+    first, second = seen[:10], seen[10:]
+    np.testing.assert_allclose(np.sort(first), np.arange(10) / 10)
+    np.testing.assert_allclose(np.sort(second), np.arange(10) / 10)
+    assert not np.array_equal(first, second)
+
+
+def test_a_batch_is_a_function_of_the_step():
+    make = lambda: datasets.Stream(source(), 4, 3, random_flip=True, uniform_dequantization=True)  # noqa: E731
+    stream = make()
+    late = [stream.batch(step) for step in range(8)][7]
+    np.testing.assert_array_equal(make().batch(7), late)
+
+
+def test_flips_and_dequantisation():
+    data = np.zeros((1, 2, 2, 1), np.uint8)
+    data[0, :, 1] = 255
+    one = datasets.ArraySource("one", data)
+    flipped = datasets.Stream(one, 400, 0, random_flip=True).batch(0)
+    share = np.mean(flipped[:, 0, 0, 0] == 1.0)
+    assert 0.4 < share < 0.6
+    noisy = datasets.Stream(one, 400, 0, uniform_dequantization=True).batch(0)
+    dark, bright = noisy[:, :, 0], noisy[:, :, 1]
+    assert 0 <= dark.min() and dark.max() < 1 / 256 and 255 / 256 <= bright.min() and bright.max() < 1
+    assert abs(dark.mean() - 0.5 / 256) < 0.05 / 256
+    np.testing.assert_array_equal(np.floor(noisy * 256), np.broadcast_to(data, noisy.shape))
+
+
+def test_iterate_gives_a_ragged_last_batch():
+    assert [len(batch) for batch in datasets.iterate(source(), 4)] == [4, 4, 2]
+    assert [len(batch) for batch in datasets.iterate(source(), 4, 6)] == [4, 2]
+
+
+def test_endless_sources_need_a_count(photographs):
+    with pytest.raises(PdsError, match="endless"):
+        next(datasets.iterate(datasets.PhotoCrops(photographs, 16), 4))
+
+
+def config(**data):
+    return ml_collections.ConfigDict({"data": {"image_size": 8, "num_channels": 1, "centered": False, **data}})
+
+
+def test_named_sources():
+    assert datasets.get_source(config(dataset="digits"), "test").size == 297
+    with pytest.raises(PdsError, match="'imagnet' is not known.*digits"):
+        datasets.get_source(config(dataset="imagnet"))
+    with pytest.raises(PdsError, match=r"\(8, 8, 1\).*\(16, 16, 1\)"):
+        datasets.get_source(config(dataset="digits", image_size=16))
+
+
+def test_a_folder_is_a_source(tmp_path):
+    for index in range(5):
+        Image.fromarray(np.full((8, 8), 50 * index, np.uint8)).save(tmp_path / f"{index}.png")
+    found = datasets.get_source(config(dataset=str(tmp_path)))
+    np.testing.assert_allclose(found.images(np.array([3, 1]))[:, 0, 0, 0], [150 / 255, 50 / 255], rtol=1e-6)
+    assert found.size == 5
+
+
+def test_an_array_is_a_source_without_being_copied(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8))
+    found = datasets.get_source(config(dataset=str(tmp_path / "a.npy")))
+    np.testing.assert_allclose(found.images(np.array([5]))[0, 0, 0, 0], 5 / 255)
+
+
+def test_scalers_are_inverse():
+    x = np.linspace(0, 1, 5)
+    for centered in (False, True):
+        c = config(centered=centered)
+        y = datasets.get_data_scaler(c)(x)
+        assert y.min() == (-1 if centered else 0) and y.max() == 1
+        np.testing.assert_allclose(datasets.get_data_inverse_scaler(c)(y), x)

@@ -1,0 +1,107 @@
+"""Folders, zips and arrays of a user's images, and the command that makes statistics of them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pds_jax import statistics
+from pds_jax.data.image_files import read_images
+from pds_jax.types import PdsError
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "make_statistics.py"
+PIXELS = np.random.default_rng(0).integers(0, 256, (7, 12, 12, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    (root / "more").mkdir(parents=True)
+    for k, image in enumerate(PIXELS):
+        Image.fromarray(image).save(root / ("more" if k > 4 else "") / f"{k}.png")
+    (root / "notes.txt").write_text("not an image")
+    (root / ".hidden.png").write_text("not an image")
+    return root
+
+
+def everything(path, **options):
+    return np.concatenate(list(read_images(path, batch_size=3, **options)))
+
+
+def test_every_form_gives_the_same_images(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for file in folder.rglob("*.*"):
+            archive.write(file, file.relative_to(folder))
+    np.save(tmp_path / "images.npy", PIXELS)
+    np.savez(tmp_path / "images.npz", images=PIXELS, labels=np.arange(7))
+    for path in (folder, tmp_path / "images.zip", tmp_path / "images.npy", tmp_path / "images.npz"):
+        np.testing.assert_array_equal(everything(path), PIXELS)
+
+
+def test_sizes_and_channels(folder):
+    Image.fromarray(PIXELS[0][:6, :9]).save(folder / "9.png")
+    with pytest.raises(PdsError, match=r"9\.png is \(6, 9\) pixels but .*0\.png is \(12, 12\)"):
+        everything(folder)
+    assert everything(folder, size=8).shape == (8, 8, 8, 3)
+    assert everything(folder, size=8, channels=1).shape == (8, 8, 8, 1)
+
+
+def test_central_square(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(PIXELS[0][:, 1:9]).save(tmp_path / "a" / "wide.png")
+    np.testing.assert_array_equal(everything(tmp_path / "a", size=8)[0], PIXELS[0][2:10, 1:9])
+
+
+def test_gray_stays_gray(tmp_path):
+    Image.fromarray(PIXELS[0, ..., 0]).save(tmp_path / "0.png")
+    Image.fromarray(PIXELS[1]).save(tmp_path / "1.png")
+    images = everything(tmp_path)
+    assert images.shape == (2, 12, 12, 1)
+    np.testing.assert_array_equal(images[0, ..., 0], PIXELS[0, ..., 0])
+
+
+def test_bad_input(folder, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(PdsError, match="holds no image files"):
+        everything(tmp_path / "nothing")
+    with pytest.raises(PdsError, match="cannot read .*absent"):
+        everything(tmp_path / "absent")
+    (tmp_path / "text.zip").write_text("hello")
+    with pytest.raises(PdsError, match=r"text\.zip is neither a folder"):
+        everything(tmp_path / "text.zip")
+    (folder / "5.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    with pytest.raises(PdsError, match=r"5\.png is not a readable image"):
+        everything(folder)
+    np.save(tmp_path / "flat.npy", np.zeros((3, 4)))
+    with pytest.raises(PdsError, match=r"shape \(3, 4\)"):
+        everything(tmp_path / "flat.npy")
+    np.savez(tmp_path / "two.npz", a=PIXELS, b=PIXELS)
+    with pytest.raises(PdsError, match="exactly one"):
+        everything(tmp_path / "two.npz")
+    with pytest.raises(PdsError, match="leave image size"):
+        everything(tmp_path / "flat.npy", size=8)
+    with pytest.raises(PdsError, match="channels=2"):
+        everything(folder, channels=2)
+    Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "nothing" / "deep.tif")
+    with pytest.raises(PdsError, match=r"deep\.tif has more than 8 bits"):
+        everything(tmp_path / "nothing")
+
+
+def test_the_command(folder, tmp_path):
+    out, masks = tmp_path / "statistics.npz", tmp_path / "masks"
+    command = [sys.executable, str(SCRIPT), f"--images={folder}", f"--out={out}", f"--masks_dir={masks}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    last = json.loads(done.stdout.splitlines()[-1])
+    expected = statistics.compute_statistics([PIXELS])
+    made = statistics.load(out)
+    np.testing.assert_array_equal(made.power, expected.power)
+    assert last["count"] == 7 and last["shape"] == [12, 12, 3] and last["statistics"] == str(out)
+    assert last["estimate_sigma_max"] == pytest.approx(statistics.estimate_sigma_max(PIXELS))
+    np.testing.assert_array_equal(np.load(masks / "freq_mask.npy"), expected.r_f.transpose(2, 0, 1))
+    failed = subprocess.run([*command, "--dataset=photos"], capture_output=True, text=True)
+    assert failed.returncode == 1 and "either --images" in failed.stderr and "Traceback" not in failed.stderr
