@@ -27,7 +27,7 @@ from pds_jax.io.images import to_uint8_on_device
 from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import TRAITS, get_predictor
-from pds_jax.score_fn import get_score_fn
+from pds_jax.score_fn import get_score_fn, model_options
 from pds_jax.types import PdsError, ScoreFn
 
 MAX_BATCH = 64
@@ -91,8 +91,8 @@ def load(
         create_model(config),
         jax.device_put(found.params),
         continuous=config.training.continuous,
-        parametrisation=config.model.get("parametrisation", "score_sde"),
         statistics=None if stats is None else stats.to_range(config.data.centered),
+        **model_options(config),
         num_scales=config.model.num_scales,
     )
     shape = (size, size, config.data.num_channels)

@@ -36,16 +36,16 @@ def _model_fn(model: Any, params: Params, train: bool, dropout_key: Key) -> Call
     return lambda x, labels: model.apply({"params": params}, x, labels, train=train, rngs={"dropout": dropout_key})
 
 
-def unit_weight(sde: Any, power: Any, width: int) -> Callable[[Array], Array]:
-    """Weight that makes the loss of the "wiener" parametrisation a regression at unit scale.
+def unit_weight(sde: Any, output_scale: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Weight that makes the loss of a scaled parametrisation a regression at unit scale.
 
-    λ = std⁴ / (m² τ²), so that λ ‖s + z/std‖² = ‖D − x_0‖² / τ² (derived here): the σ² weighting would leave the
-    highest noise levels, where the network corrects the Wiener denoiser least, all but unweighted.
+    λ = std⁴ / (m² c²) with c(σ̄) the scale of the network's output in D, so that λ ‖s + z/std‖² = ‖D − x_0‖² / c²
+    (derived here for "wiener", where c = τ; Karras et al. 2022, equation 8 for "edm", where c = c_out): the σ²
+    weighting would leave the highest noise levels all but unweighted.
 
     Args:
       sde: forward SDE.
-      power: (H, W // 2 + 1, C) spectrum of the data in the network's range.
-      width: W.
+      output_scale: c of σ̄ = std/m, (B,) -> (B,).
 
     Returns:
       λ(t), (B,) -> (B,).
@@ -53,8 +53,7 @@ def unit_weight(sde: Any, power: Any, width: int) -> Callable[[Array], Array]:
 
     def weight(t: Array) -> Array:
         scale, std = sde.mean_scale(t), sde.std(t)
-        _, tau = score_fns.wiener_scales(power, std / scale, width)
-        return jnp.square(jnp.square(std) / (scale * tau))
+        return jnp.square(jnp.square(std) / (scale * output_scale(std / scale)))
 
     return weight
 

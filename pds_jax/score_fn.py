@@ -5,8 +5,8 @@
     VP and subVP   s = −net(x, 999 t)/std(t)               continuous (subVP always)
     VP             s = −net(x, t (N − 1))/std_k            discrete, std_k from the table at k = int(t (N − 1))
 
-Source: Song et al., ICLR 2021, and the conventions of its code. ``parametrisation="wiener"`` is ours, see
-:func:`get_score_fn`.
+Source: Song et al., ICLR 2021, and the conventions of its code. ``parametrisation="edm"`` is Karras et al.'s and
+"wiener" ours, see :func:`get_score_fn`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pds_jax.sde_lib import SDE, VESDE, VPSDE
 from pds_jax.spectral import plane_mean, wiener_step
 from pds_jax.types import Array, PdsError, ScoreFn
 
-PARAMETRISATIONS = ("score_sde", "wiener")
+PARAMETRISATIONS = ("score_sde", "edm", "wiener")
 LABELS = ("training", "sampler")
 
 
@@ -37,6 +37,7 @@ class ModelScore:
       rngs: keys for dropout in training, or None.
       mean: (H, W, C) of the data in the model's range; parametrisation "wiener" only.
       power: (H, W // 2 + 1, C) likewise.
+      moments: mean μ₀ and deviation σ_d of all pixels in the model's range; parametrisation "edm" only.
       model: the network, with ``apply({'params': params}, x, time_cond, train=...)``.
       continuous: whether the network was trained on continuous times.
       train: whether dropout is on.
@@ -47,6 +48,7 @@ class ModelScore:
     rngs: Any = None
     mean: Any = None
     power: Any = None
+    moments: Any = None
     model: Any = flax.struct.field(pytree_node=False, default=None)
     continuous: bool = flax.struct.field(pytree_node=False, default=True)
     train: bool = flax.struct.field(pytree_node=False, default=False)
@@ -55,6 +57,8 @@ class ModelScore:
         """Score at x (B, H, W, C), t (B,); float32, shaped as x."""
         if self.power is not None:
             return self._wiener(x, t)
+        if self.moments is not None:
+            return self._edm(x, t)
         if isinstance(self.sde, VESDE):
             label = self.sde.std(t) if self.continuous else self._label_of_level(t)
             return self._network(x, label)
@@ -75,13 +79,35 @@ class ModelScore:
         scale, std = self.sde.mean_scale(t), self.sde.std(t)
         x_bar, level = batch_mul(1 / scale, x), std / scale
         c_in, tau = wiener_scales(self.power, level, x.shape[2])
-        net_in = batch_mul(c_in, x_bar - jnp.asarray(self.mean)[None])
+        out = self._scaled_network(batch_mul(c_in, x_bar - jnp.asarray(self.mean)[None]), level, t)
+        # s = (m D − x)/std² with D = D_W + τ net, in units that stay O(1) at every noise level.
+        residual = wiener_step(x_bar, level, (self.mean, self.power)) + batch_mul(tau, out)
+        return batch_mul(scale / jnp.square(std), residual)
+
+    def _edm(self, x: Array, t: Array) -> Array:
+        scale, std = self.sde.mean_scale(t), self.sde.std(t)
+        data_mean, sigma_data = (jnp.float32(v) for v in self.moments)
+        level, deviation = std / scale, batch_mul(1 / scale, x) - data_mean
+        c_in, lost, c_out = edm_scales(sigma_data, level)
+        out = self._scaled_network(batch_mul(c_in, deviation), level, t)
+        return batch_mul(scale / jnp.square(std), batch_mul(c_out, out) - batch_mul(lost, deviation))
+
+    def _scaled_network(self, net_in: Array, level: Array, t: Array) -> Array:
+        """The network at an input of unit variance."""
         if not getattr(self.model, "centered", True):
             net_in = (net_in + 1) / 2  # the network itself maps [0, 1] to [-1, 1]
-        label = level if isinstance(self.sde, VESDE) else 999 * t
-        # s = (m D − x)/std² with D = D_W + τ net, in units that stay O(1) at every noise level.
-        residual = wiener_step(x_bar, level, (self.mean, self.power)) + batch_mul(tau, self._network(net_in, label))
-        return batch_mul(scale / jnp.square(std), residual)
+        return self._network(net_in, level if isinstance(self.sde, VESDE) else 999 * t)
+
+
+def edm_scales(sigma_data: Array | float, level: Array) -> tuple[Array, Array, Array]:
+    """Scales of the "edm" parametrisation at noise level σ̄ (B,), each (B,).
+
+        c_in = (σ_d² + σ̄²)^{-1/2},    1 − c_skip = σ̄²/(σ_d² + σ̄²),    c_out = σ_d σ̄ (σ_d² + σ̄²)^{-1/2}
+
+    Source: Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models", table 1.
+    """
+    c_in = jax.lax.rsqrt(jnp.square(jnp.float32(sigma_data)) + jnp.square(level))
+    return c_in, jnp.square(level * c_in), sigma_data * level * c_in
 
 
 def wiener_scales(power: Array, level: Array, width: int) -> tuple[Array, Array]:
@@ -112,6 +138,8 @@ def get_score_fn(
     train: bool = False,
     parametrisation: str = "score_sde",
     statistics: Any = None,
+    data_mean: float = 0.0,
+    sigma_data: float | None = None,
     rngs: Any = None,
     labels: str = "training",
     num_scales: int | None = None,
@@ -129,14 +157,22 @@ def get_score_fn(
 
     with c_in and τ of :func:`wiener_scales`. A network that outputs zero is then the exact score of N(μ, P).
 
+    ``parametrisation="edm"`` (Karras et al. 2022) knows of the data no more than one mean μ₀ and one deviation σ_d:
+
+        D(x̄) = μ₀ + c_skip (x̄ − μ₀) + c_out net(c_in (x̄ − μ₀), σ̄),    s as above,
+
+    with the scales of :func:`edm_scales`. A network that outputs zero is then the exact score of N(μ₀, σ_d² I).
+
     Args:
       sde: the SDE; of training, or of the sampler with its fewer levels.
       model: the network.
       params: its parameters, traced.
       continuous: whether it was trained on continuous times (config.training.continuous).
       train: whether dropout is on.
-      parametrisation: "score_sde" or "wiener" (config.model.parametrisation).
+      parametrisation: "score_sde", "edm" or "wiener" (config.model.parametrisation).
       statistics: for "wiener", (mean, power) in the model's range, ``Statistics.to_range(config.data.centered)``.
+      data_mean: for "edm", μ₀ in the model's range.
+      sigma_data: for "edm", σ_d in the model's range.
       rngs: keys by name for the network, {'dropout': key} where train.
       labels: "training" or "sampler", where a discrete network's labels count from.
       num_scales: number of levels in training (config.model.num_scales); None if it is sde.N.
@@ -145,30 +181,64 @@ def get_score_fn(
       The score function.
 
     Raises:
-      PdsError: unknown parametrisation or labels; "wiener" without statistics, with ``scale_by_sigma`` or discrete.
+      PdsError: unknown parametrisation or labels; "wiener" without statistics or "edm" without sigma_data; either of
+        them with ``scale_by_sigma`` or discrete.
     """
     if parametrisation not in PARAMETRISATIONS:
         raise PdsError(f"unknown parametrisation {parametrisation!r}; known: {', '.join(PARAMETRISATIONS)}")
     if labels not in LABELS:
         raise PdsError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}")
-    mean, power = _moments(statistics, model, continuous) if parametrisation == "wiener" else (None, None)
+    if parametrisation != "score_sde":
+        _check_scaled(parametrisation, model, continuous)
+    mean, power = _moments(statistics, model) if parametrisation == "wiener" else (None, None)
+    moments = _edm_moments(data_mean, sigma_data) if parametrisation == "edm" else None
     if labels == "training" and num_scales is not None and not continuous:
         sde = sde.with_num_scales(num_scales)
     return ModelScore(
-        params=params, sde=sde, rngs=rngs, mean=mean, power=power, model=model, continuous=continuous, train=train
+        params=params,
+        sde=sde,
+        rngs=rngs,
+        mean=mean,
+        power=power,
+        moments=moments,
+        model=model,
+        continuous=continuous,
+        train=train,
     )
 
 
-def _moments(statistics: Any, model: Any, continuous: bool) -> tuple[Any, Any]:
+def model_options(config: Any) -> dict[str, Any]:
+    """What ``config.model`` says of the parametrisation, as keywords of :func:`get_score_fn`."""
+    model = config.model
+    return {
+        "parametrisation": model.get("parametrisation", "score_sde"),
+        "data_mean": float(model.get("data_mean", 0.0)),
+        "sigma_data": model.get("sigma_data", None),
+    }
+
+
+def _check_scaled(parametrisation: str, model: Any, continuous: bool) -> None:
+    if not continuous:
+        raise PdsError(f"parametrisation {parametrisation!r} needs config.training.continuous = True")
+    if getattr(model, "scale_by_sigma", False):
+        raise PdsError(f"parametrisation {parametrisation!r} scales by itself: set config.model.scale_by_sigma = False")
+
+
+def _edm_moments(data_mean: float, sigma_data: float | None) -> tuple[np.ndarray, np.ndarray]:
+    if sigma_data is None or not (np.isfinite(sigma_data) and sigma_data > 0) or not np.isfinite(data_mean):
+        raise PdsError(
+            f"parametrisation 'edm' needs the deviation of the data's pixels, config.model.sigma_data > 0, and their "
+            f"mean, config.model.data_mean; got {sigma_data} and {data_mean}"
+        )
+    return np.float32(data_mean), np.float32(sigma_data)
+
+
+def _moments(statistics: Any, model: Any) -> tuple[Any, Any]:
     if statistics is None:
         raise PdsError(
             "parametrisation 'wiener' needs the statistics of the training data: pass --statistics, or keep "
             "statistics.npz beside the checkpoint"
         )
-    if not continuous:
-        raise PdsError("parametrisation 'wiener' needs config.training.continuous = True")
-    if getattr(model, "scale_by_sigma", False):
-        raise PdsError("parametrisation 'wiener' scales by itself: set config.model.scale_by_sigma = False")
     if hasattr(statistics, "to_range"):
         if not hasattr(model, "centered"):
             raise PdsError("pass statistics.to_range(config.data.centered): the model does not say what its range is")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from pds_jax.data import datasets
 from pds_jax.io import files, images, manifest
 from pds_jax.models import create_model, init_model
 from pds_jax.train_state import TrainState, create_train_state, get_optimizer
-from pds_jax.types import PdsError
+from pds_jax.types import Array, PdsError
 
 _STATISTICS_IMAGES = 20000
 # What a resumed run may change.
@@ -191,8 +192,8 @@ class Trainer:
             self.model,
             params,
             continuous=self.config.training.continuous,
-            parametrisation=self.config.model.get("parametrisation", "score_sde"),
             statistics=self.statistics.to_range(self.config.data.centered),
+            **score_fns.model_options(self.config),
             num_scales=self.config.model.num_scales,
         )
         drawn = parallel.sample(sampler, sampling.image_keys(range(count)), score_fn).x
@@ -223,13 +224,11 @@ def get_loss_fn(
     if not training.continuous:
         get = losses.get_smld_loss_fn if training.sde.lower() == "vesde" else losses.get_ddpm_loss_fn
         return get(sde, model, train=train, reduce_mean=training.reduce_mean)
-    parametrisation = config.model.get("parametrisation", "score_sde")
     weighting = training.get("loss_weighting", "sigma")
     if weighting not in ("sigma", "unit"):
         raise PdsError(f"training.loss_weighting={weighting!r} is unknown; known: sigma, unit")
-    if statistics is None and (weighting == "unit" or parametrisation == "wiener"):
-        raise PdsError("loss_weighting 'unit' and parametrisation 'wiener' need the statistics of the training data")
     moments = None if statistics is None else statistics.to_range(config.data.centered)
+    weight = losses.unit_weight(sde, _output_scale(config, moments)) if weighting == "unit" else None
     return losses.get_sde_loss_fn(
         sde,
         model,
@@ -238,10 +237,19 @@ def get_loss_fn(
         continuous=True,
         likelihood_weighting=training.likelihood_weighting,
         eps=eps,
-        weight=losses.unit_weight(sde, moments[1], config.data.image_size) if moments and weighting == "unit" else None,
-        parametrisation=parametrisation,
-        statistics=moments if parametrisation == "wiener" else None,
+        weight=weight,
+        statistics=moments,
+        **score_fns.model_options(config),
     )
+
+
+def _output_scale(config: Any, moments: Any) -> Callable[[Array], Array]:
+    """Scale of the network's output in the denoiser, of the noise level; of "score_sde" the one of "wiener"."""
+    if config.model.get("parametrisation", "score_sde") == "edm":
+        return lambda level: score_fns.edm_scales(config.model.sigma_data, level)[2]
+    if moments is None:
+        raise PdsError("training.loss_weighting='unit' needs the statistics of the training data")
+    return lambda level: score_fns.wiener_scales(moments[1], level, config.data.image_size)[1]
 
 
 class Log:

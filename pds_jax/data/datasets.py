@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pds_jax.data import tfds_source
+from pds_jax.data import fashion_mnist, tfds_source
 from pds_jax.data.image_files import read_images
 from pds_jax.types import PdsError
 
@@ -296,7 +296,7 @@ def get_source(config: Any, split: str = "train") -> Source:
     """The source of images that a configuration names in ``config.data.dataset``.
 
     Args:
-      config: with data.dataset: photos, digits, a name of score_sde's (CIFAR10, SVHN, CELEBA, LSUN, FFHQ, CelebAHQ),
+      config: with data.dataset: photos, digits, fashion, a name of score_sde's (CIFAR10, SVHN, CELEBA, LSUN, FFHQ, CelebAHQ),
         or a path (see :func:`from_path`); data.image_size, data.num_channels, and data.resize to crop and resize the
         files of a path.
       split: "train" or "test"; a path has one split.
@@ -307,6 +307,7 @@ def get_source(config: Any, split: str = "train") -> Source:
     name, size = config.data.dataset, config.data.image_size
     known: dict[str, Callable[[], Source]] = {
         "digits": lambda: ArraySource(f"digits-{split}", digits(split)[0]),
+        "fashion": lambda: ArraySource(f"fashion-{split}", fashion_mnist.fashion(split)[0]),
         "photos": lambda: PhotoCrops(read_photographs(), size, split),
     }
     if name in known:
