@@ -224,7 +224,7 @@ def _check_scaled(parametrisation: str, model: Any, continuous: bool) -> None:
         raise PdsError(f"parametrisation {parametrisation!r} scales by itself: set config.model.scale_by_sigma = False")
 
 
-def _edm_moments(data_mean: float, sigma_data: float | None) -> tuple[np.ndarray, np.ndarray]:
+def _edm_moments(data_mean: float, sigma_data: float | None) -> tuple[Any, Any]:
     if sigma_data is None or not (np.isfinite(sigma_data) and sigma_data > 0) or not np.isfinite(data_mean):
         raise PdsError(
             f"parametrisation 'edm' needs the deviation of the data's pixels, config.model.sigma_data > 0, and their "

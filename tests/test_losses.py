@@ -88,7 +88,7 @@ def test_unit_weight_makes_the_loss_a_regression_on_the_denoiser():
         z,
         reduce_mean=True,
         likelihood_weighting=False,
-        weight=losses.unit_weight(sde, power, 4),
+        weight=losses.unit_weight(sde, lambda level: wiener_scales(power, level, 4)[1]),
     )
     m, std = (np.asarray(f(t), np.float64)[:, None, None, None] for f in (sde.mean_scale, sde.std))
     denoised = (m * np.asarray(x0) + std * np.asarray(z) + std**2 * np.asarray(score)) / m

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from pds_jax import score_fn, time_grids
+from pds_jax import losses, score_fn, time_grids
 from pds_jax.models import create_model, init_model
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import VESDE, VPSDE, subVPSDE
@@ -176,10 +176,78 @@ def test_wiener_input_does_not_depend_on_the_networks_own_shift():
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4)
 
 
+EDM = {"parametrisation": "edm", "data_mean": 0.3, "sigma_data": 0.6}
+
+
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE(), subVPSDE()], ids=["ve", "vp", "subvp"])
+def test_edm_with_a_silent_network_is_the_exact_score_of_white_data(sde):
+    """−(x − m μ₀)/(m² σ_d² + std²), in float64."""
+    score = np.asarray(score_fn.get_score_fn(sde, Zero(), {}, **EDM)(X, T), np.float64)
+    m, std = (np.asarray(f(T), np.float64)[:, None, None, None] for f in (sde.mean_scale, sde.std))
+    expected = -(np.asarray(X, np.float64) - m * 0.3) / (m**2 * 0.36 + std**2)
+    np.testing.assert_allclose(score, expected, rtol=2e-5, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize("sde", [VESDE(0.01, 50), VPSDE()], ids=["ve", "vp"])
+def test_edm_network_sees_and_gives_unit_scale(sde, centered):
+    """Input and target (x_0 − its skip)/c_out have unit variance at every noise, whatever data have σ_d and μ₀."""
+    rng = np.random.default_rng(0)
+    clean = 0.3 + 0.6 * rng.choice([-1.0, 1.0], (2000, 4, 4, 1))  # not Gaussian: two levels
+    seen = []
+
+    class Spy(Zero):
+        @nn.compact
+        def __call__(self, x, time_cond, train=True):
+            seen.append(x if self.centered else 2 * x - 1)
+            return jnp.zeros_like(x)
+
+    for t in (1e-3, 0.4, 1.0):
+        times = jnp.full((len(clean),), t)
+        m, std = float(sde.mean_scale(times)[0]), float(sde.std(times)[0])
+        x = jnp.asarray(m * clean + std * rng.standard_normal(clean.shape), jnp.float32)
+        score = np.asarray(score_fn.get_score_fn(sde, Spy(centered=centered), {}, **EDM)(x, times), np.float64)
+        skip = (np.asarray(x) + std**2 * score) / m
+        c_out = float(score_fn.edm_scales(0.6, jnp.full((1,), std / m))[2][0])
+        assert np.mean(((clean - skip) / c_out) ** 2) == pytest.approx(1, abs=0.03)
+        assert float(jnp.mean(jnp.square(seen[-1]))) == pytest.approx(1, abs=0.03)
+
+
+def test_the_weights_of_edm_make_its_loss_the_network_error():
+    """With the unit weight, 1/c_out² on the denoiser, the loss is the mean square of target − network output."""
+    rng = np.random.default_rng(1)
+    sde, t = VESDE(0.01, 50), jnp.asarray([0.0, 0.5, 1.0])
+    x0, z = (jnp.asarray(rng.normal(size=X.shape), jnp.float32) for _ in range(2))
+    score = score_fn.get_score_fn(sde, Zero(), {}, **EDM)
+    weight = losses.unit_weight(sde, lambda level: score_fn.edm_scales(0.6, level)[2])
+    found = losses.sde_loss(sde, score, x0, t, z, reduce_mean=True, likelihood_weighting=False, weight=weight)
+    level = np.asarray(sde.std(t), np.float64)[:, None, None, None]
+    gap, noisy = np.asarray(x0) - 0.3, np.asarray(x0) - 0.3 + level * np.asarray(z)
+    target = (gap - 0.36 / (0.36 + level**2) * noisy) / (0.6 * level / np.sqrt(0.36 + level**2))
+    np.testing.assert_allclose(found, np.mean(target**2), rtol=1e-4)
+
+
+def test_edm_parameters_compile_nothing_new():
+    traced = []
+
+    @jax.jit
+    def run(score, x, t):
+        traced.append(1)
+        return score(x, t)
+
+    for mean in (0.3, 0.4):
+        run(score_fn.get_score_fn(VESDE(), Zero(), {}, **{**EDM, "data_mean": mean}), X, T)
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"parametrisation": "edm"}, "known: score_sde, wiener"),
+        ({"parametrisation": "mine"}, "known: score_sde, edm, wiener"),
+        ({"parametrisation": "edm"}, "sigma_data > 0"),
+        ({**EDM, "sigma_data": -1.0}, "sigma_data > 0"),
+        ({**EDM, "data_mean": float("nan")}, "data_mean"),
+        ({**EDM, "continuous": False}, "continuous"),
         ({"labels": "mine"}, "known: training, sampler"),
         ({"parametrisation": "wiener"}, "needs the statistics"),
         ({"parametrisation": "wiener", "statistics": spectrum(), "continuous": False}, "continuous"),
@@ -191,11 +259,10 @@ def test_refusals(options, message):
         score_fn.get_score_fn(VESDE(), Echo(), PARAMS, **options)
 
 
-def test_wiener_refuses_a_network_that_scales():
+@pytest.mark.parametrize("options", [EDM, {"parametrisation": "wiener", "statistics": spectrum()}])
+def test_scaled_parametrisations_refuse_a_network_that_scales(options):
     with pytest.raises(PdsError, match="scale_by_sigma"):
-        score_fn.get_score_fn(
-            VESDE(), Echo(scale_by_sigma=True), PARAMS, parametrisation="wiener", statistics=spectrum()
-        )
+        score_fn.get_score_fn(VESDE(), Echo(scale_by_sigma=True), PARAMS, **options)
 
 
 def test_what_a_lower_precision_does_to_a_score_is_measured():

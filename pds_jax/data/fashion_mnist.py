@@ -63,8 +63,8 @@ def _from_tfds(split: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray
     except Exception as error:  # tfds raises many kinds, and ImportError where a preparation wants TensorFlow
         raise PdsError(
             f"the data set fashion (Fashion-MNIST) is not in {folder} (Debian and Ubuntu: apt install "
-            f"dataset-fashion-mnist; elsewhere set {FOLDER_VARIABLE} to a folder with its authors' four .gz files), and "
-            "tensorflow_datasets has not prepared it (pip install tensorflow-datasets, then once, where there is a "
+            f"dataset-fashion-mnist; elsewhere set {FOLDER_VARIABLE} to a folder with its authors' four .gz files), "
+            "and tensorflow_datasets has not prepared it (pip install tensorflow-datasets, then once, where there is a "
             f"network: tfds build fashion_mnist --file_format=array_record): {error}"
         ) from error
     images = np.stack([row["image"][..., 0] for row in rows])
