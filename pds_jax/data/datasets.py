@@ -297,8 +297,8 @@ def get_source(config: Any, split: str = "train") -> Source:
 
     Args:
       config: with data.dataset: photos, digits, fashion, a name of score_sde's (CIFAR10, SVHN, CELEBA, LSUN, FFHQ,
-        CelebAHQ), or a path (see :func:`from_path`); data.image_size, data.num_channels, and data.resize to crop and resize the
-        files of a path.
+        CelebAHQ), or a path (see :func:`from_path`); data.image_size, data.num_channels, and data.resize to crop and
+        resize the files of a path.
       split: "train" or "test"; a path has one split.
 
     Raises:
