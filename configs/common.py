@@ -70,7 +70,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
     config.eval.update(batch_size=4, num_samples=8, begin_ckpt=1, end_ckpt=2)
     config.sampling.n_steps_each = min(config.sampling.n_steps_each, 2)
     config.optim.warmup = min(config.optim.warmup, 5)
-    if config.data.dataset not in ("digits", "fashion", "photos"):
+    if config.data.dataset not in ("digits", "fashion", "landscapes", "photos"):
         # The deeper RefineNets halve more often.
         config.data.update(dataset="photos", image_size=32 if config.model.name == "ncsnv2_128" else 16)
     _shrink_model(config.model)

@@ -18,7 +18,7 @@ import numpy as np
 
 from pds_jax import preconditioner, sampling, statistics
 from pds_jax.alpha import alpha_auto
-from pds_jax.data import datasets
+from pds_jax.data import datasets, photographs
 from pds_jax.metrics import simple
 from pds_jax.metrics.frechet import frechet_distance_from_features
 from pds_jax.models import analytic
@@ -225,7 +225,7 @@ def _judge(reference: np.ndarray, stats: statistics.Statistics) -> Callable[[np.
 
 
 def _photographs(count: int) -> np.ndarray:
-    return datasets.PhotoCrops(datasets.read_photographs(), 16, "train").images(np.arange(count))
+    return photographs.photos("train", 16).images(np.arange(count))
 
 
 def _gaussian() -> tuple[Any, statistics.Statistics]:

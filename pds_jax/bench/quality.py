@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax.data import datasets
+from pds_jax.data import datasets, photographs
 from pds_jax.metrics import simple
 from pds_jax.types import PdsError
 
@@ -59,9 +59,8 @@ def judge_for(name: str) -> Judge:
 
 
 def _photos() -> Judge:
-    photographs = datasets.read_photographs()
-    train = datasets.PhotoCrops(photographs, 16, "train")
-    held_out = datasets.PhotoCrops(photographs, 16, "test").images(np.arange(_CROPS))
+    train = photographs.photos("train", 16)
+    held_out = photographs.photos("test", 16).images(np.arange(_CROPS))
     law = train.images(np.arange(_CROPS))
 
     def scores(images: np.ndarray) -> dict[str, float]:

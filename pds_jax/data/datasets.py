@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
-from pds_jax.data import fashion_mnist, tfds_source
+from pds_jax.data import fashion_mnist, photographs, tfds_source
+from pds_jax.data.counters import below, uniform
 from pds_jax.data.image_files import read_images
+from pds_jax.data.splits import check_split
 from pds_jax.types import PdsError
 
 
@@ -76,35 +78,6 @@ def to_unit_range(images: np.ndarray) -> np.ndarray:
     return images.astype(np.float32)
 
 
-# --- randomness by counter -------------------------------------------------------------------------------------
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _hash(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
-    """64 well-mixed bits per index: the SplitMix64 finaliser (Steele, Lea, Flood 2014) of seed, stream and index."""
-    with np.errstate(over="ignore"):
-        state = np.uint64(seed & 0xFFFFFFFF) * np.uint64(0xD1342543DE82EF95) + np.uint64(stream)
-        bits = _mix(indices.astype(np.uint64) * _GOLDEN + _mix(np.asarray(state) + _GOLDEN))
-    return bits
-
-
-def _mix(bits: np.ndarray) -> np.ndarray:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
-
-
-def _uniform(seed: int, stream: int, indices: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1), one per index."""
-    return (_hash(seed, stream, indices) >> np.uint64(11)) * (1.0 / (1 << 53))
-
-
-def _below(seed: int, stream: int, indices: np.ndarray, bound: np.ndarray | int) -> np.ndarray:
-    """Whole numbers in [0, bound), one per index."""
-    return (_uniform(seed, stream, indices) * bound).astype(np.int64)
-
-
 # --- digits ----------------------------------------------------------------------------------------------------
 
 _DIGITS_TRAIN = 1500
@@ -125,111 +98,9 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
     data = load_digits()
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(data.target))
-    chosen = order[:_DIGITS_TRAIN] if _check_split(split) == "train" else order[_DIGITS_TRAIN:]
+    chosen = order[:_DIGITS_TRAIN] if check_split(split) == "train" else order[_DIGITS_TRAIN:]
     images = (data.images[chosen] / 16.0).astype(np.float32)[..., None]
     return images, data.target[chosen].astype(np.int32)
-
-
-def _check_split(split: str) -> str:
-    if split not in ("train", "test"):
-        raise PdsError(f"split {split!r} is not known; use 'train' or 'test'")
-    return split
-
-
-# --- photos ----------------------------------------------------------------------------------------------------
-
-# Photographs inside the wheels of scikit-image and scikit-learn: (package, file, credit, licence).
-PHOTOGRAPHS = (
-    ("skimage", "data/astronaut.png", "Eileen Collins; NASA Great Images", "public domain"),
-    ("skimage", "data/chelsea.png", "Chelsea the cat; Stéfan van der Walt", "CC0"),
-    ("skimage", "data/coffee.png", "Coffee cup; Rachel Michetti, courtesy of Pikolo Espresso Bar", "CC0"),
-    ("skimage", "data/rocket.jpg", "Launch of DSCOVR on Falcon 9; SpaceX", "public domain"),
-    ("sklearn", "datasets/images/china.jpg", "flickr.com/photos/danielbuechele/6061409035", "CC BY 2.0"),
-    ("sklearn", "datasets/images/flower.jpg", "flickr.com/photos/vultilion/6056698931", "CC BY 2.0"),
-)
-_TRAIN_WIDTH = 0.75  # the right quarter of every photograph is held out
-_BOX_SIZES = (2, 3, 4)
-
-
-def read_photographs() -> list[np.ndarray]:
-    """The photographs of :data:`PHOTOGRAPHS` as (H, W, 3) uint8, read from the installed packages."""
-    import importlib.util
-
-    from PIL import Image
-
-    found = []
-    for package, file, _, _ in PHOTOGRAPHS:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise PdsError(f"the data set photos needs {package}: pip install scikit-image scikit-learn")
-        path = pathlib.Path(spec.origin).parent / file
-        try:
-            with Image.open(path) as image:
-                found.append(np.asarray(image.convert("RGB")))
-        except OSError as error:
-            raise PdsError(f"the data set photos needs {path}, which cannot be read: {error}") from error
-    return found
-
-
-class PhotoCrops:
-    """Endless random crops of photographs, box-averaged 2, 3 or 4 times to ``size`` x ``size``.
-
-    Image i is a function of (seed, i): photograph, box size, corner and flip.
-    """
-
-    size = None
-
-    def __init__(self, photographs: Sequence[np.ndarray], image_size: int, split: str = "train", seed: int = 0):
-        """Prepare the averaged photographs.
-
-        Args:
-          photographs: (H, W, C) uint8 each.
-          image_size: side of a crop after averaging.
-          split: "train" is the left three quarters of each photograph, "test" the right quarter.
-          seed: decides all crops.
-        """
-        self.name = f"photos-{split}"
-        self.shape = (image_size, image_size, photographs[0].shape[-1])
-        self.seed = seed if _check_split(split) == "train" else seed + 1
-        sides = [_side(photo, split) for photo in photographs]
-        room = min(min(side.shape[:2]) for side in sides)
-        self._boxes = [box for box in _BOX_SIZES if image_size * box <= room]
-        if not self._boxes:
-            raise PdsError(
-                f"photos at {image_size} pixels need {image_size * min(_BOX_SIZES)} source pixels, there are {room}; "
-                f"use data.image_size of at most {room // min(_BOX_SIZES)}"
-            )
-        self._averaged = [[_box_average(side, box) for box in self._boxes] for side in sides]
-
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """Return crops (B, H, W, C), float32 in [0, 1]."""
-        indices = np.asarray(indices)
-        which = _below(self.seed, 0, indices, len(self._averaged))
-        scale = _below(self.seed, 1, indices, len(self._boxes))
-        down, right = _uniform(self.seed, 2, indices), _uniform(self.seed, 3, indices)
-        flip = _below(self.seed, 4, indices, 2)
-        out = np.empty((len(indices), *self.shape), np.float32)
-        for row in range(len(indices)):
-            photo, box = self._averaged[which[row]][scale[row]], self._boxes[scale[row]]
-            reach = (self.shape[0] - 1) * box + 1
-            top = int(down[row] * (photo.shape[0] - reach + 1))
-            left = int(right[row] * (photo.shape[1] - reach + 1))
-            crop = photo[top : top + reach : box, left : left + reach : box]
-            out[row] = crop[:, ::-1] if flip[row] else crop
-        return out
-
-
-def _side(photo: np.ndarray, split: str) -> np.ndarray:
-    cut = int(_TRAIN_WIDTH * photo.shape[1])
-    return photo[:, :cut] if split == "train" else photo[:, cut:]
-
-
-def _box_average(photo: np.ndarray, box: int) -> np.ndarray:
-    """Mean of every box x box window: (H − box + 1, W − box + 1, C) float32 in [0, 1]."""
-    total = np.zeros((photo.shape[0] + 1, photo.shape[1] + 1, photo.shape[2]), np.int64)
-    total[1:, 1:] = photo.astype(np.int64).cumsum(0).cumsum(1)
-    window = total[box:, box:] - total[:-box, box:] - total[box:, :-box] + total[:-box, :-box]
-    return (window / (255.0 * box * box)).astype(np.float32)
 
 
 # --- a user's own images ---------------------------------------------------------------------------------------
@@ -296,9 +167,9 @@ def get_source(config: Any, split: str = "train") -> Source:
     """The source of images that a configuration names in ``config.data.dataset``.
 
     Args:
-      config: with data.dataset: photos, digits, fashion, a name of score_sde's (CIFAR10, SVHN, CELEBA, LSUN, FFHQ,
-        CelebAHQ), or a path (see :func:`from_path`); data.image_size, data.num_channels, and data.resize to crop and
-        resize the files of a path.
+      config: with data.dataset: photos, landscapes, digits, fashion, a name of score_sde's (CIFAR10, SVHN, CELEBA,
+        LSUN, FFHQ, CelebAHQ), or a path (see :func:`from_path`); data.image_size, data.num_channels, and data.resize
+        to crop and resize the files of a path.
       split: "train" or "test"; a path has one split.
 
     Raises:
@@ -308,7 +179,8 @@ def get_source(config: Any, split: str = "train") -> Source:
     known: dict[str, Callable[[], Source]] = {
         "digits": lambda: ArraySource(f"digits-{split}", digits(split)[0]),
         "fashion": lambda: ArraySource(f"fashion-{split}", fashion_mnist.fashion(split)[0]),
-        "photos": lambda: PhotoCrops(read_photographs(), size, split),
+        "photos": lambda: photographs.photos(split, size),
+        "landscapes": lambda: photographs.landscapes(split, size),
     }
     if name in known:
         source = known[name]()
@@ -355,13 +227,13 @@ class Stream:
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         images = self.source.images(self._indices(positions))
         if self.random_flip:
-            flip = _below(self.seed, 10, positions, 2).astype(bool)
+            flip = below(self.seed, 10, positions, 2).astype(bool)
             images[flip] = images[flip, :, ::-1]
         if self.uniform_dequantization:
             pixels = np.arange(images[0].size, dtype=np.uint64)[None] + (
                 positions.astype(np.uint64) * np.uint64(images[0].size)
             )[:, None]
-            noise = _uniform(self.seed, 11, pixels).reshape(images.shape)
+            noise = uniform(self.seed, 11, pixels).reshape(images.shape)
             images = ((images * 255.0 + noise) / 256.0).astype(np.float32)
         return images
 

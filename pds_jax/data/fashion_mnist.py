@@ -13,6 +13,7 @@ import struct
 
 import numpy as np
 
+from pds_jax.data.splits import check_split
 from pds_jax.types import PdsError
 
 CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -28,10 +29,8 @@ def fashion(split: str) -> tuple[np.ndarray, np.ndarray]:
 
     Raises PdsError for another split, a damaged file, or if neither the files nor tensorflow_datasets are there.
     """
-    if split not in _PREFIX:
-        raise PdsError(f"split {split!r} is not known; use 'train' or 'test'")
     folder = pathlib.Path(os.environ.get(FOLDER_VARIABLE, DEBIAN_FOLDER))
-    paths = [folder / f"{_PREFIX[split]}-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1")]
+    paths = [folder / f"{_PREFIX[check_split(split)]}-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1")]
     if all(path.is_file() for path in paths):
         images, labels = (read_idx(path) for path in paths)
     else:

@@ -189,10 +189,10 @@ def patches_extractor() -> Extractor:
     """Coordinates along the first 64 principal components of 4096 training crops of the `photos` data, 16x16 RGB."""
     import jax.numpy as jnp
 
-    from pds_jax.data import datasets
+    from pds_jax.data import photographs
     from pds_jax.metrics.simple import PatchPCA
 
-    source = datasets.PhotoCrops(datasets.read_photographs(), 16, "train")
+    source = photographs.photos("train", 16)
     crops = source.images(np.arange(_CROPS))
     pca = PatchPCA.fit(crops)
     # An eigenvector's sign is arbitrary; features of two machines must agree.

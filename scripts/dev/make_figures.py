@@ -103,9 +103,9 @@ def gains(out: pathlib.Path) -> list[pathlib.Path]:
 
 def forward(out: pathlib.Path) -> list[pathlib.Path]:
     """A photograph's crop at rising noise."""
-    from pds_jax.data.datasets import PhotoCrops, read_photographs
+    from pds_jax.data.photographs import photos
 
-    crops = PhotoCrops(read_photographs(), 16, "train").images(np.arange(3))
+    crops = photos("train", 16).images(np.arange(3))
     rng = np.random.Generator(np.random.PCG64(0))
     z = rng.standard_normal(crops.shape)
     levels = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 27.0)

@@ -3,13 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pds_jax.data import datasets
+from pds_jax.data import datasets, photographs
 from pds_jax.types import PdsError
-
-
-@pytest.fixture(scope="module")
-def photographs():
-    return datasets.read_photographs()
 
 
 def test_digits_split_is_fixed_and_disjoint():
@@ -21,54 +16,6 @@ def test_digits_split_is_fixed_and_disjoint():
     np.testing.assert_array_equal(train, datasets.digits("train")[0])
     with pytest.raises(PdsError, match="split"):
         datasets.digits("validation")
-
-
-def test_crops_depend_on_seed_and_index_alone(photographs):
-    crops = datasets.PhotoCrops(photographs, 16)
-    whole = crops.images(np.arange(40))
-    np.testing.assert_array_equal(whole[[31, 7]], crops.images(np.array([31, 7])))
-    again = datasets.PhotoCrops(photographs, 16)
-    np.testing.assert_array_equal(whole, again.images(np.arange(40)))
-    assert not np.array_equal(whole, datasets.PhotoCrops(photographs, 16, seed=7).images(np.arange(40)))
-    assert whole.shape == (40, 16, 16, 3) and whole.dtype == np.float32 and 0 <= whole.min() and whole.max() <= 1
-
-
-def test_training_crops_never_see_the_right_quarter(photographs):
-    marked = [photo.copy() for photo in photographs]
-    for photo in marked:
-        photo[:, int(0.75 * photo.shape[1]) :] = 255 - photo[:, int(0.75 * photo.shape[1]) :]
-    train = [datasets.PhotoCrops(p, 16).images(np.arange(64)) for p in (photographs, marked)]
-    test = [datasets.PhotoCrops(p, 16, "test").images(np.arange(64)) for p in (photographs, marked)]
-    np.testing.assert_array_equal(train[0], train[1])
-    assert np.mean(test[0] != test[1]) > 0.9
-
-
-def test_a_crop_is_the_mean_of_boxes():
-    rng = np.random.default_rng(0)
-    photo = rng.integers(0, 256, (70, 100, 3), dtype=np.uint8)
-    crops = datasets.PhotoCrops([photo], 16).images(np.arange(6))
-    found = 0
-    for crop in crops:
-        for box in (2, 3, 4):
-            for candidate in (crop, crop[:, ::-1]):
-                found += _occurs(photo[:, :75], candidate, box)
-    assert found >= 6
-
-
-def _occurs(photo, crop, box):
-    height, width = photo.shape[:2]
-    first = np.array([[photo[y : y + box, x : x + box, 0].mean() / 255 for x in range(width - 16 * box + 1)]
-                      for y in range(height - 16 * box + 1)])  # fmt: skip
-    for y, x in np.argwhere(np.abs(first - crop[0, 0, 0]) < 1e-6):
-        tile = photo[y : y + 16 * box, x : x + 16 * box].reshape(16, box, 16, box, 3).mean(axis=(1, 3)) / 255
-        if np.abs(tile - crop).max() < 1e-6:
-            return True
-    return False
-
-
-def test_photographs_too_small_are_refused():
-    with pytest.raises(PdsError, match="pixels"):
-        datasets.PhotoCrops([np.zeros((20, 60, 3), np.uint8)], 16)
 
 
 def source(n=10):
@@ -111,9 +58,9 @@ def test_iterate_gives_a_ragged_last_batch():
     assert [len(batch) for batch in datasets.iterate(source(), 4, 6)] == [4, 2]
 
 
-def test_endless_sources_need_a_count(photographs):
+def test_endless_sources_need_a_count():
     with pytest.raises(PdsError, match="endless"):
-        next(datasets.iterate(datasets.PhotoCrops(photographs, 16), 4))
+        next(datasets.iterate(photographs.photos("train", 16), 4))
 
 
 def config(**data):

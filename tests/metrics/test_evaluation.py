@@ -140,10 +140,10 @@ def test_four_devices_give_the_statistics_of_one(name, shape):
 
 
 def test_patches_are_near_to_crops_of_the_same_photographs():
-    from pds_jax.data import datasets
+    from pds_jax.data import photographs
     from pds_jax.io.images import to_uint8
 
-    crops = datasets.PhotoCrops(datasets.read_photographs(), 16, "train")
+    crops = photographs.photos("train", 16)
     near, law = (to_uint8(crops.images(np.arange(start, start + 500))) for start in (0, 5000))
     judge = get_extractor("patches")
     reference = make_reference(ArrayImages("crops", law), judge)
