@@ -24,6 +24,7 @@ LEVELS = {
             "parallel",
             "metrics training",
             "assembly bench",
+            "latent",
             "cli",
             "main",
         ]
