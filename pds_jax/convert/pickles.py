@@ -1,16 +1,17 @@
 """A pickle machine that runs no code: it knows the few opcodes and names that a PyTorch checkpoint needs.
 
 ``pickletools.genops`` splits the bytes into opcodes; the loop below keeps the stack. A name (GLOBAL) is looked up in a
-table of our own functions and never imported; a name that is not in the table is an error. Memory stays linear in the
-file: no function copies more than a few bytes. Dictionary keys must be plain, because hashing a nested tuple can take
-exponential time.
+table of our own functions and never imported. A name that is not in the table is an error, or with ``ANY_CLASS`` an
+:class:`OtherObject`, which is never made: only its attributes are kept. Memory stays linear in the file: no function
+copies more than a few bytes. Dictionary keys must be plain, because hashing a nested tuple can take exponential time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -48,9 +49,38 @@ class Tensor:
     shape: Shape
     strides: Shape
 
+    @property
+    def dtype(self) -> str:
+        """That of its storage."""
+        return self.storage.dtype
+
+
+@dataclasses.dataclass(eq=False)
+class PickledObject:
+    """An object of which only the name of its class and its attributes are read."""
+
+    name: str
+    state: dict[str, Any]
+
+
+@dataclasses.dataclass(eq=False)
+class OtherObject(PickledObject):
+    """An object that a checkpoint holds beside its weights, of any class: never made, its dictionaries are kept.
+
+    ``parts`` are those that it was made from or given as its state, not copied; ``state`` is what was set by key.
+    """
+
+    parts: list[dict[Any, Any]] = dataclasses.field(default_factory=list)
+
+    def take(self, values: Any) -> None:
+        """Keep the dictionaries among some arguments, or of a state, which is a tuple of two for a class with slots."""
+        self.parts += [value for value in (values if isinstance(values, tuple) else (values,)) if type(value) is dict]
+
 
 @dataclasses.dataclass(frozen=True)
-class _Function:
+class Function:
+    """A name that a pickle calls; ``call`` is ours."""
+
     call: Callable[..., Any]
 
 
@@ -65,6 +95,8 @@ STORAGE_DTYPES = {
     "CharStorage": "int8",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
 }
 
 
@@ -98,8 +130,11 @@ def _dictionary() -> dict[Any, Any]:
     return {}
 
 
+_NUMBERS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
+
+
 def _numpy_dtype(text: Any, *_: Any) -> np.dtype:
-    if text not in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1"):
+    if text not in _NUMBERS:
         raise ConversionError("a pickled NumPy dtype is not of plain numbers")
     return np.dtype(text).newbyteorder("<")
 
@@ -135,15 +170,106 @@ def _known_names() -> Mapping[str, Any]:
         "numpy._core.multiarray.scalar": _numpy_scalar,
         "_codecs.encode": _encode,
     }
-    names.update({name: _Function(call) for name, call in functions.items()})
+    names.update({name: Function(call) for name, call in functions.items()})
     return names
 
 
 KNOWN_NAMES = _known_names()
 
+# Names whose only use in a pickle is to run, read or write something: a file that asks for one is refused.
+_DANGEROUS_MODULES = frozenset(
+    "os posix nt sys subprocess shutil socket importlib runpy ctypes pty marshal pickle _pickle dill cloudpickle "
+    "joblib webbrowser commands signal urllib http requests tempfile pip zipimport imp bdb pdb".split()
+)
+_DANGEROUS_NAMES = ("io.open", "_io.open", "io.FileIO", "_io.FileIO", "numpy.load", "numpy.fromfile", "torch.load")
+_BUILTIN_MODULES = ("builtins", "__builtin__", "exceptions")
+_HARMLESS_BUILTINS = frozenset(
+    "bool bytearray bytes complex dict float frozenset getattr int list object range set slice str tuple type unicode "
+    "long xrange NotImplementedType".split()
+)
+
+
+class _AnyClass(Mapping[str, Any]):
+    """Names for :class:`Machine`: the known ones, and for every other one a function that makes an OtherObject."""
+
+    def __init__(self) -> None:
+        lenient = {
+            "numpy.dtype": _any_dtype,
+            "numpy.core.multiarray.scalar": _any_scalar,
+            "numpy._core.multiarray.scalar": _any_scalar,
+            "_codecs.encode": _any_bytes,
+            "torch._utils._rebuild_tensor_v2": _any_tensor,
+            "torch._utils._rebuild_tensor": _any_tensor,
+            "torch._utils._rebuild_parameter": _first,
+            "torch._utils._rebuild_parameter_with_state": _first,
+            "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
+        }
+        self._known = {**KNOWN_NAMES, **{name: Function(call) for name, call in lenient.items()}}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known or (isinstance(name, str) and not _is_dangerous(name))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._known[name] if name in self._known else Function(functools.partial(_other, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def _is_dangerous(name: str) -> bool:
+    module, _, last = name.partition(".")
+    if module in _BUILTIN_MODULES:
+        return last not in _HARMLESS_BUILTINS and not last.endswith(("Error", "Exception", "Warning"))
+    return module in _DANGEROUS_MODULES or name.startswith((*_DANGEROUS_NAMES, "torch.hub."))
+
+
+def _other(name: str, *arguments: Any) -> OtherObject:
+    made = OtherObject(name, {})
+    made.take(arguments)
+    return made
+
+
+def _any_dtype(text: Any = None, *_: Any) -> Any:
+    return _numpy_dtype(text) if text in _NUMBERS else OtherObject("numpy.dtype", {})
+
+
+def _any_scalar(dtype: Any = None, data: Any = None) -> Any:
+    return _numpy_scalar(dtype, data) if isinstance(dtype, np.dtype) else OtherObject("numpy.scalar", {})
+
+
+def _any_bytes(text: Any, encoding: Any) -> Any:
+    """Bytes of an array beside the weights, which nobody reads, are not copied."""
+    long = isinstance(text, str) and len(text) > MAX_BYTES
+    return OtherObject("bytes", {}) if long else _encode(text, encoding)
+
+
+def _any_tensor(storage: Any, *arguments: Any) -> Any:
+    return OtherObject("tensor", {}) if isinstance(storage, OtherObject) else _rebuild_tensor(storage, *arguments)
+
+
+def _first(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _rebuild_from_type(function: Any, _: Any, arguments: Any, *__: Any) -> Any:
+    """A tensor of a subclass of torch.Tensor."""
+    if not isinstance(function, Function) or not isinstance(arguments, tuple):
+        raise ConversionError("a tensor of a subclass is malformed")
+    return function.call(*arguments)
+
+
+ANY_CLASS = _AnyClass()
+
+
+_PLAIN = (str, int, float, bytes, type(None), Constant, Function, OtherObject, Tensor)
+
 
 def _plain_key(key: Any) -> Any:
-    if not isinstance(key, str | int | bytes | None):
+    flat = key if type(key) is tuple and len(key) <= MAX_RANK else (key,)
+    if not all(isinstance(part, _PLAIN) for part in flat):
         raise ConversionError("a dictionary key in the pickle is neither a string nor a number")
     return key
 
@@ -151,13 +277,14 @@ def _plain_key(key: Any) -> Any:
 class Machine:
     """The stack machine of one pickle."""
 
-    def __init__(self, persistent: Callable[[Any], Any]):
+    def __init__(self, persistent: Callable[[Any], Any], names: Mapping[str, Any] = KNOWN_NAMES):
         """Start with an empty stack.
 
-        Args:
-          persistent: turns the tuple of a persistent id into an object, for PyTorch a storage.
+        ``persistent`` turns the tuple of a persistent id into an object, for PyTorch a storage. ``names`` is what each
+        name that the pickle may ask for stands for.
         """
         self._persistent = persistent
+        self._names = names
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
@@ -209,10 +336,12 @@ class Machine:
         self._stack.append(tuple(items))
 
     def _append(self, items: list[Any]) -> None:
-        self._top(list).extend(items)
+        if not isinstance(self._stack[-1], OtherObject):
+            self._top(list).extend(items)
 
     def _set(self, items: list[Any]) -> None:
-        target = self._top(dict)
+        top = self._stack[-1]
+        target = top.state if isinstance(top, OtherObject) else self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if _plain_key(key) in target:
                 raise ConversionError("a dictionary in the pickle has a key twice")
@@ -227,12 +356,12 @@ class Machine:
         self._set([key, value])
 
     def _global(self, name: str) -> None:
-        if name not in KNOWN_NAMES:
+        if name not in self._names:
             raise ConversionError(
                 f"the pickle asks for {name!r}, which is not on the list of names that a checkpoint needs; "
                 "nothing of it was run. If you trust the file, save its weights again as plain tensors"
             )
-        self._stack.append(KNOWN_NAMES[name])
+        self._stack.append(self._names[name])
 
     def _stack_global(self) -> None:
         name, module = self._stack.pop(), self._stack.pop()
@@ -242,16 +371,47 @@ class Machine:
 
     def _reduce(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
-        if not isinstance(function, _Function) or not isinstance(arguments, tuple):
+        if isinstance(function, OtherObject):
+            function = Function(functools.partial(_other, function.name))
+        if not isinstance(function, Function) or not isinstance(arguments, tuple):
             raise ConversionError("the pickle calls something that is not a function")
         self._stack.append(function.call(*arguments))
 
+    def _new_with_keywords(self) -> None:
+        keywords, arguments, function = (self._stack.pop() for _ in range(3))
+        self._stack += [function, arguments]
+        self._reduce()
+        if not isinstance(self._stack[-1], OtherObject):
+            raise ConversionError("the pickle calls something with keywords that takes none")
+        self._stack[-1].take(keywords)
+
+    def _add(self, items: list[Any]) -> None:
+        if not isinstance(self._stack[-1], OtherObject):
+            self._top(set).update(_plain_key(item) for item in items)
+
     def _build(self) -> None:
-        """State of an OrderedDict (its ``_metadata``) or of a dtype: nothing that changes a value."""
+        """State of an object, or of an OrderedDict (its ``_metadata``) or a dtype, where it changes no value."""
         state, target = self._stack.pop(), self._stack[-1]
+        if isinstance(target, OtherObject):
+            target.take(state)
+            return
+        if isinstance(target, PickledObject):
+            if target.state or not isinstance(state, dict):
+                raise ConversionError("the pickle sets the state of an object twice, or not to a dictionary")
+            target.state.update(state)
+            return
         little = isinstance(target, np.dtype) and isinstance(state, tuple) and state[1:2] in (("<",), ("|",))
-        if not isinstance(target, dict) and not little:
+        if not isinstance(target, dict | Tensor) and not little:
             raise ConversionError("the pickle sets the state of something other than a dictionary")
+
+    def _frozenset(self, items: list[Any]) -> None:
+        self._stack.append(frozenset(_plain_key(item) for item in items))
+
+    def _pop(self) -> None:
+        self._stack.pop()
+
+    def _drop(self, items: list[Any]) -> None:
+        """What a pickle of a tuple inside itself leaves on the stack."""
 
     def _put(self, index: int) -> None:
         self._memo[index] = self._stack[-1]
@@ -282,6 +442,7 @@ _LITERALS: dict[str, Callable[[Any], Any]] = {
     "EMPTY_DICT": lambda _: {},
     "EMPTY_LIST": lambda _: [],
     "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_SET": lambda _: set(),
     "MARK": lambda _: _MARK,
     **{name: _value for name in _VALUE_OPCODES},
 }
@@ -306,7 +467,13 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     "LIST": lambda m, _: m._stack.append(m._pop_to_mark()),
     "GLOBAL": lambda m, argument: m._global(argument.replace(" ", ".")),
     "STACK_GLOBAL": lambda m, _: m._stack_global(),
+    "ADDITEMS": lambda m, _: m._add(m._pop_to_mark()),
     "REDUCE": lambda m, _: m._reduce(),
+    "NEWOBJ": lambda m, _: m._reduce(),
+    "NEWOBJ_EX": lambda m, _: m._new_with_keywords(),
+    "FROZENSET": lambda m, _: m._frozenset(m._pop_to_mark()),
+    "POP": lambda m, _: m._pop(),
+    "POP_MARK": lambda m, _: m._drop(m._pop_to_mark()),
     "BUILD": lambda m, _: m._build(),
     "PUT": lambda m, argument: m._put(argument),
     "BINPUT": lambda m, argument: m._put(argument),

@@ -17,7 +17,8 @@ import msgpack
 import numpy as np
 
 from pds_jax.convert.torch_files import open_plain
-from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, count, flatten
+from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, flatten
+from pds_jax.convert.weight_sets import Expected, choose
 
 _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 _CHUNKED = "__msgpack_chunked_array__"
@@ -28,7 +29,6 @@ _DTYPES: dict[str, np.dtype] = {
 _DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
 # flax writes lists only for shapes; everything else is a dict, of layers or of a state's fields.
 _LIMITS = {"max_array_len": 16, "max_map_len": 1 << 16, "max_str_len": 1 << 12}
-_STATE = ("optimizer", "params_ema")
 
 
 def decode(data: Any) -> Any:
@@ -107,7 +107,7 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: boo
     Args:
       path: the file.
       shapes: path and shape of every parameter of the network.
-      use_ema: the moving average ``params_ema``, or the raw weights ``optimizer.target``.
+      use_ema: the moving average (``params_ema``), or the raw weights (``optimizer.target``).
 
     Returns:
       (parameter tree, report); GroupNorm leaves are (C,) whatever they were.
@@ -123,35 +123,18 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: boo
     if not isinstance(state, dict):
         raise ConversionError(f"{path}: the file holds one {type(state).__name__}, not a training state")
     report = Report("score_sde_flax", str(path), "ema" if use_ema else "raw")
-    tree = _choose(state, use_ema, report)
-    sources = flatten(tree)
-    del state  # the optimiser's moments are two thirds of the file
-    for name, leaf in sources.items():
-        if not isinstance(leaf, Leaf):
-            raise ConversionError(f"{path}: {name!r} is not an array")
-    return assemble([Pair(name, name) for name in shapes], sources, shapes, report), report
+    return from_tree(state, shapes, report, use_ema), report
 
 
-def _choose(state: dict[str, Any], use_ema: bool, report: Report) -> dict[str, Any]:
-    """The tree of weights in a training state; the rest goes to the report."""
-    path = report.path
-    if not any(name in state for name in _STATE):
-        report.weights = "raw"
-        report.notes.append("the file is a bare parameter tree; it has no moving average to choose")
-        return state.get("params", state) if set(state) == {"params"} else state
-    optimizer = state.get("optimizer", {})
-    trees = {"ema": state.get("params_ema"), "raw": optimizer.get("target") if isinstance(optimizer, dict) else None}
-    chosen, other = ("ema", "raw") if use_ema else ("raw", "ema")
-    where = {"ema": "params_ema", "raw": "optimizer/target"}
-    tree = trees[chosen]
-    if not isinstance(tree, dict) or not tree:
-        raise ConversionError(f"{path}: the training state has no {where[chosen]!r}, its names are {sorted(state)}")
-    if isinstance(state.get("model_state"), dict) and flatten(state["model_state"]):
-        raise ConversionError(f"{path}: model_state is not empty; networks with running statistics are not supported")
-    unused = trees[other]
-    if isinstance(unused, dict):
-        report.unused += count(flatten(unused), f"{where[other]}, the {other} weights")
-    if isinstance(optimizer, dict) and isinstance(optimizer.get("state"), dict):
-        report.unused += count(flatten(optimizer["state"]), "optimizer/state, the optimiser's moments")
-    report.unused += [f"{name}: training state" for name in state if name not in _STATE]
-    return tree
+def from_tree(state: Any, shapes: Mapping[str, Shape], report: Report, use_ema: bool) -> dict[str, Any]:
+    """Parameters from nested dicts of leaves with flax's names, a training state or a bare tree.
+
+    Raises ConversionError as :func:`load` does.
+    """
+    for name in ("model_state", "batch_stats"):
+        if isinstance(state.get(name), Mapping) and flatten(state[name]):
+            raise ConversionError(
+                f"{report.path}: {name} is not empty; networks with running statistics are not supported"
+            )
+    found = choose(state, Leaf, Expected(list(shapes), separator="/"), report, use_ema)
+    return assemble([Pair(name, name) for name in shapes], found.arrays, shapes, report)

@@ -1,7 +1,7 @@
-"""Checkpoints of score_sde_pytorch and of the PDS release: ``.pth`` with ``model``, ``ema``, ``optimizer``, ``step``.
+"""Checkpoints with the names of score_sde_pytorch, which the PDS release shares: ``.pth`` and kin.
 
-The moving average is a bare list in the order of the trainable parameters; its names come from ``model``, without the
-buffer ``sigmas`` and the frozen Fourier frequencies, which exist only there.
+The originals write ``model``, ``ema``, ``optimizer``, ``step``. Their moving average is a bare list in the order of the
+trainable parameters, without the frozen Fourier frequencies. Other layouts are found by their names (``weight_sets``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 from pds_jax.convert.names import FROZEN, torch_pairs
 from pds_jax.convert.pickles import Tensor
 from pds_jax.convert.torch_files import opened
-from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params, match, template
+from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params, template
+from pds_jax.convert.weight_sets import Expected, choose
 from pds_jax.io import files
 
 PREFIX = "module."
@@ -45,61 +46,42 @@ def load(
       ConversionError: damaged, asking for code, or of another network.
     """
     report = Report("score_sde_torch", str(path), "ema" if use_ema else "raw")
-    pairs = torch_pairs(config, shapes)
     with opened(path) as (state, leaf):
-        model = _model(state, leaf, report.path)
-        sigmas = model.pop(SIGMAS, None)
-        match(pairs, model, report.path)
-        names = [name for name in model if name not in _frozen(pairs)]
-        sources = dict(model)
-        if use_ema:
-            sources.update(zip(names, _shadows(state, leaf, names, report), strict=True))
-            report.unused.append(f"model: {len(names)} raw weights")
-        report.unused += [f"{name}: training state" for name in state if name not in ("model", "ema")]
-        if config.model.name.startswith("ncsnv2"):
-            report.notes.append(_NCSN_NOTE)
-        params = assemble(pairs, sources, shapes, report)
-        _check_sigmas(sigmas, config, report)
-        return params, report
+        return from_arrays(state, Tensor, leaf, config, shapes, report, use_ema), report
+
+
+def from_arrays(
+    value: Any,
+    kind: type,
+    leaf: Callable[[Any], Leaf],
+    config: Any,
+    shapes: Mapping[str, Shape],
+    report: Report,
+    use_ema: bool,
+) -> dict[str, Any]:
+    """Parameters from a file's contents, whose arrays have the names of score_sde_pytorch or of diffusers.
+
+    ``value`` holds arrays of class ``kind``, which ``leaf`` makes readable. Raises ConversionError as
+    :func:`load` does.
+    """
+    pairs = torch_pairs(config, shapes)
+    expected = Expected([pair.source for pair in pairs], frozen=frozenset(_frozen(pairs)))
+    found = choose(value, kind, expected, report, use_ema)
+    if config.model.name.startswith("ncsnv2"):
+        report.notes.append(_NCSN_NOTE)
+    params = assemble(pairs, {name: leaf(array) for name, array in found.arrays.items()}, shapes, report)
+    sigmas = found.buffers.get(SIGMAS)
+    if sigmas is not None:
+        _check_sigmas(leaf(sigmas), config, report)
+    return params
 
 
 def _frozen(pairs: list[Pair]) -> set[str]:
     return {pair.source for pair in pairs if pair.target == FROZEN}
 
 
-def _model(state: Any, leaf: Callable[[Tensor], Leaf], path: str) -> dict[str, Leaf]:
-    """Leaves of ``model`` without the prefix of DataParallel."""
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        found = sorted(map(str, state))[:8] if isinstance(state, dict) else type(state).__name__
-        raise ConversionError(f"{path}: no dictionary 'model' of weights; the file holds {found}")
-    leaves = {}
-    for name, value in state["model"].items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ConversionError(f"{path}: 'model' holds something other than named tensors")
-        leaves[name.removeprefix(PREFIX)] = leaf(value)
-    if len(leaves) != len(state["model"]):
-        raise ConversionError(f"{path}: 'model' has a name with and without {PREFIX!r}")
-    return leaves
-
-
-def _shadows(state: dict[str, Any], leaf: Callable[[Tensor], Leaf], names: list[str], report: Report) -> list[Leaf]:
-    """The moving average, one leaf for each trainable parameter."""
-    ema = state.get("ema")
-    shadows = ema.get("shadow_params") if isinstance(ema, dict) else None
-    if not isinstance(shadows, list) or not all(isinstance(value, Tensor) for value in shadows):
-        raise ConversionError(f"{report.path}: no list ema/shadow_params of tensors; ask for the raw weights instead")
-    if len(shadows) != len(names):
-        raise ConversionError(
-            f"{report.path}: the moving average has {len(shadows)} tensors, the model {len(names)} trainable ones"
-        )
-    return [leaf(value) for value in shadows]
-
-
-def _check_sigmas(sigmas: Leaf | None, config: Any, report: Report) -> None:
+def _check_sigmas(sigmas: Leaf, config: Any, report: Report) -> None:
     """Compare the noise levels in the file with the config's: for VE another range is another model."""
-    if sigmas is None:
-        return
-    report.unused.append(f"{SIGMAS}: the noise levels, which follow from the config")
     if len(sigmas.shape) != 1 or sigmas.shape[0] < 1:
         raise ConversionError(f"{report.path}: the noise levels have shape {sigmas.shape}")
     values = sigmas.read().astype(np.float64)

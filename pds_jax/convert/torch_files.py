@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from pds_jax.convert.pickles import STORAGE_DTYPES, Constant, Machine, Storage, Tensor
+from pds_jax.convert.pickles import ANY_CLASS, STORAGE_DTYPES, Constant, Machine, Storage, Tensor
 from pds_jax.convert.tree import ConversionError, Leaf
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -29,7 +29,10 @@ LEGACY_PROTOCOL = 1001
 MAX_PICKLE = 64 << 20
 MAX_GZIP_RATIO = 32
 MAX_UNPACKED = 8 << 30
-_ITEMSIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int16": 2}
+_ITEMSIZE = {
+    **{"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16},
+    **{"int64": 8, "int32": 4, "int16": 2},
+}
 
 ReadStorage = Callable[[Storage], bytes]
 
@@ -88,15 +91,16 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Callable[[Tensor
         try:
             is_zip = file.read(4) == ZIP_MAGIC
             file.seek(0)
-            value, read = _load_zip(file) if is_zip else _load_legacy(file)
+            value, read = _load_zip(file) if is_zip else load_legacy(file)
         except ConversionError as error:
             raise ConversionError(f"{name}: {error}") from error
         except Exception as error:  # whatever malformed bytes make the parsers raise
             raise ConversionError(f"{name} is damaged or not written by torch.save: {error}") from error
-        yield value, functools.partial(_leaf, read=read, name=name)
+        yield value, functools.partial(leaf_of, read=read, name=name)
 
 
-def _leaf(tensor: Tensor, read: ReadStorage, name: str) -> Leaf:
+def leaf_of(tensor: Tensor, read: ReadStorage, name: str) -> Leaf:
+    """A tensor as a leaf; ``read`` gives the bytes of its storage, ``name`` is the file's, for messages."""
     return Leaf(tensor.shape, tensor.storage.dtype, functools.partial(_read_tensor, tensor, read, name))
 
 
@@ -139,7 +143,9 @@ def _bytes_of(storage: Storage) -> int:
 class _Storages(dict[str, Storage]):
     """Storages by key, filled while the pickle is read."""
 
-    def remember(self, fields: Any) -> Storage:
+    def remember(self, fields: Any) -> Any:
+        if isinstance(fields, tuple) and fields[:1] == ("module",):  # a class with its program text
+            return fields[1] if len(fields) > 1 else None
         storage = _storage(fields)
         if self.setdefault(storage.key, storage) != storage:
             raise ConversionError(f"storage {storage.key!r} is described in two ways")
@@ -150,7 +156,7 @@ def _load_zip(file: IO[bytes]) -> tuple[Any, ReadStorage]:
     archive = zipfile.ZipFile(file)
     root = _check_archive(archive, file.seek(0, io.SEEK_END))
     storages = _Storages()
-    value = Machine(storages.remember).run(archive.read(f"{root}/data.pkl"))
+    value = Machine(storages.remember, ANY_CLASS).run(archive.read(f"{root}/data.pkl"))
     sizes = {info.filename: info.file_size for info in archive.infolist()}
     for storage in storages.values():
         size = sizes.get(f"{root}/data/{storage.key}")
@@ -188,7 +194,8 @@ def _check_archive(archive: zipfile.ZipFile, size: int) -> str:
     return roots[0]
 
 
-def _load_legacy(file: IO[bytes]) -> tuple[Any, ReadStorage]:
+def load_legacy(file: IO[bytes]) -> tuple[Any, ReadStorage]:
+    """Read the older form, pickles followed by storages: the object, and a function that reads a storage's bytes."""
     if Machine(_no_storage).run(file) != LEGACY_MAGIC:
         raise ConversionError("a pickle, but not one that torch.save wrote")
     if Machine(_no_storage).run(file) != LEGACY_PROTOCOL:
@@ -197,7 +204,7 @@ def _load_legacy(file: IO[bytes]) -> tuple[Any, ReadStorage]:
     if not isinstance(system, dict) or system.get("little_endian") is not True:
         raise ConversionError("the file was written on a big-endian machine")
     storages = _Storages()
-    value = Machine(storages.remember).run(file)
+    value = Machine(storages.remember, ANY_CLASS).run(file)
     starts = _find_storages(file, Machine(_no_storage).run(file), storages)
 
     def read(storage: Storage) -> bytes:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -205,7 +205,14 @@ def assemble(
         report.mapped.append((name, pair.target))
         if pair.axes is not None or leaf.shape != shape:
             report.reshaped.append((pair.target, leaf.shape, shape))
+    _note_dtypes([sources[name].dtype for _, name in found], report)
     return nest({path: params[path] for path in shapes})
+
+
+def _note_dtypes(dtypes: list[str], report: Report) -> None:
+    for dtype in ("float16", "bfloat16", "float64"):
+        if dtype in dtypes:
+            report.notes.append(f"{dtypes.count(dtype)} of {len(dtypes)} leaves are {dtype}; they became float32")
 
 
 def match(pairs: Sequence[Pair], sources: Mapping[str, Leaf], path: str) -> list[tuple[Pair, str]]:
@@ -295,9 +302,3 @@ def check_params(params: Mapping[str, Any], config: Any) -> dict[str, np.ndarray
 
 def _identity(value: np.ndarray) -> np.ndarray:
     return value
-
-
-def count(names: Iterable[str], what: str) -> list[str]:
-    """One line for many unused leaves, none for none."""
-    number = sum(1 for _ in names)
-    return [f"{what}: {number} leaves"] if number else []

@@ -85,7 +85,6 @@ def test_code_is_never_run(tmp_path, name, protocol):
     [
         b"\x80\x02cos\nsystem\n.",  # a name alone
         b"(S'touch x'\nios\nsystem\n.",  # INST
-        b"\x80\x02ccollections\nOrderedDict\n)\x81.",  # NEWOBJ
         b"\x80\x02\x82\x01.",  # EXT1
         b"Pname\n.",  # PERSID
         b"\x80\x05\x97.",  # NEXT_BUFFER
