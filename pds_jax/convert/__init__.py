@@ -10,11 +10,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pds_jax.convert import diffusers, safetensors_io, score_sde, score_sde_torch
+from pds_jax.convert import dialects, diffusers, safetensors_io, score_sde, score_sde_torch
 from pds_jax.convert.hub import fetch, is_hub_id
 from pds_jax.convert.safetensors_io import config_of
 from pds_jax.convert.sniffing import KINDS, sniff
 from pds_jax.convert.tree import ConversionError, Report, template
+from pds_jax.convert.weight_sets import AS_SAVED
 
 __all__ = ["EXPORTS", "KINDS", "ConversionError", "Report", "config_of", "export", "load_checkpoint", "locate", "sniff"]
 
@@ -66,12 +67,12 @@ def load_checkpoint(
     if kind == "score_sde_flax":
         return score_sde.load(path, shapes, use_ema)
     if kind == "score_sde_torch":
-        return score_sde_torch.load(path, config, shapes, use_ema)
+        return dialects.load_torch(path, config, shapes, use_ema)
     if kind == "diffusers":
-        params, report = diffusers.load(path, config, shapes)
+        params, report = diffusers.load(path, config, shapes, use_ema)
     else:
-        params, report = safetensors_io.load(path, shapes)
-    if not use_ema:
+        params, report = dialects.load_safetensors(path, config, shapes, use_ema)
+    if not use_ema and report.weights == AS_SAVED:
         report.notes.append("this kind keeps one set of weights; asking for the raw ones changes nothing")
     return params, report
 

@@ -10,21 +10,19 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from pds_jax.convert import safetensors_io
+from pds_jax.convert import diffusers_weights, safetensors_io
 from pds_jax.convert.names import diffusers_pairs
-from pds_jax.convert.pickles import Tensor
-from pds_jax.convert.torch_files import opened
 from pds_jax.convert.tree import ConversionError, Leaf, Report, Shape, assemble, check_params, template
+from pds_jax.convert.weight_sets import AS_SAVED, Expected, choose, is_average
 from pds_jax.io import files
 from pds_jax.models.utils import image_size
 
 CLASS = "UNet2DModel"
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _JSON_LIMIT = 1 << 20
 
 # Options that our network needs in score_sde's config to be a UNet2DModel of skip blocks.
@@ -65,14 +63,30 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-def unet_folder(path: str | os.PathLike[str]) -> pathlib.Path | None:
-    """The folder with the UNet's ``config.json``: the path itself, its ``unet``, or the parent of a weights file."""
+def unet_folder(path: str | os.PathLike[str], use_ema: bool = True) -> pathlib.Path | None:
+    """The folder with the UNet's ``config.json``: the path itself, one of its folders, or that of a weights file.
+
+    A training of diffusers keeps the moving average in ``unet_ema`` beside ``unet``.
+    """
     given = pathlib.Path(path)
-    candidates = [given / "unet", given] if given.is_dir() else [given.parent]
-    for folder in candidates:
-        if _class_of(folder / "config.json") == CLASS:
-            return folder
-    return None
+    if not given.is_dir():
+        return given.parent if _class_of(given.parent / "config.json") == CLASS else None
+    if _class_of(given / "config.json") == CLASS:
+        return given
+    averages, raw = _unets_in(given)
+    first, second = (averages, raw) if use_ema else (raw, averages)
+    return next(iter(first or second), None)
+
+
+def _unets_in(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """(averaged, raw) UNets that lie in a folder, ``unet`` first."""
+    try:
+        inner = sorted(folder.iterdir(), key=lambda path: (path.name != "unet", path.name))
+    except OSError as error:
+        raise ConversionError(f"cannot read {folder}: {error}") from error
+    named = [path for path in inner if "unet" in path.name.lower() or is_average(path.name)]
+    unets = [path for path in named if _class_of(path / "config.json") == CLASS]
+    return [path for path in unets if is_average(path.name)], [path for path in unets if not is_average(path.name)]
 
 
 def _class_of(path: pathlib.Path) -> Any:
@@ -95,44 +109,89 @@ def _read_fields(path: pathlib.Path) -> dict[str, Any]:
     return fields
 
 
-def load(path: str | os.PathLike[str], config: Any, shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], Report]:
+def load(
+    path: str | os.PathLike[str], config: Any, shapes: Mapping[str, Shape], use_ema: bool
+) -> tuple[dict[str, Any], Report]:
     """Parameters from a diffusers folder.
 
     Args:
-      path: the pipeline's folder, its ``unet`` folder, or the weights file in it.
+      path: the pipeline's folder, a training's with ``unet`` and ``unet_ema``, the folder of one UNet, or a file of
+        weights or an index in it.
       config: our config of the same network; every option is compared with ``config.json``.
       shapes: path and shape of every parameter of the network.
+      use_ema: the moving average where it lies beside the raw weights, or those.
 
     Returns:
-      (parameter tree, report); diffusers keeps one set of weights, the moving average by custom.
+      (parameter tree, report).
 
     Raises:
       ConversionError: damaged, of another network, or one that computes otherwise than NCSN++.
     """
-    folder = unet_folder(path)
+    folder = unet_folder(path, use_ema)
     if folder is None:
         raise ConversionError(f"{path}: no config.json of a {CLASS} here or in 'unet'")
-    report = Report("diffusers", str(path), "as saved")
+    report = Report("diffusers", str(path), AS_SAVED)
     compare(read_config(folder / "config.json"), config, str(folder / "config.json"))
     _note_scheduler(folder.parent / "scheduler" / "scheduler_config.json", config, report)
-    pairs = diffusers_pairs(config, shapes)
     given = pathlib.Path(path)
-    weights = given if given.is_file() else _weights_file(folder)
-    if weights.suffix == ".safetensors":
-        sources = safetensors_io.leaves(weights)
-        return assemble(pairs, _without_twin(sources, report), shapes, report), report
-    with opened(weights) as (state, leaf):
-        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise ConversionError(f"{weights}: not a dictionary of tensors")
-        sources = {str(name): leaf(value) for name, value in state.items()}
-        return assemble(pairs, _without_twin(sources, report), shapes, report), report
+    weights = given if given.is_file() else diffusers_weights.find(folder, use_ema, report)
+    _note_folder(given, folder, use_ema, report)
+    with diffusers_weights.opened(weights) as sources:
+        return from_leaves(sources, config, shapes, report, use_ema), report
 
 
-def _weights_file(folder: pathlib.Path) -> pathlib.Path:
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return folder / name
-    raise ConversionError(f"{folder} has neither {' nor '.join(WEIGHTS)}")
+def from_leaves(
+    sources: Mapping[str, Leaf], config: Any, shapes: Mapping[str, Shape], report: Report, use_ema: bool
+) -> dict[str, Any]:
+    """Parameters from the leaves of a UNet2DModel by name. Raises ConversionError as :func:`load` does."""
+    return from_arrays(_without_twin(dict(sources), report), Leaf, _itself, config, shapes, report, use_ema, alone=True)
+
+
+def from_arrays(
+    value: Any,
+    kind: type,
+    leaf: Callable[[Any], Leaf],
+    config: Any,
+    shapes: Mapping[str, Shape],
+    report: Report,
+    use_ema: bool,
+    *,
+    alone: bool = False,
+) -> dict[str, Any]:
+    """Parameters from what a file holds, whose arrays have the names of diffusers' UNet2DModel.
+
+    Raises NoWeights if no array has such names, ConversionError if they are not those of the config's network.
+    """
+    pairs = diffusers_pairs(config, shapes)
+    aliases = {alias: pair.source for pair in pairs for alias in pair.aliases}
+    expected = Expected([pair.source for pair in pairs], aliases)
+    found = choose(value, kind, expected, report, use_ema, alone=alone)
+    expected_config(config)
+    refuse_narrow_attention(config)
+    return assemble(pairs, {name: leaf(array) for name, array in found.arrays.items()}, shapes, report)
+
+
+def _itself(leaf: Leaf) -> Leaf:
+    return leaf
+
+
+def _note_folder(given: pathlib.Path, folder: pathlib.Path, use_ema: bool, report: Report) -> None:
+    """Say which of a raw and an averaged UNet was read."""
+    averages, raw = _unets_in(folder.parent)
+    if not averages or folder not in (*averages, *raw):
+        return
+    if not use_ema and folder in averages:
+        raise ConversionError(
+            f"{given}: the raw weights are asked for; it holds the moving average {folder.name!r} only"
+        )
+    if use_ema and len(averages) > 1 and folder != given:
+        names = ", ".join(repr(path.name) for path in averages)
+        raise ConversionError(f"{given}: {len(averages)} moving averages could be meant: {names}; give one's folder")
+    report.weights = "ema" if folder in averages else "raw"
+    others = raw if folder in averages else averages
+    if others:
+        what, other = ("moving average", "raw weights") if folder in averages else ("raw weights", "moving average")
+        report.notes.append(f"read the {what} {folder.name!r}, not the {other} {others[0].name!r}")
 
 
 def _without_twin(sources: dict[str, Leaf], report: Report) -> dict[str, Leaf]:
@@ -316,7 +375,7 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str])
     refuse_narrow_attention(config)
     flat = check_params(params, config)
     arrays = to_torch(flat, diffusers_pairs(config, template(config)))
-    safetensors_io.write_arrays(folder / "unet" / WEIGHTS[0], arrays, {"format": "pt"})
+    safetensors_io.write_arrays(folder / "unet" / f"{diffusers_weights.STEM}.safetensors", arrays, {"format": "pt"})
     files.write_json(folder / "unet" / "config.json", {"_class_name": CLASS, **fields})
     files.write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
     files.write_json(

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
-from pds_jax.convert import diffusers
+from pds_jax.convert import diffusers, diffusers_weights
 from pds_jax.convert.tree import ConversionError
 from pds_jax.models import create_model
 from pds_jax.models.utils import image_size
 
 
-def with_diffusers(path: str | os.PathLike[str], config: Any, params: Any, batch: int = 2) -> float:
+def with_diffusers(
+    path: str | os.PathLike[str], config: Any, params: Any, batch: int = 2, use_ema: bool = True
+) -> float:
     """Largest difference between ``UNet2DModel`` and our NCSN++, max |a - b| / max |b| of the worst sample.
 
     Args:
@@ -22,6 +25,7 @@ def with_diffusers(path: str | os.PathLike[str], config: Any, params: Any, batch
       config: our config.
       params: the parameters converted from it.
       batch: number of samples, at noise levels from σ_min to σ_max.
+      use_ema: as the parameters were converted.
 
     Returns:
       The relative difference.
@@ -41,7 +45,9 @@ def with_diffusers(path: str | os.PathLike[str], config: Any, params: Any, batch
     )
     x = x.astype(np.float32)
     try:
-        unet = UNet2DModel.from_pretrained(str(diffusers.unet_folder(path)), low_cpu_mem_usage=False).eval()
+        folder = diffusers.unet_folder(path, use_ema) or pathlib.Path(path)
+        variant = diffusers_weights.variant_of(folder)
+        unet = UNet2DModel.from_pretrained(str(folder), variant=variant, low_cpu_mem_usage=False).eval()
     except Exception as error:  # diffusers raises what its many parts raise
         raise ConversionError(f"diffusers cannot load {path}: {error}") from error
     with torch.no_grad():

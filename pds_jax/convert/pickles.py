@@ -193,7 +193,7 @@ class _AnyClass(Mapping[str, Any]):
     """Names for :class:`Machine`: the known ones, and for every other one a function that makes an OtherObject."""
 
     def __init__(self) -> None:
-        lenient = {
+        lenient: dict[str, Callable[..., Any]] = {
             "numpy.dtype": _any_dtype,
             "numpy.core.multiarray.scalar": _any_scalar,
             "numpy._core.multiarray.scalar": _any_scalar,
@@ -427,7 +427,7 @@ class Machine:
 
 _VALUE_OPCODES = (
     "BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE BININT BININT1 BININT2 INT LONG LONG1 LONG4 BINFLOAT FLOAT "
-    "SHORT_BINBYTES BINBYTES BINBYTES8 BINSTRING SHORT_BINSTRING"
+    "SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 BINSTRING SHORT_BINSTRING"
 ).split()
 
 

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, which safetensors asks it for)
 import numpy as np
 
-from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params
+from pds_jax.convert.tree import ConversionError, Leaf, check_params
 from pds_jax.io import files
 
 MODEL = "model.safetensors"
@@ -87,25 +88,6 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray],
     arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
     data = save(arrays, {**metadata, _CHECKSUM: _checksum(sorted(arrays), arrays.__getitem__)})
     files.atomic_write(path, lambda file: file.write(data))
-
-
-def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape]) -> tuple[dict[str, Any], Report]:
-    """Parameters of one of our own models.
-
-    Args:
-      path: the file, or the folder that holds ``model.safetensors``.
-      shapes: path and shape of every parameter of the network.
-
-    Returns:
-      (parameter tree, report).
-
-    Raises:
-      ConversionError: the file is damaged or belongs to another network.
-    """
-    file = pathlib.Path(path)
-    file = file / MODEL if file.is_dir() else file
-    report = Report("safetensors", str(path), "as saved")
-    return assemble([Pair(name, name) for name in shapes], leaves(file), shapes, report), report
 
 
 def config_of(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:

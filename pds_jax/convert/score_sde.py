@@ -126,15 +126,17 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: boo
     return from_tree(state, shapes, report, use_ema), report
 
 
-def from_tree(state: Any, shapes: Mapping[str, Shape], report: Report, use_ema: bool) -> dict[str, Any]:
+def from_tree(
+    state: Any, shapes: Mapping[str, Shape], report: Report, use_ema: bool, *, alone: bool = False
+) -> dict[str, Any]:
     """Parameters from nested dicts of leaves with flax's names, a training state or a bare tree.
 
-    Raises ConversionError as :func:`load` does.
+    Raises NoWeights if no array has such names, ConversionError as :func:`load` does.
     """
     for name in ("model_state", "batch_stats"):
         if isinstance(state.get(name), Mapping) and flatten(state[name]):
             raise ConversionError(
                 f"{report.path}: {name} is not empty; networks with running statistics are not supported"
             )
-    found = choose(state, Leaf, Expected(list(shapes), separator="/"), report, use_ema)
+    found = choose(state, Leaf, Expected(list(shapes), separator="/"), report, use_ema, alone=alone)
     return assemble([Pair(name, name) for name in shapes], found.arrays, shapes, report)

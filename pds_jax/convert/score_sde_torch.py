@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 
 from pds_jax.convert.names import FROZEN, torch_pairs
-from pds_jax.convert.pickles import Tensor
-from pds_jax.convert.torch_files import opened
 from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params, template
 from pds_jax.convert.weight_sets import Expected, choose
 from pds_jax.io import files
@@ -28,28 +26,6 @@ _NCSN_NOTE = (
 )
 
 
-def load(
-    path: str | os.PathLike[str], config: Any, shapes: Mapping[str, Shape], use_ema: bool
-) -> tuple[dict[str, Any], Report]:
-    """Parameters from a ``.pth``.
-
-    Args:
-      path: the file, possibly compressed by gzip.
-      config: the score_sde config that it was trained with.
-      shapes: path and shape of every parameter of the network.
-      use_ema: the moving average, or the raw weights.
-
-    Returns:
-      (parameter tree, report).
-
-    Raises:
-      ConversionError: damaged, asking for code, or of another network.
-    """
-    report = Report("score_sde_torch", str(path), "ema" if use_ema else "raw")
-    with opened(path) as (state, leaf):
-        return from_arrays(state, Tensor, leaf, config, shapes, report, use_ema), report
-
-
 def from_arrays(
     value: Any,
     kind: type,
@@ -58,15 +34,17 @@ def from_arrays(
     shapes: Mapping[str, Shape],
     report: Report,
     use_ema: bool,
+    *,
+    alone: bool = False,
 ) -> dict[str, Any]:
-    """Parameters from a file's contents, whose arrays have the names of score_sde_pytorch or of diffusers.
+    """Parameters from what a file holds, whose arrays have the names of score_sde_pytorch.
 
-    ``value`` holds arrays of class ``kind``, which ``leaf`` makes readable. Raises ConversionError as
-    :func:`load` does.
+    ``value`` holds arrays of class ``kind``, which ``leaf`` makes readable. Raises NoWeights if no array has such
+    names, ConversionError if they are not those of the config's network.
     """
     pairs = torch_pairs(config, shapes)
     expected = Expected([pair.source for pair in pairs], frozen=frozenset(_frozen(pairs)))
-    found = choose(value, kind, expected, report, use_ema)
+    found = choose(value, kind, expected, report, use_ema, alone=alone)
     if config.model.name.startswith("ncsnv2"):
         report.notes.append(_NCSN_NOTE)
     params = assemble(pairs, {name: leaf(array) for name, array in found.arrays.items()}, shapes, report)

@@ -25,6 +25,7 @@ ROOT = "the file's top level"
 _MAX_DEPTH = 64
 _MAX_VISITS = 1_000_000
 _AVERAGES = frozenset("average averages averaged avg shadow shadows swa polyak".split())
+_RAW_WORDS = frozenset("online raw student".split())
 _NO_AVERAGES = frozenset("email schema cinema".split())
 _TRAINING = frozenset("opt optim optims optimizer optimizers optimiser adam grad grads gradients mu nu moments".split())
 # What diffusion models register beside their weights: it follows from the config.
@@ -80,15 +81,17 @@ class _Contents:
 
 
 def is_average(place: str) -> bool:
-    """Whether a name is that of averaged weights.
+    """Whether a name is that of averaged weights; its last telling word decides.
 
-    >>> [is_average(place) for place in ("model_ema", "ema/shadow_params", "netEMA", "model", "schema")]
+    >>> [is_average(place) for place in ("model_ema", "ema/shadow_params", "netEMA", "ema.online_model", "schema")]
     [True, True, True, False, False]
     """
-    return any(
-        word in _AVERAGES or (word.startswith("ema") or word.endswith("ema")) and word not in _NO_AVERAGES
-        for word in _words(place)
-    )
+    for word in reversed(_words(place)):
+        if word in _RAW_WORDS:
+            return False
+        if word in _AVERAGES or ((word.startswith("ema") or word.endswith("ema")) and word not in _NO_AVERAGES):
+            return True
+    return False
 
 
 def _is_training(place: str) -> bool:
@@ -102,20 +105,22 @@ def _words(place: str) -> list[str]:
     return [word.lower() for word in re.split(r"[^A-Za-z]+", spaced) if word]
 
 
-def choose(value: Any, kind: type, expected: Expected, report: Report, use_ema: bool) -> Chosen:
+def choose(value: Any, kind: type, expected: Expected, report: Report, use_ema: bool, *, alone: bool = False) -> Chosen:
     """The set of weights to read.
 
     ``value`` is what a file holds, ``kind`` the class of its arrays, with ``shape`` and ``dtype``. The moving average
     is read if ``use_ema``, else the raw weights; the raw ones too where a file has no average, and the report says so.
+    ``alone`` says that files of this kind keep one set, whose name means nothing.
+
     Raises NoWeights if there is no set, ConversionError if the one asked for is not there or several could be meant.
     """
     try:
-        return _choose(value, kind, expected, report, use_ema)
+        return _choose(value, kind, expected, report, use_ema, alone)
     except ConversionError as error:
         raise type(error)(f"{report.path}: {error}") from error
 
 
-def _choose(value: Any, kind: type, expected: Expected, report: Report, use_ema: bool) -> Chosen:
+def _choose(value: Any, kind: type, expected: Expected, report: Report, use_ema: bool, alone: bool) -> Chosen:
     contents = _collect(value, kind, expected.separator)
     sets = _named_sets(contents, expected)
     raw = [found for found in sets if not found.average]
@@ -126,7 +131,7 @@ def _choose(value: Any, kind: type, expected: Expected, report: Report, use_ema:
         raise NoWeights(_nothing(contents, expected))
     if use_ema and not averages:
         _refuse_other_averages(contents)
-    chosen = _pick(averages, raw, use_ema, report)
+    chosen = raw[0] if alone and len(raw) == 1 and not averages else _pick(averages, raw, use_ema, report)
     _complete(chosen, raw, expected)
     _account(chosen, averages + raw, contents, value, expected.separator, report)
     buffers = {name: array for found in (*raw, chosen) for name, array in found.rest.items()}
@@ -268,7 +273,7 @@ def _listed(lists: Mapping[str, list[Any]], kind: type, expected: Expected, raw:
 def _without_buffers(values: list[Any], raw: WeightSet) -> list[Any]:
     """The values of a whole state dict, without those of its buffers, which have shapes of their own."""
     shapes = [value.shape for value in raw.arrays.values()]
-    kept = []
+    kept: list[Any] = []
     for value in values:
         if len(kept) < len(shapes) and value.shape == shapes[len(kept)]:
             kept.append(value)
@@ -300,13 +305,11 @@ def _pick(averages: list[WeightSet], raw: list[WeightSet], use_ema: bool, report
             f"{len(different)} {what} could be meant: {places}; save the one you want in a file of its own"
         )
     chosen = different[0]
-    single, report.weights = report.weights == AS_SAVED, "ema" if chosen.average else "raw"
+    report.weights = "ema" if chosen.average else "raw"
     if chosen.average and raw:
         report.notes.append(f"read the moving average {chosen.where!r}, not the raw weights {raw[0].where!r}")
     elif not chosen.average and averages:
         report.notes.append(f"read the raw weights {chosen.where!r}, not the moving average {averages[0].where!r}")
-    elif single:
-        report.weights = AS_SAVED
     elif use_ema and not chosen.average:
         report.notes.append(f"no moving average in the file: read the weights {chosen.where!r} as they are")
     return chosen

@@ -189,10 +189,16 @@ def test_strided_and_shared_storages_load(tmp_path, state):
     ("damage", "message"),
     [
         (lambda s: s["ema"]["shadow_params"].pop(), "155 tensors, the model 156"),
-        (lambda s: s["ema"]["shadow_params"].__setitem__(3, 1.0), "'ema/shadow_params' holds other things than tensors"),
+        (
+            lambda s: s["ema"]["shadow_params"].__setitem__(3, 1.0),
+            "'ema/shadow_params' holds other things than tensors",
+        ),
         (lambda s: s.pop("model"), "'all_modules.0.W'.*is missing"),
         (lambda s: s["model"].pop("module.all_modules.9.Conv_0.bias"), "tensors, the model|missing"),
-        (lambda s: s["model"].__setitem__("module.all_modules.9.Conv_0.bias", "x"), "'all_modules.9.Conv_0.bias' is missing in 'model'"),
+        (
+            lambda s: s["model"].__setitem__("module.all_modules.9.Conv_0.bias", "x"),
+            "'all_modules.9.Conv_0.bias' is missing in 'model'",
+        ),
         (lambda s: s["ema"]["shadow_params"].reverse(), "has shape"),
     ],
 )
