@@ -6,10 +6,13 @@ refused unless its value switches it off (null, false).
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from pds_jax.convert.tree import ConversionError
+from pds_jax.io import files
 from pds_jax.latent.autoencoder import AutoencoderSizes
 from pds_jax.latent.clip import ACTIVATIONS, TextSizes, VisionSizes
 from pds_jax.latent.unet2d import CONTEXT, PIXELS, UNetSizes
@@ -109,6 +112,19 @@ _VQ: dict[str, Any] = {
     "lookup_from_codebook": False,  # concerns code numbers as input, which nothing here gives
 }
 _AUTOENCODER_FIXED: dict[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish"), "norm_type": ("group",)}
+
+
+def read_config(folder: str | os.PathLike[str], name: str = "config.json") -> tuple[dict[str, Any], str]:
+    """Fields of a component's configuration, and the file's name for messages.
+
+    Raises:
+      PdsError: it is missing or is no dictionary.
+    """
+    path = pathlib.Path(folder) / name
+    fields = files.read_json(path)
+    if not isinstance(fields, dict):
+        raise ConversionError(f"{path} holds no dictionary")
+    return fields, str(path)
 
 
 def unet_sizes(fields: Mapping[str, Any], where: str) -> UNetSizes:

@@ -186,3 +186,42 @@ def write_tokenizer(folder, pad="<|endoftext|>", length=12):
     config = {**special, "pad_token": "<|endoftext|>", "model_max_length": length, "tokenizer_class": "CLIPTokenizer"}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return len(tokens)
+
+
+BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
+LAYOUTS = {
+    "sd1": dict(unet="sd1", vae="kl", pad="<|endoftext|>", act="quick_gelu", prediction="epsilon"),
+    "sd2": dict(unet="sd2", vae="kl", pad="!", act="gelu", prediction="v_prediction"),
+    "ldm": dict(unet="ldm", vae="vq", prediction="epsilon"),
+}
+
+
+def make_pipeline(folder, kind="sd1"):
+    """A pipeline of diffusers with random weights, saved in a folder; returned in PyTorch."""
+    torch, diffusers, transformers = libraries()
+    layout = LAYOUTS[kind]
+    unet, scheduler = (
+        make_unet(layout["unet"]),
+        diffusers.DDIMScheduler(**BETAS, prediction_type=layout["prediction"], set_alpha_to_one=False),
+    )
+    if kind == "ldm":
+        pipe = diffusers.LDMPipeline(vqvae=make_vae("vq", vq_embed_dim=3), unet=unet, scheduler=scheduler)
+    else:
+        count = write_tokenizer(folder / "words", layout["pad"])
+        text = transformers.CLIPTextConfig(
+            vocab_size=count, hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3,
+            max_position_embeddings=12, hidden_act=layout["act"], bos_token_id=count - 2, eos_token_id=count - 1,
+        )  # fmt: skip
+        pipe = diffusers.StableDiffusionPipeline(
+            vae=make_vae("kl"),
+            unet=unet,
+            text_encoder=randomise(torch, transformers.CLIPTextModel(text), scale=0.5),
+            tokenizer=transformers.CLIPTokenizer.from_pretrained(folder / "words"),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.save_pretrained(folder)
+    return pipe
