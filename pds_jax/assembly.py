@@ -19,14 +19,15 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from pds_jax import checkpoints, parallel, preconditioner, sampling, sde_lib
+from pds_jax import checkpoints, parallel, preconditioner, sampling, sde_lib, table
 from pds_jax import statistics as statistics_lib
 from pds_jax.alpha import alpha_auto, choose
+from pds_jax.correctors import get_corrector
 from pds_jax.data import datasets
 from pds_jax.io.images import to_uint8_on_device
 from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
-from pds_jax.predictors import TRAITS, get_predictor
+from pds_jax.predictors import get_predictor
 from pds_jax.score_fn import get_score_fn, model_options
 from pds_jax.types import PdsError, ScoreFn
 
@@ -190,13 +191,8 @@ def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
 
 def _iterations(config: ConfigDict, nfe: int) -> int:
     options = config.sampling
-    each = options.n_steps_each * (options.corrector != "none") + _evaluations(options.predictor)
-    return max(nfe // max(each, 1), 1)
-
-
-def _evaluations(predictor: str) -> int:
-    get_predictor(predictor)  # refuses an unknown name
-    return TRAITS[predictor].evaluations
+    steps = get_predictor(options.predictor), get_corrector(options.corrector)
+    return table.iterations(nfe, *steps, options.n_steps_each, options.noise_removal)
 
 
 def _statistics(trained: Trained, config: ConfigDict) -> statistics_lib.Statistics | None:
@@ -245,8 +241,8 @@ def _alpha(trained: Trained, config: ConfigDict, steps: int, stats: Any, check: 
 def _check_chosen(config: ConfigDict, how: str) -> None:
     """Refuse alpha=auto and alpha=tune where there is no alpha to choose."""
     options = config.sampling
-    traits = TRAITS[options.predictor]
-    if options.method == "ode" or not traits.preconditioned:
+    traits = get_predictor(options.predictor)
+    if options.method == "ode" or not traits.uses_M:
         solver = "method 'ode'" if options.method == "ode" else f"predictor {options.predictor!r}"
         raise PdsError(f"alpha={how}: {solver} has no noise for M to act on; use alpha=inf, or sde_dpmpp_2m")
     if config.pds.r:

@@ -8,45 +8,18 @@ They differ in the step size ε. Sources: Song et al., ICLR 2021, algorithms 4 a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
 
 from pds_jax.ops import batch_mul, norms
 from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.sde_lib import SDE
-from pds_jax.types import Array, PdsError, ScoreFn
+from pds_jax.steps import Step, registrar
+from pds_jax.types import Array, Registry, ScoreFn
 
-Corrector = Callable[..., tuple[Array, Array]]
-CORRECTORS: dict[str, Corrector] = {}
+CORRECTORS: Registry[Step] = Registry("corrector")
+register_corrector, get_corrector = registrar(CORRECTORS), CORRECTORS.find
 _IDENTITY = identity()
-
-
-def register_corrector(name: str) -> Callable[[Corrector], Corrector]:
-    """Decorator that enters a corrector into ``CORRECTORS``.
-
-    Raises:
-      PdsError: the name is taken.
-    """
-
-    def register(step: Corrector) -> Corrector:
-        if name in CORRECTORS:
-            raise PdsError(f"a corrector named {name!r} is registered already")
-        CORRECTORS[name] = step
-        return step
-
-    return register
-
-
-def get_corrector(name: str) -> Corrector:
-    """The corrector called `name`.
-
-    Raises:
-      PdsError: unknown name; the message lists the known ones.
-    """
-    if name not in CORRECTORS:
-        raise PdsError(f"unknown corrector {name!r}; known: {', '.join(sorted(CORRECTORS))}")
-    return CORRECTORS[name]
 
 
 def own_norm(norm: Array) -> Array:
@@ -73,7 +46,6 @@ def langevin(
     preconditioner: Preconditioner | None = None,
     snr: float | Array,
     mean_fn: Callable[[Array], Array] = own_norm,
-    **_: Any,
 ) -> tuple[Array, Array]:
     """One Langevin step with ε = 2 a_t (snr ‖n‖/‖g‖)², norms taken after M.
 
@@ -106,7 +78,6 @@ def ald(
     score_fn: ScoreFn,
     preconditioner: Preconditioner | None = None,
     snr: float | Array,
-    **_: Any,
 ) -> tuple[Array, Array]:
     """One step of annealed Langevin dynamics, ε = 2 a_t (snr std(t))²; Args and Returns as :func:`langevin`."""
     m = preconditioner or _IDENTITY
@@ -114,12 +85,12 @@ def ald(
     return _step(x, m.drift(score_fn(x, t)), m.apply(z), epsilon)
 
 
-@register_corrector("none")
-def none(x: Array, t: Array, z: Array, **_: Any) -> tuple[Array, Array]:
-    """No corrector: x stays; it evaluates no score and draws no noise."""
-    return x, x
-
-
 def _step(x: Array, g: Array, n: Array, epsilon: Array) -> tuple[Array, Array]:
     x_mean = x + batch_mul(epsilon, g)
     return x_mean + batch_mul(jnp.sqrt(2 * epsilon), n), x_mean
+
+
+@register_corrector("none", draws=0)
+def none(x: Array, t: Array, z: Array | None) -> tuple[Array, Array]:
+    """No corrector: x stays. A sampler has no row for it."""
+    return x, x

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pds_jax.scores import as_pytree
 from pds_jax.sde_lib import SDE
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
@@ -158,11 +159,6 @@ class Likelihood:
         if self.hutchinson_type == "Rademacher":
             return jax.vmap(lambda k: jax.random.rademacher(k, data.shape[1:], jnp.float32))(keys)
         return jax.vmap(lambda k: jax.random.normal(k, data.shape[1:], jnp.float32))(keys)
-
-
-def as_pytree(score_fn: ScoreFn) -> ScoreFn:
-    """Make a plain function fit to be an argument of jit; a pytree passes unchanged."""
-    return jax.tree_util.Partial(score_fn) if jax.tree_util.all_leaves([score_fn]) else score_fn
 
 
 @functools.partial(jax.jit, static_argnames=("exact", "method", "max_steps"))

@@ -1,4 +1,4 @@
-"""The adaptive sampler of the probability-flow ODE, and what it shares with the loop: keys, and the score's check."""
+"""The adaptive sampler of the probability-flow ODE."""
 
 from __future__ import annotations
 
@@ -7,41 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pds_jax.keys import normal, typed
 from pds_jax.predictors import get_predictor
 from pds_jax.sampler_checks import PRIORS, check_names, checked_moments, image_shape
+from pds_jax.scores import checked
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers import adaptive
 from pds_jax.spectral import matched_prior
 from pds_jax.types import Array, Key, PdsError, ScoreFn
-
-
-def checked(score_fn: ScoreFn) -> ScoreFn:
-    """The score function, refusing at trace time an answer that is not a float image batch of the input's shape."""
-
-    def score(x: Array, t: Array) -> Array:
-        s = score_fn(x, t)
-        if getattr(s, "shape", None) != x.shape or not jnp.issubdtype(s.dtype, jnp.floating):
-            got = f"{getattr(s, 'dtype', type(s).__name__)} {getattr(s, 'shape', '')}"
-            raise PdsError(f"the score function returned {got} for images {x.dtype} {x.shape}: it must keep the shape")
-        return s.astype(jnp.float32)
-
-    return score
-
-
-def fold_in(keys: Key, data: Any) -> Key:
-    """``jax.random.fold_in`` for a batch of keys, of data, or of both."""
-    axes = (0 if keys.ndim else None, 0 if jnp.ndim(data) else None)
-    return jax.vmap(jax.random.fold_in, axes)(keys, data)
-
-
-def normal(keys: Key, step: Any, draw: Any, shape: tuple[int, int, int]) -> Array:
-    """Draw number `draw` of a step for each image: (B, H, W, C) from keys (B,)."""
-    drawn = fold_in(fold_in(keys, step), draw)
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(drawn)
 
 
 @flax.struct.dataclass
@@ -70,7 +46,7 @@ class ODESampler:
 
     def __call__(self, keys: Key, score_fn: ScoreFn) -> tuple[Array, Array]:
         """Sample one image per key; returns (B, H, W, C) images and the NFE of each, (B,) int32."""
-        return self.solve(normal(keys, 0, 0, self.shape), score_fn)
+        return self.solve(normal(typed(keys), 0, 0, self.shape), score_fn)
 
     def solve(self, z: Array, score_fn: ScoreFn) -> tuple[Array, Array]:
         """Sample from the prior made of standard normal noise z (B, H, W, C); returns as a call does."""

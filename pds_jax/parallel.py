@@ -441,7 +441,7 @@ def _place(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) ->
     everywhere = False
     if getattr(sampler, "mean_fn", None) is NORMS["batch"]:
         # Every image enters the mean norm, so there may be no padding.
-        sampler = dataclasses.replace(sampler, mean_fn=all_device_mean)
+        sampler = sampler.with_choice("mean_fn", all_device_mean)
         everywhere = jax.process_count() > 1
         if everywhere:
             check_divides(size, "norm=batch: images of a batch")
@@ -624,6 +624,7 @@ def cost(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> C
             if seconds > 1 and not job.everywhere:  # processes that wait for each other must make as many steps
                 break
         memory = run_chunk.lower(*words).compile().memory_analysis()
+    seconds *= int(sampler.nfe) / sampler.steps
     if memory is None:
         return Cost(seconds, None)
     parts = (memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes)

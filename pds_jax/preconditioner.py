@@ -25,7 +25,19 @@ import numpy as np
 
 from pds_jax import ops
 from pds_jax.alpha import alpha_auto
-from pds_jax.io.npy import read_npy
+from pds_jax.filters import (
+    RECIPES,
+    check_alpha,
+    check_choice,
+    even,
+    float32,
+    frequency_filter,
+    largest_eigenvalue,
+    pixel_filter,
+    raw_mask,
+    reflected,
+    squared_frequency,
+)
 from pds_jax.types import Array, PdsError
 
 __all__ = [
@@ -34,33 +46,16 @@ __all__ = [
     "Preconditioner",
     "alpha_auto",
     "chain",
+    "flat",
     "from_masks",
     "from_radius",
     "from_statistics",
     "identity",
     "lambda_max",
-    "step_limit",
     "with_solenoidal",
 ]
 
-RECIPES = ("ijcv2025", "eccv2022")
 FILTERS = ("freq", "space", "both")
-_DENSE = 64  # pixels up to which eigenvalues come from a dense matrix
-_ASYMMETRY = 1e-4  # of the largest value; float32 averages of real spectra stay below 1e-6
-
-
-class StatisticsLike(Protocol):
-    """The part of ``statistics.Statistics`` that filters are made from."""
-
-    @property
-    def r_f(self) -> np.ndarray:
-        """(H, W, C) log(1 + mean |F x|²)."""
-        ...
-
-    @property
-    def r_a(self) -> np.ndarray:
-        """(H, W, C) mean x²."""
-        ...
 
 
 class _Label:
@@ -77,6 +72,20 @@ class _Label:
 
     def __repr__(self) -> str:
         return self.text
+
+
+class StatisticsLike(Protocol):
+    """The part of ``statistics.Statistics`` that filters are made from."""
+
+    @property
+    def r_f(self) -> np.ndarray:
+        """(H, W, C) log(1 + mean |F x|²)."""
+        ...
+
+    @property
+    def r_a(self) -> np.ndarray:
+        """(H, W, C) mean x²."""
+        ...
 
 
 @flax.struct.dataclass
@@ -210,6 +219,25 @@ def identity() -> Preconditioner:
     return Preconditioner()
 
 
+def flat(gain: float) -> Preconditioner:
+    """M = c I: noise times c, drift times c², no transform and no data.
+
+    What is left of PDS without the shape of M: the control that its filters are compared with.
+
+    Args:
+      gain: c > 0; 1 gives the identity.
+
+    Raises:
+      PdsError: c not positive or not finite.
+    """
+    if not (math.isfinite(gain) and gain > 0):
+        raise PdsError(f"flat gain c={gain}: use a finite number > 0, for instance 1.15")
+    if gain == 1:
+        return identity()
+    recipe = _Label(f"flat({gain:g})")
+    return Preconditioner(space=jnp.full((1, 1, 1), gain, jnp.float32), alpha=float32(math.nan), recipe=recipe)
+
+
 def from_statistics(
     stats: StatisticsLike,
     alpha: float | Array,
@@ -236,7 +264,7 @@ def from_statistics(
     Raises:
       PdsError: alpha ≤ 1 or NaN, unknown filters or recipe, unusable statistics.
     """
-    _check_choice("filters", filters, FILTERS)
+    check_choice("filters", filters, FILTERS)
     return _from_raw(
         np.asarray(stats.r_f) if filters in ("freq", "both") else None,
         np.asarray(stats.r_a) if filters in ("space", "both") else None,
@@ -269,7 +297,7 @@ def from_masks(
         negative or not finite, an asymmetric frequency mask, or a bad alpha or recipe.
     """
     return _from_raw(
-        _raw_mask(freq, "frequency mask", shape), _raw_mask(space, "space mask", shape), alpha, recipe
+        raw_mask(freq, "frequency mask", shape), raw_mask(space, "space mask", shape), alpha, recipe
     )
 
 
@@ -297,11 +325,11 @@ def from_radius(shape: tuple[int, int, int], r: float, lam: float) -> Preconditi
     if lam == 1:
         return identity()
     height, width, channels = shape
-    inside = _squared_frequency(height, width) <= 2 * r * r
+    inside = squared_frequency(height, width) <= 2 * r * r
     freq = np.where(inside, 1.0, lam)[:, : width // 2 + 1, None]
     return Preconditioner(
-        freq=_float32(np.repeat(freq, channels, axis=2)),
-        alpha=_float32(math.nan),
+        freq=float32(np.repeat(freq, channels, axis=2)),
+        alpha=float32(math.nan),
         shape=(height, width, channels),
         recipe=_Label(f"radius(r={r:g}, lambda={lam:g})"),
     )
@@ -322,9 +350,9 @@ def chain(first: Preconditioner, second: Preconditioner) -> Preconditioner:
     """
     if first.is_identity or second.is_identity:
         return second if first.is_identity else first
-    if first.shape != second.shape:
+    if None not in (first.shape, second.shape) and first.shape != second.shape:
         raise PdsError(f"cannot chain preconditioners of shapes {first.shape} and {second.shape}")
-    if first.space is not None and second.freq is not None:
+    if first.shape is not None and first.space is not None and second.freq is not None:
         raise PdsError(
             "cannot chain a pixel filter after a frequency filter: M is a frequency filter after a pixel filter; put "
             "the pixel filter second"
@@ -333,8 +361,8 @@ def chain(first: Preconditioner, second: Preconditioner) -> Preconditioner:
         freq=_combined(first.freq, second.freq, jnp.multiply),
         space=_combined(first.space, second.space, jnp.multiply),
         skew=_combined(first.skew, second.skew, jnp.add),
-        alpha=_float32(math.nan),
-        shape=first.shape,
+        alpha=float32(math.nan),
+        shape=first.shape or second.shape,
         recipe=_Label(f"{first.recipe} * {second.recipe}"),
     )
 
@@ -371,15 +399,15 @@ def with_solenoidal(
     if w is None:
         w = np.sin(2 * np.pi * (np.arange(height)[:, None] / height + np.arange(width)[None, :] / width))
     w = np.broadcast_to(w[:, :, None] if w.ndim == 2 else w, shape).astype(np.float64)
-    even = (w + _reflected(w)) / 2
+    even = (w + reflected(w)) / 2
     if not np.abs(even).max() <= 1e-6 * max(np.abs(w).max(), 1e-30):
         raise PdsError(f"solenoidal multiplier w must be odd, w(-k) = -w(k); its even part is {np.abs(even).max():g}")
     odd = strength * (w - even)[:, : width // 2 + 1]
-    skew = _float32(odd) if m.skew is None else m.skew + _float32(odd)
+    skew = float32(odd) if m.skew is None else m.skew + float32(odd)
     return m.replace(  # type: ignore[attr-defined]
         skew=skew,
         shape=(height, width, channels),
-        alpha=_float32(math.inf) if m.alpha is None else m.alpha,
+        alpha=float32(math.inf) if m.alpha is None else m.alpha,
         recipe=_Label(f"{m.recipe} + solenoidal({strength:g})"),
     )
 
@@ -397,158 +425,38 @@ def lambda_max(m: Preconditioner) -> Array:
       () float32.
     """
     if m.freq is not None and m.space is not None:
-        return _float32(_largest_eigenvalue(np.asarray(m.freq, np.float64), np.asarray(m.space, np.float64)))
+        return float32(largest_eigenvalue(np.asarray(m.freq, np.float64), np.asarray(m.space, np.float64)))
     leaf = m.space if m.freq is None else m.freq
     return jnp.float32(1) if leaf is None else jnp.max(jnp.square(leaf))
-
-
-def step_limit(m: Preconditioner) -> Array:
-    """What stands for λ_max in the stability limit of a step: max (λ² + w²)/λ with a solenoidal term i w.
-
-    |1 − q (λ + i w)| ≤ 1 iff q (λ² + w²)/λ ≤ 2. Beside a pixel filter, with which S does not commute, w is left out,
-    so that a setting is refused only if it must diverge. Derived, see docs/theory.md.
-
-    Args:
-      m: M.
-
-    Returns:
-      () float32.
-    """
-    if m.skew is None or m.space is not None:
-        return lambda_max(m)
-    lam = jnp.ones_like(m.skew) if m.freq is None else jnp.square(m.freq)
-    return jnp.max(lam + jnp.square(m.skew) / lam)
-
-
-def _largest_eigenvalue(freq: np.ndarray, space: np.ndarray) -> float:
-    """Of A F⁻¹ R² F A, R (H, W // 2 + 1, C) and A (H, W, C)."""
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    def times(v: np.ndarray) -> np.ndarray:
-        spectrum = np.square(freq) * np.fft.rfft2(space * v.reshape(space.shape), axes=(0, 1))
-        return (space * np.fft.irfft2(spectrum, s=space.shape[:2], axes=(0, 1))).ravel()
-
-    if space.size <= _DENSE:
-        return float(np.linalg.eigvalsh(np.stack([times(row) for row in np.eye(space.size)]))[-1])
-    start = np.random.Generator(np.random.PCG64(0)).standard_normal(space.size)
-    operator = LinearOperator((space.size, space.size), matvec=times, dtype=np.float64)
-    return float(eigsh(operator, k=1, which="LA", v0=start, tol=1e-5, return_eigenvectors=False)[0])
 
 
 def _from_raw(
     r_f: np.ndarray | None, r_a: np.ndarray | None, alpha: float | Array, recipe: str
 ) -> Preconditioner:
     """M from raw (H, W, C) statistics of which either may be missing."""
-    _check_choice("recipe", recipe, RECIPES)
+    check_choice("recipe", recipe, RECIPES)
     traced = isinstance(alpha, jax.core.Tracer)
     if not traced:
-        _check_alpha(float(alpha))
+        check_alpha(float(alpha))
     present = r_f if r_f is not None else r_a
     if present is None or (not traced and math.isinf(float(alpha))):
         return identity()
     if r_f is not None and r_a is not None and r_f.shape != r_a.shape:
         raise PdsError(f"the frequency mask is of images {r_f.shape}, the space mask of images {r_a.shape}")
     if r_f is not None:
-        r_f = _even(r_f)
+        r_f = even(r_f)
     height, width, channels = present.shape
     level = jnp.asarray(alpha, jnp.float32)
     return Preconditioner(
-        freq=None if r_f is None else _filter_of(r_f, level, recipe)[:, : width // 2 + 1],
-        space=None if r_a is None else _pixel_filter(r_a, level, recipe),
+        freq=None if r_f is None else frequency_filter(r_f, level, recipe)[:, : width // 2 + 1],
+        space=None if r_a is None else pixel_filter(r_a, level, recipe),
         alpha=level,
         shape=(height, width, channels),
         recipe=_Label(recipe),
     )
 
 
-def _filter_of(raw: np.ndarray, alpha: Array, recipe: str) -> Array:
-    """α / (r + α − 1), written so that α = ∞ gives exactly 1."""
-    largest = float(raw.max()) if recipe == "ijcv2025" else 1.0
-    if not largest > 0:
-        raise PdsError("the statistics are zero everywhere (all images black?), so no filter can be made of them")
-    return 1 / (1 + (_float32(raw.astype(np.float64) / largest) - 1) / alpha)
-
-
-def _pixel_filter(raw: np.ndarray, alpha: Array, recipe: str) -> Array:
-    if recipe == "ijcv2025":
-        return _filter_of(raw, alpha, recipe)
-    if not raw.min() > 0:
-        raise PdsError(
-            "recipe eccv2022 divides by the mean square of each pixel, which is zero somewhere; use ijcv2025"
-        )
-    return jnp.where(jnp.isinf(alpha), jnp.float32(1), _float32(1 / raw.astype(np.float64)))
-
-
-def _raw_mask(
-    mask: str | os.PathLike[str] | np.ndarray | None, what: str, shape: tuple[int, int, int] | None
-) -> np.ndarray | None:
-    """An official raw mask (C, H, W), checked, as (H, W, C) float32."""
-    if mask is None or (isinstance(mask, str) and not mask):
-        return None
-    if isinstance(mask, str | os.PathLike):
-        where, array = f"{what} {os.fspath(mask)}", read_npy(mask)
-    else:
-        where, array = what, np.asarray(mask)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise PdsError(
-            f"{where} is {array.dtype}; raw masks are averages of real numbers: save it as float32, or make it again "
-            "with scripts/make_statistics.py --masks_dir"
-        )
-    if array.ndim != 3 or 0 in array.shape:
-        raise PdsError(f"{where} has shape {array.shape}; official raw masks are (C, H, W)")
-    if shape is not None and array.shape != (shape[2], shape[0], shape[1]):
-        raise PdsError(
-            f"{where} is (C, H, W) = {array.shape}, but images (H, W, C) = {tuple(shape)} need "
-            f"{(shape[2], shape[0], shape[1])}; make masks of images of that size"
-        )
-    bad = np.argwhere(~(np.isfinite(array) & (array >= 0)))
-    if len(bad):
-        at = tuple(int(i) for i in bad[0])
-        raise PdsError(f"{where} has the value {array[at]} at (c, h, w) = {at}; it must be finite and >= 0")
-    return np.ascontiguousarray(array.transpose(1, 2, 0)).astype(np.float32)
-
-
-def _even(raw: np.ndarray) -> np.ndarray:
-    """The mask freed of rounding; R(k) = R(−k) must hold or M Mᵀ would not be what is applied."""
-    difference = np.abs(raw - _reflected(raw))
-    if difference.max() > _ASYMMETRY * raw.max():
-        h, w, c = (int(i) for i in np.unravel_index(difference.argmax(), raw.shape))
-        raise PdsError(
-            f"the frequency mask is not symmetric: |r(k) - r(-k)| = {difference.max():.4g} at (c, h, w) = {(c, h, w)} "
-            "(zero frequency first); masks made from real images are, so average it with its reflection or make it "
-            "again, unshifted, with scripts/make_statistics.py"
-        )
-    return (raw + _reflected(raw)) / 2
-
-
-def _reflected(full: np.ndarray) -> np.ndarray:
-    """k -> −k on a full plane (H, W, C), zero frequency first."""
-    return np.roll(full[::-1, ::-1], (1, 1), (0, 1))
-
-
-def _squared_frequency(height: int, width: int) -> np.ndarray:
-    """(H, W) squared distance |k|² from the zero frequency, in bins."""
-    vertical, horizontal = np.fft.fftfreq(height) * height, np.fft.fftfreq(width) * width
-    return vertical[:, None] ** 2 + horizontal[None, :] ** 2
-
-
 def _combined(a: Array | None, b: Array | None, operation: Any) -> Array | None:
     if a is None or b is None:
         return b if a is None else a
     return operation(a, b)
-
-
-def _float32(value: Any) -> Array:
-    return jnp.asarray(value, jnp.float32)
-
-
-def _check_alpha(alpha: float) -> None:
-    if not alpha > 1:
-        raise PdsError(
-            f"alpha={alpha}: use a number above 1 (5 is the paper's; the larger the weaker; inf switches PDS off)"
-        )
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise PdsError(f"unknown {name} {value!r}; known: {', '.join(known)}")

@@ -15,80 +15,18 @@ latter preconditions reverse_diffusion only; here all do.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
 import jax.numpy as jnp
 
 from pds_jax.ops import batch_mul
 from pds_jax.preconditioner import Preconditioner, identity
-from pds_jax.sde_lib import SDE, VESDE, VPSDE
-from pds_jax.types import Array, PdsError, ScoreFn
+from pds_jax.sde_lib import SDE
+from pds_jax.steps import Step, registrar
+from pds_jax.types import Array, PdsError, Registry, ScoreFn
 
-Predictor = Callable[..., tuple[Any, ...]]  # (x, x_mean), and its memory if it is a multistep one
-PREDICTORS: dict[str, Predictor] = {}
+PREDICTORS: Registry[Step] = Registry("predictor")
 VARIANTS = ("paper", "exact")
+register_predictor, get_predictor = registrar(PREDICTORS), PREDICTORS.find
 _IDENTITY = identity()
-
-
-@dataclasses.dataclass(frozen=True)
-class Traits:
-    """What the loop has to know of a predictor.
-
-    Attributes:
-      any_grid: steps from t to t_next, whatever they are, and at last to the data (t_next = 0); otherwise it steps
-        through the SDE's own N levels.
-      noise: draws noise.
-      evaluations: score evaluations per step.
-      spectral: needs the data's mean and spectrum.
-      preconditioned: applies M; otherwise M is refused.
-      multistep: has a memory of the step before, as keyword `memory` and third result.
-    """
-
-    any_grid: bool = False
-    noise: bool = True
-    evaluations: int = 1
-    spectral: bool = False
-    preconditioned: bool = True
-    multistep: bool = False
-
-
-TRAITS: dict[str, Traits] = {}
-
-
-def register_predictor(name: str, traits: Traits | None = None) -> Callable[[Predictor], Predictor]:
-    """Decorator that enters a predictor into ``PREDICTORS``.
-
-    Args:
-      name: its name.
-      traits: by default those of reverse_diffusion.
-
-    Returns:
-      The decorator.
-
-    Raises:
-      PdsError: the name is taken.
-    """
-
-    def register(step: Predictor) -> Predictor:
-        if name in PREDICTORS:
-            raise PdsError(f"a predictor named {name!r} is registered already")
-        PREDICTORS[name], TRAITS[name] = step, traits or Traits()
-        return step
-
-    return register
-
-
-def get_predictor(name: str) -> Predictor:
-    """The predictor called `name`.
-
-    Raises:
-      PdsError: unknown name; the message lists the known ones.
-    """
-    if name not in PREDICTORS:
-        raise PdsError(f"unknown predictor {name!r}; known: {', '.join(sorted(PREDICTORS))}")
-    return PREDICTORS[name]
 
 
 def score_drift(s: Array, m: Preconditioner, variant: str, probability_flow: bool) -> Array:
@@ -119,7 +57,6 @@ def reverse_diffusion(
     preconditioner: Preconditioner | None = None,
     probability_flow: bool = False,
     variant: str = "paper",
-    **_: Any,
 ) -> tuple[Array, Array]:
     """Reverse of the SDE's own discretisation: x_mean = x − M Mᵀ (f − G² s), x = x_mean + G M z.
 
@@ -164,7 +101,6 @@ def euler_maruyama(
     preconditioner: Preconditioner | None = None,
     probability_flow: bool = False,
     variant: str = "paper",
-    **_: Any,
 ) -> tuple[Array, Array]:
     """Euler–Maruyama with step 1/N: x_mean = x − (f − g² M Mᵀ s)/N, x = x_mean + g M z/√N.
 
@@ -186,9 +122,7 @@ def ancestral_sampling(
     sde: SDE,
     score_fn: ScoreFn,
     preconditioner: Preconditioner | None = None,
-    probability_flow: bool = False,
     variant: str = "paper",
-    **_: Any,
 ) -> tuple[Array, Array]:
     """Ancestral sampling of SMLD and DDPM.
 
@@ -198,29 +132,20 @@ def ancestral_sampling(
     Args, Returns and Raises as :func:`reverse_diffusion`; also
 
     Raises:
-      PdsError: a probability flow, or an SDE without ancestral sampling (subVP).
+      PdsError: an SDE without ancestral sampling (subVP).
     """
     m = preconditioner or _IDENTITY
-    if probability_flow:
-        raise PdsError("ancestral_sampling has no probability flow; use reverse_diffusion or euler_maruyama")
-    if isinstance(sde, VESDE):
-        sigma, below = sde.levels(t)
-        gap = (sigma - below) * (sigma + below)
-        x_mean = x + batch_mul(gap, score_drift(score_fn(x, t), m, variant, False))
-        return _with_noise(x_mean, below / sigma * jnp.sqrt(gap), z, m, False)
-    if isinstance(sde, VPSDE):
-        beta = jnp.asarray(sde.discrete_betas)[sde.index(t)]
-        mean = x + batch_mul(beta, score_drift(score_fn(x, t), m, variant, False))
-        return _with_noise(batch_mul(1 / jnp.sqrt(1 - beta), mean), jnp.sqrt(beta), z, m, False)
-    raise PdsError(f"ancestral_sampling is for VE and VP, not {type(sde).__name__}; use reverse_diffusion")
-
-
-@register_predictor("none", Traits(any_grid=True, noise=False, evaluations=0))
-def none(x: Array, t: Array, z: Array | None, **_: Any) -> tuple[Array, Array]:
-    """No predictor: x stays; it evaluates no score and draws no noise."""
-    return x, x
+    gap, shrink, deviation = sde.ancestral(t)
+    mean = x + batch_mul(gap, score_drift(score_fn(x, t), m, variant, False))
+    return _with_noise(batch_mul(shrink, mean), deviation, z, m, False)
 
 
 def _with_noise(x_mean: Array, scale: Array, z: Array, m: Preconditioner, silent: bool) -> tuple[Array, Array]:
     """x = x_mean + scale · M z, or x = x_mean."""
     return (x_mean if silent else x_mean + batch_mul(scale, m.apply(z))), x_mean
+
+
+@register_predictor("none", draws=0)
+def none(x: Array, t: Array, z: Array | None) -> tuple[Array, Array]:
+    """No predictor: x stays. A sampler has no row for it."""
+    return x, x

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.ops import batch_mul
-from pds_jax.sde_lib import SDE, VESDE, VPSDE
+from pds_jax.sde_lib import SDE
 from pds_jax.spectral import plane_mean, wiener_step
 from pds_jax.types import Array, PdsError, ScoreFn
 
@@ -59,17 +59,9 @@ class ModelScore:
             return self._wiener(x, t)
         if self.moments is not None:
             return self._edm(x, t)
-        if isinstance(self.sde, VESDE):
-            label = self.sde.std(t) if self.continuous else self._label_of_level(t)
-            return self._network(x, label)
-        if self.continuous or not isinstance(self.sde, VPSDE):
-            return batch_mul(-1 / self.sde.std(t), self._network(x, 999 * t))
-        label = t * jnp.float32(self.sde.N - 1)
-        std = jnp.asarray(self.sde.sqrt_1m_alphas_cumprod)[label.astype(jnp.int32)]
-        return batch_mul(-1 / std, self._network(x, label))
-
-    def _label_of_level(self, t: Array) -> Array:
-        return jnp.round((self.sde.T - t) * jnp.float32(self.sde.N - 1)).astype(jnp.int32)
+        out = self._network(x, self.sde.label(t, self.continuous))
+        std = self.sde.net_std(t, self.continuous)
+        return out if std is None else batch_mul(-1 / std, out)
 
     def _network(self, x: Array, label: Array) -> Array:
         out = self.model.apply({"params": self.params}, x, label, train=self.train, rngs=self.rngs)
@@ -96,7 +88,7 @@ class ModelScore:
         """The network at an input of unit variance."""
         if not getattr(self.model, "centered", True):
             net_in = (net_in + 1) / 2  # the network itself maps [0, 1] to [-1, 1]
-        return self._network(net_in, level if isinstance(self.sde, VESDE) else 999 * t)
+        return self._network(net_in, self.sde.label(t, True))
 
 
 def edm_scales(sigma_data: Array | float, level: Array) -> tuple[Array, Array, Array]:

@@ -1,8 +1,8 @@
 """The three SDEs of score-based generative modelling, dx = f(x, t) dt + g(t) dw for t in [0, 1].
 
 Each SDE is a pytree: its parameters, its number of scales N and its tables are leaves, so a compiled sampler takes
-another N, σ or β as it takes another image. Tables hold N values, padded by their last one to a multiple of
-``TABLE_BLOCK``; index them with :meth:`SDE.index`.
+another N, σ or β as it takes another image. Inside, tables are padded by their last value to a multiple of
+``TABLE_BLOCK``, so that another N has the same shapes; index them with :meth:`SDE.index`.
 
 Source: Song et al., "Score-Based Generative Modeling through SDEs", ICLR 2021 (arXiv 2011.13456), appendices B to D.
 """
@@ -10,6 +10,8 @@ Source: Song et al., "Score-Based Generative Modeling through SDEs", ICLR 2021 (
 from __future__ import annotations
 
 import abc
+import contextlib
+import inspect
 import math
 from typing import Any, ClassVar, TypeVar
 
@@ -18,44 +20,74 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.ops import batch_mul
-from pds_jax.types import Array, Key, PdsError, ScoreFn
+from pds_jax.types import Array, Key, PdsError, Registry, ScoreFn
 
 TABLE_BLOCK = 1024
 _LOG_2PI = math.log(2 * math.pi)
+_REGISTERED: set[type] = set()
+_LEAVES = "_leaves"  # names of the leaves, kept by an SDE that JAX put together
 _Sde = TypeVar("_Sde", bound="SDE")
 
 
 class SDE(abc.ABC):
-    """An SDE with N discretisation levels; a pytree whose attributes named in ``leaves`` are traced."""
+    """An SDE with N discretisation levels; a pytree.
 
-    leaves: ClassVar[tuple[str, ...]] = ()
-    default_eps: ClassVar[float]
-    N: Any
+    A subclass gives :meth:`sde`, :meth:`mean_scale` and :meth:`std`; all else has a default that it may replace. Its
+    attributes are set once, in ``__init__``: numbers and arrays are traced, so other values compile nothing; anything
+    else is static. Tables of one value a level are returned by :meth:`tables`. A ``flax.struct.dataclass`` may be a
+    subclass too.
+    """
 
-    def __init_subclass__(cls) -> None:
-        jax.tree_util.register_pytree_with_keys(
-            cls,
-            lambda sde: (tuple((jax.tree_util.GetAttrKey(n), getattr(sde, n)) for n in cls.leaves), None),
-            lambda _, leaves: cls._restore(leaves),
-        )
+    default_eps: ClassVar[float] = 1e-3
+    N: Any = 1000
 
-    @classmethod
-    def _restore(cls: type[_Sde], leaves: Any) -> _Sde:
-        sde = object.__new__(cls)
-        sde.__dict__.update(zip(cls.leaves, leaves, strict=True))
-        return sde
+    def __new__(cls: type[_Sde], *_: Any, **__: Any) -> _Sde:
+        """Register the class as a pytree with its first instance, unless a decorator has done so."""
+        if cls not in _REGISTERED:
+            _REGISTERED.add(cls)
+            with contextlib.suppress(ValueError):
+                unflatten: Any = functools.partial(_unflatten, cls)
+                jax.tree_util.register_pytree_with_keys(cls, _flatten, unflatten)
+        return super().__new__(cls)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"an SDE is immutable; for another N use sde.with_num_scales(N), not sde.{name} = ...")
+        if name in self.__dict__:
+            raise AttributeError(f"an SDE is immutable; for another N use sde.with_num_scales(N), not sde.{name} = ...")
+        self.__dict__[name] = value
+
+    @classmethod
+    def from_config(cls: type[_Sde], model: Any, N: int) -> _Sde:  # noqa: N803
+        """The SDE that ``config.model`` describes: each argument of ``__init__`` is the field of its name.
+
+        Raises:
+          PdsError: a field is missing.
+        """
+        words: dict[str, Any] = {}
+        for name, parameter in inspect.signature(cls).parameters.items():
+            if name == "N":
+                words[name] = N
+            elif hasattr(model, name):
+                words[name] = getattr(model, name)
+            elif parameter.default is inspect.Parameter.empty:
+                raise PdsError(f"config.model.{name} is missing: {cls.__name__} needs it")
+        made = cls(**words)
+        return made if "N" in words else made.with_num_scales(N)
+
+    def tables(self, N: int) -> dict[str, np.ndarray]:  # noqa: ARG002, N803
+        """Attributes that hold one value a level, of N levels; none by default."""
+        return {}
+
+    def with_num_scales(self: _Sde, N: int) -> _Sde:  # noqa: N803
+        """The same SDE discretised with N levels."""
+        n = _checked_scales(N)
+        made = object.__new__(type(self))
+        made.__dict__.update({**self.__dict__, "N": np.int32(n), **self.tables(n)})
+        return made
 
     @property
     def T(self) -> float:  # noqa: N802
         """End time, 1."""
         return 1.0
-
-    @abc.abstractmethod
-    def with_num_scales(self: _Sde, N: int) -> _Sde:  # noqa: N803
-        """The same SDE discretised with N levels."""
 
     @abc.abstractmethod
     def sde(self, x: Array, t: Array) -> tuple[Array, Array]:
@@ -77,13 +109,45 @@ class SDE(abc.ABC):
     def std(self, t: Array) -> Array:
         """Standard deviation of x_t given x_0; (B,) from t (B,)."""
 
-    @abc.abstractmethod
     def t_of_level(self, level: Any) -> np.ndarray:
-        """Time at which std(t) / m_t equals `level`, in float64 on the host."""
+        """Time at which std(t) / m_t equals `level`, in float64 on the host; by bisection unless replaced."""
+        wanted = np.asarray(level, np.float64)
+        low, high = np.zeros_like(wanted), np.full_like(wanted, self.T)
+        for _ in range(60):
+            middle = (low + high) / 2
+            time = np.atleast_1d(middle).astype(np.float32)
+            found = np.asarray(self.std(time) / self.mean_scale(time), np.float64).reshape(wanted.shape)  # type: ignore[arg-type]
+            low, high = np.where(found < wanted, middle, low), np.where(found < wanted, high, middle)
+        return (low + high) / 2
 
-    @abc.abstractmethod
     def alphas_at(self, t: Array) -> Array:
-        """The factor a_t of the Langevin step size at t (B,); (B,), 1 for VE."""
+        """The factor a_t of the Langevin step size at t (B,); (B,), 1 unless replaced."""
+        return jnp.ones_like(t)
+
+    def label(self, t: Array, continuous: bool) -> Array:
+        """What a network of this SDE is told of the time t (B,): 999 t, or its level t (N − 1)."""
+        return 999 * t if continuous else t * jnp.float32(self.N - 1)
+
+    def net_std(self, t: Array, continuous: bool) -> Array | None:  # noqa: ARG002
+        """(B,) deviation σ for which a network's output is −σ s(x, t); None where it is the score itself."""
+        return self.std(t)
+
+    def ancestral(self, t: Array) -> tuple[Array, Array, Array]:
+        """(B,) each: c, k and d of the ancestral step x ← k (x + c s) + d z.
+
+        Raises:
+          PdsError: the SDE has no such step.
+        """
+        raise PdsError(f"ancestral_sampling has no form for {type(self).__name__}; use reverse_diffusion")
+
+    def check(self, predictor: str, corrector: str) -> None:
+        """Refuse a predictor or corrector that this SDE has no form of.
+
+        Raises:
+          PdsError: says what would do.
+        """
+        if predictor == "ancestral_sampling":
+            self.ancestral(jnp.ones(1))
 
     def marginal_prob(self, x: Array, t: Array) -> tuple[Array, Array]:
         """Parameters of p(x_t | x_0) = N(m_t x_0, std(t)² I).
@@ -99,8 +163,8 @@ class SDE(abc.ABC):
 
     @property
     def prior_std(self) -> Any:
-        """Standard deviation of the standard prior: 1 but for VE."""
-        return jnp.float32(1)
+        """Standard deviation of the standard prior, std(T) unless replaced."""
+        return self.std(jnp.full(1, self.T, jnp.float32))[0]
 
     def prior_sampling(self, rng: Key, shape: tuple[int, ...]) -> Array:
         """Draw `shape` values from the prior N(0, prior_std² I)."""
@@ -184,10 +248,8 @@ class VESDE(SDE):
       PdsError: levels not 0 < sigma_min < sigma_max < ∞, or N < 1.
     """
 
-    leaves: ClassVar[tuple[str, ...]] = ("sigma_min", "sigma_max", "N", "discrete_sigmas")
     sigma_min: Any
     sigma_max: Any
-    discrete_sigmas: Any
     default_eps = 1e-5
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50, N: int = 1000):  # noqa: N803
@@ -195,17 +257,33 @@ class VESDE(SDE):
         if not 0 < low < high < math.inf:
             raise PdsError(f"VESDE needs 0 < sigma_min < sigma_max, got sigma_min={low:g}, sigma_max={high:g}")
         n = _checked_scales(N)
-        log_sigmas = _two_sided_grid(math.log(low), math.log(high), n)
-        self.__dict__.update(
-            sigma_min=np.float32(low),
-            sigma_max=np.float32(high),
-            N=np.int32(n),
-            discrete_sigmas=_table(np.exp(log_sigmas.astype(np.float64))),
-        )
+        self.__dict__.update(sigma_min=np.float32(low), sigma_max=np.float32(high), N=np.int32(n))
+        self.__dict__.update(self.tables(n))
 
-    def with_num_scales(self, N: int) -> VESDE:  # noqa: N803
-        """The same SDE with N levels."""
-        return VESDE(_python_float(self.sigma_min), _python_float(self.sigma_max), N)
+    def tables(self, N: int) -> dict[str, np.ndarray]:  # noqa: N803
+        """The N geometric levels."""
+        low, high = (math.log(_python_float(value)) for value in (self.sigma_min, self.sigma_max))
+        return {"_sigmas": _table(np.exp(_two_sided_grid(low, high, N).astype(np.float64)))}
+
+    @property
+    def discrete_sigmas(self) -> Any:
+        """(N,) the levels σ_i, increasing."""
+        return _unpadded(self.__dict__["_sigmas"], self.N)
+
+    def label(self, t: Array, continuous: bool) -> Array:
+        """σ(t), or the level counted from the noisiest, round((1 − t)(N − 1))."""
+        if continuous:
+            return self.std(t)
+        return jnp.round((self.T - t) * jnp.float32(self.N - 1)).astype(jnp.int32)
+
+    def net_std(self, t: Array, continuous: bool) -> None:
+        """The output is the score."""
+
+    def ancestral(self, t: Array) -> tuple[Array, Array, Array]:
+        """σ_i² − σ_{i−1}², 1 and √(σ_{i−1}² (σ_i² − σ_{i−1}²)/σ_i²)."""
+        sigma, below = self.levels(t)
+        gap = (sigma - below) * (sigma + below)
+        return gap, jnp.ones_like(gap), below / sigma * jnp.sqrt(gap)
 
     def sde(self, x: Array, t: Array) -> tuple[Array, Array]:
         """f = 0 and g(t); shapes as in :meth:`SDE.sde`."""
@@ -224,10 +302,6 @@ class VESDE(SDE):
         low, high = float(self.sigma_min), float(self.sigma_max)
         return np.log(np.asarray(level, np.float64) / low) / math.log(high / low)
 
-    def alphas_at(self, t: Array) -> Array:
-        """a_t = 1."""
-        return jnp.ones_like(t)
-
     @property
     def prior_std(self) -> Any:
         """σ_max."""
@@ -235,7 +309,7 @@ class VESDE(SDE):
 
     def levels(self, t: Array) -> tuple[Array, Array]:
         """σ_i at t (B,) and the level below, σ_{i−1}, which is 0 below the first; both (B,)."""
-        k, sigmas = self.index(t), jnp.asarray(self.discrete_sigmas)
+        k, sigmas = self.index(t), jnp.asarray(self.__dict__["_sigmas"])
         return sigmas[k], jnp.where(k == 0, jnp.float32(0), sigmas[jnp.maximum(k - 1, 0)])
 
     def discretize(self, x: Array, t: Array) -> tuple[Array, Array]:
@@ -248,12 +322,8 @@ class VESDE(SDE):
 class _LinearBeta(SDE):
     """What VP and subVP share: β(t) = β_min + t (β_max − β_min) and m_t = exp(−½ ∫β)."""
 
-    leaves: ClassVar[tuple[str, ...]] = ("beta_0", "beta_1", "N", "discrete_betas", "alphas")
     beta_0: Any
     beta_1: Any
-    discrete_betas: Any
-    alphas: Any
-    default_eps = 1e-3
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20, N: int = 1000):  # noqa: N803
         low, high = float(beta_min), float(beta_max)
@@ -262,19 +332,44 @@ class _LinearBeta(SDE):
                 f"{type(self).__name__} needs 0 < beta_min <= beta_max, got beta_min={low:g}, beta_max={high:g}"
             )
         n = _checked_scales(N)
-        betas = _two_sided_grid(low / n, high / n, n)
-        self.__dict__.update(
-            beta_0=np.float32(low),
-            beta_1=np.float32(high),
-            N=np.int32(n),
-            discrete_betas=_table(betas),
-            alphas=_table(np.float32(1) - betas),
-        )
+        self.__dict__.update(beta_0=np.float32(low), beta_1=np.float32(high), N=np.int32(n))
+        self.__dict__.update(self.tables(n))
 
-    def with_num_scales(self: _Sde, N: int) -> _Sde:  # noqa: N803
-        """The same SDE with N levels."""
-        low, high = (_python_float(getattr(self, name)) for name in ("beta_0", "beta_1"))
-        return type(self)(low, high, N)  # type: ignore[call-arg]
+    def tables(self, N: int) -> dict[str, np.ndarray]:  # noqa: N803
+        """β_i = β(t_i)/N and 1 − β_i."""
+        betas = self._betas_of(N)
+        return {"_betas": _table(betas), "_alphas": _table(np.float32(1) - betas)}
+
+    def _betas_of(self, n: int) -> np.ndarray:
+        low, high = (_python_float(value) / n for value in (self.beta_0, self.beta_1))
+        return _two_sided_grid(low, high, n)
+
+    @property
+    def discrete_betas(self) -> Any:
+        """(N,) β_i."""
+        return _unpadded(self.__dict__["_betas"], self.N)
+
+    @property
+    def alphas(self) -> Any:
+        """(N,) 1 − β_i."""
+        return _unpadded(self.__dict__["_alphas"], self.N)
+
+    @property
+    def prior_std(self) -> Any:
+        """1."""
+        return jnp.float32(1)
+
+    def check(self, predictor: str, corrector: str, *, uses_alpha: bool = False) -> None:
+        """Refuse β_i > 1 where 1 − β_i is used; at β_i = 1 ancestral sampling alone divides by zero."""
+        SDE.check(self, predictor, corrector)
+        largest = float(np.asarray(self.discrete_betas).max())
+        needed = uses_alpha or corrector != "none"
+        if (needed and largest > 1) or (predictor == "ancestral_sampling" and largest >= 1):
+            raise PdsError(
+                f"{type(self).__name__} with N={int(self.N)} levels has beta_max/N = {largest:.3g}, but predictor "
+                f"{predictor!r} with corrector {corrector!r} needs 1 - beta_i: use more steps (a smaller speed_up, N > "
+                f"{float(self.beta_1):g}), or predictor euler_maruyama with corrector none"
+            )
 
     def beta(self, t: Array) -> Array:
         """β(t); (B,) from t (B,)."""
@@ -293,7 +388,7 @@ class _LinearBeta(SDE):
 
         score_sde gives subVP no such table, so its Langevin and ALD correctors crash there; here both SDEs have it.
         """
-        return jnp.asarray(self.alphas)[self.index(t)]
+        return jnp.asarray(self.__dict__["_alphas"])[self.index(t)]
 
     def _t_of_log_mean(self, log_mean: np.ndarray) -> np.ndarray:
         slope, low = float(self.beta_1) - float(self.beta_0), float(self.beta_0)
@@ -317,26 +412,41 @@ class VPSDE(_LinearBeta):
       PdsError: not 0 < beta_min ≤ beta_max < ∞, or N < 1.
     """
 
-    leaves: ClassVar[tuple[str, ...]] = (
-        *_LinearBeta.leaves,
-        "alphas_cumprod",
-        "sqrt_alphas_cumprod",
-        "sqrt_1m_alphas_cumprod",
-    )
-    alphas_cumprod: Any
-    sqrt_alphas_cumprod: Any
-    sqrt_1m_alphas_cumprod: Any
-
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20, N: int = 1000):  # noqa: N803
-        super().__init__(beta_min, beta_max, N)
-        n = int(self.N)
-        cumprod = np.cumprod(1 - self.__dict__["discrete_betas"][:n].astype(np.float64))
+    def tables(self, N: int) -> dict[str, np.ndarray]:  # noqa: N803
+        """DDPM's tables beside those of β."""
+        tables = super().tables(N)
+        cumprod = np.cumprod(1 - tables["_betas"][:N].astype(np.float64))
         with np.errstate(invalid="ignore"):
-            self.__dict__.update(
-                alphas_cumprod=_table(cumprod),
-                sqrt_alphas_cumprod=_table(np.sqrt(cumprod)),
-                sqrt_1m_alphas_cumprod=_table(np.sqrt(1 - cumprod)),
-            )
+            roots = _table(np.sqrt(cumprod)), _table(np.sqrt(1 - cumprod))
+        return {**tables, "_alphas_cumprod": _table(cumprod), "_signal": roots[0], "_noise": roots[1]}
+
+    @property
+    def alphas_cumprod(self) -> Any:
+        """(N,) ᾱ_i, the products of 1 − β."""
+        return _unpadded(self.__dict__["_alphas_cumprod"], self.N)
+
+    @property
+    def sqrt_alphas_cumprod(self) -> Any:
+        """(N,) √ᾱ_i."""
+        return _unpadded(self.__dict__["_signal"], self.N)
+
+    @property
+    def sqrt_1m_alphas_cumprod(self) -> Any:
+        """(N,) √(1 − ᾱ_i)."""
+        return _unpadded(self.__dict__["_noise"], self.N)
+
+    def net_std(self, t: Array, continuous: bool) -> Array:
+        """std(t), or that of the level int(t (N − 1))."""
+        return self.std(t) if continuous else jnp.asarray(self.__dict__["_noise"])[self.index(t)]
+
+    def ancestral(self, t: Array) -> tuple[Array, Array, Array]:
+        """β_i, 1/√(1 − β_i) and √β_i."""
+        beta = jnp.asarray(self.__dict__["_betas"])[self.index(t)]
+        return beta, 1 / jnp.sqrt(1 - beta), jnp.sqrt(beta)
+
+    def check(self, predictor: str, corrector: str, *, uses_alpha: bool = False) -> None:
+        """As its base class; reverse diffusion uses 1 − β_i too."""
+        super().check(predictor, corrector, uses_alpha=uses_alpha or predictor == "reverse_diffusion")
 
     def sde(self, x: Array, t: Array) -> tuple[Array, Array]:
         """f = −½ β x and g = √β; shapes as in :meth:`SDE.sde`."""
@@ -354,7 +464,7 @@ class VPSDE(_LinearBeta):
     def discretize(self, x: Array, t: Array) -> tuple[Array, Array]:
         """DDPM: f = (√(1 − β_i) − 1) x, G = √β_i; shapes as in :meth:`SDE.discretize`."""
         k = self.index(t)
-        alpha, beta = jnp.asarray(self.alphas)[k], jnp.asarray(self.discrete_betas)[k]
+        alpha, beta = (jnp.asarray(self.__dict__[name])[k] for name in ("_alphas", "_betas"))
         # √α − 1 = −β/(1 + √α), without the cancellation.
         return batch_mul(-beta / (1 + jnp.sqrt(alpha)), x), jnp.sqrt(beta)
 
@@ -385,32 +495,50 @@ class subVPSDE(_LinearBeta):  # noqa: N801
         return self._t_of_log_mean(-np.arcsinh(np.asarray(level, np.float64) / 2))
 
 
-SDES: dict[str, type[SDE]] = {"vesde": VESDE, "vpsde": VPSDE, "subvpsde": subVPSDE}
+SDES: Registry[type[SDE]] = Registry("SDE", {"vesde": VESDE, "vpsde": VPSDE, "subvpsde": subVPSDE})
+register_sde = SDES.register
 
 
 def get_sde(config: Any, N: int | None = None) -> tuple[SDE, float]:  # noqa: N803
     """The SDE of a configuration, and the smallest time that sampling goes to.
 
     Args:
-      config: with training.sde ('vesde', 'vpsde', 'subvpsde') and the model's sigma_min, sigma_max or beta_min,
-        beta_max and num_scales.
+      config: with training.sde ('vesde', 'vpsde', 'subvpsde', or a name given to ``register_sde``), the model's
+        num_scales and the arguments of the SDE (sigma_min, sigma_max; beta_min, beta_max).
       N: number of levels in place of config.model.num_scales.
 
     Returns:
-      The SDE and eps: 1e-5 for VE, 1e-3 for VP and subVP.
+      The SDE and its default_eps: 1e-5 for VE, 1e-3 for VP and subVP.
 
     Raises:
       PdsError: unknown name, or bad levels.
     """
-    name = str(config.training.sde).lower()
-    if name not in SDES:
-        raise PdsError(f"unknown config.training.sde {config.training.sde!r}; known: {', '.join(SDES)}")
-    model, n = config.model, config.model.num_scales if N is None else N
-    if name == "vesde":
-        sde: SDE = VESDE(model.sigma_min, model.sigma_max, n)
-    else:
-        sde = (VPSDE if name == "vpsde" else subVPSDE)(model.beta_min, model.beta_max, n)
+    found = SDES.find(str(config.training.sde).lower())
+    sde = found.from_config(config.model, config.model.num_scales if N is None else N)
     return sde, sde.default_eps
+
+
+def _flatten(sde: SDE) -> tuple[Any, Any]:
+    """Numbers and arrays are leaves, everything else is static; what was a leaf once remains one."""
+    values = dict(sde.__dict__)
+    names = values.pop(_LEAVES, None) or tuple(sorted(name for name in values if _is_leaf(values[name])))
+    static = tuple((name, value) for name, value in sorted(values.items()) if name not in names)
+    return tuple((jax.tree_util.GetAttrKey(name), values[name]) for name in names), (names, static)
+
+
+def _unflatten(cls: type[SDE], static: Any, leaves: Any) -> SDE:
+    sde = object.__new__(cls)
+    sde.__dict__.update({_LEAVES: static[0], **dict(static[1]), **dict(zip(static[0], leaves, strict=True))})
+    return sde
+
+
+def _is_leaf(value: Any) -> bool:
+    return hasattr(value, "dtype") or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def _unpadded(table: Any, n: Any) -> Any:
+    """The N values of a table; all of it inside a compiled function, where N is no number."""
+    return table if isinstance(n, jax.core.Tracer) else table[: int(n)]
 
 
 def _checked_scales(n: Any) -> int:

@@ -30,9 +30,10 @@ import numpy as np
 
 from pds_jax.ops import batch_mul
 from pds_jax.preconditioner import Preconditioner, identity
-from pds_jax.predictors import Traits, register_predictor, score_drift
+from pds_jax.predictors import register_predictor, score_drift
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import Moments, filtered, noise_level, per_mode
+from pds_jax.steps import Step
 from pds_jax.types import Array, ScoreFn
 
 _IDENTITY = identity()
@@ -58,9 +59,9 @@ class Memory:
         return cls(jnp.zeros_like(x), jnp.full(x.shape[:1], jnp.inf))
 
 
-@register_predictor("ddim", Traits(any_grid=True, noise=False, preconditioned=False))
+@register_predictor("ddim", draws=0)
 def ddim(
-    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, **_: Any
+    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array
 ) -> tuple[Array, Array]:
     """DDIM, the exponential Euler step: x̄' = x̄ + (1 − σ'/σ) (D − x̄).
 
@@ -80,29 +81,39 @@ def ddim(
     return _twice(batch_mul(m_next, batch_mul(1 / m, x) + batch_mul(1 - below / level, to_data)))
 
 
-@register_predictor("heun", Traits(any_grid=True, noise=False, evaluations=2, preconditioned=False))
+def heun_second(
+    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, memory: Memory
+) -> tuple[Array, Array, Memory]:
+    """Second stage of :func:`heun`, at the point that its Euler step reached: x̄' = x̄ + ½ (σ' − σ)(d + d')."""
+    m, level = noise_level(sde, t)
+    slope = batch_mul(-m * level, score_fn(x, t))
+    start, first = memory.previous
+    gap = level - jnp.exp(memory.log_level)
+    x = batch_mul(m, start + batch_mul(gap / 2, first + slope))
+    return x, x, memory
+
+
+def _start_heun(x: Array) -> Memory:
+    return Memory(jnp.zeros((2, *x.shape)), jnp.zeros(x.shape[:1]))
+
+
+@register_predictor("heun", draws=0, second=Step("predictor", "heun_second", heun_second, draws=0), start=_start_heun)
 def heun(
-    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, **_: Any
-) -> tuple[Array, Array]:
+    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, memory: Memory
+) -> tuple[Array, Array, Memory]:
     """Heun's method: an Euler step in σ, then the mean of the slopes at both ends; Args and Returns as :func:`ddim`.
 
-    The last step, to the data, is Euler's alone and costs one evaluation.
+    Two rows; the last step, to the data, is Euler's alone and one row.
     """
     (m, level), (m_next, below) = noise_level(sde, t), noise_level(sde, t_next)
-    x_bar, gap = batch_mul(1 / m, x), below - level
-    slope = batch_mul(-m * level, score_fn(x, t))
-    euler = x_bar + batch_mul(gap, slope)
-
-    def corrected() -> Array:
-        there = batch_mul(-m_next * below, score_fn(batch_mul(m_next, euler), t_next))
-        return x_bar + batch_mul(gap / 2, slope + there)
-
-    return _twice(batch_mul(m_next, jax.lax.cond(jnp.any(t_next > 0), corrected, lambda: euler)))
+    x_bar, slope = batch_mul(1 / m, x), batch_mul(-m * level, score_fn(x, t))
+    x = batch_mul(m_next, x_bar + batch_mul(below - level, slope))
+    return x, x, Memory(jnp.stack([x_bar, slope]), jnp.log(level))
 
 
-@register_predictor("dpmpp_2m", Traits(any_grid=True, noise=False, preconditioned=False, multistep=True))
+@register_predictor("dpmpp_2m", draws=0)
 def dpmpp_2m(
-    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, memory: Memory, **_: Any
+    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, memory: Memory
 ) -> tuple[Array, Array, Memory]:
     """DPM-Solver++(2M): ddim with D + (h/2h₋)(D − D₋) for D, h = log(σ/σ') and D₋, h₋ those of the step before.
 
@@ -116,7 +127,7 @@ def dpmpp_2m(
     return x, x, memory
 
 
-@register_predictor("sde_dpmpp_2m", Traits(any_grid=True, multistep=True))
+@register_predictor("sde_dpmpp_2m")
 def sde_dpmpp_2m(
     x: Array,
     t: Array,
@@ -128,7 +139,6 @@ def sde_dpmpp_2m(
     memory: Memory,
     preconditioner: Preconditioner | None = None,
     variant: str = "paper",
-    **_: Any,
 ) -> tuple[Array, Array, Memory]:
     """SDE-DPM-Solver++(2M) with M: x̄' = x̄ + (1 − ρ²) M Mᵀ (D̂ − x̄) + σ' √(1 − ρ²) M z, ρ = σ'/σ.
 
@@ -150,9 +160,9 @@ def sde_dpmpp_2m(
     return x_mean + noise, x_mean, memory
 
 
-@register_predictor("spectral_ddim", Traits(any_grid=True, noise=False, spectral=True, preconditioned=False))
+@register_predictor("spectral_ddim", draws=0)
 def spectral_ddim(
-    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, moments: Moments, **_: Any
+    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, moments: Moments
 ) -> tuple[Array, Array]:
     """Exact flow of Gaussian data: x̄' = x̄ + F⁻¹[c F s̄], c = (P + σ²)(1 − √((P + σ'²)/(P + σ²))).
 
@@ -173,7 +183,7 @@ def spectral_ddim(
     return _twice(batch_mul(m_next, _gaussian_flow(batch_mul(1 / m, x), s_bar, level, below, moments)))
 
 
-@register_predictor("spectral_ancestral", Traits(any_grid=True, spectral=True))
+@register_predictor("spectral_ancestral")
 def spectral_ancestral(
     x: Array,
     t: Array,
@@ -185,7 +195,6 @@ def spectral_ancestral(
     moments: Moments,
     preconditioner: Preconditioner | None = None,
     variant: str = "paper",
-    **_: Any,
 ) -> tuple[Array, Array]:
     """The reverse step with the data's own covariance: E[x̄'|x̄] = x̄ + Δ s̄, Cov = Δ (P + σ'²)/(P + σ²), Δ = σ² − σ'².
 
@@ -215,9 +224,7 @@ def spectral_ancestral(
     return x_mean + batch_mul(m_next, m_op.apply(filtered(z, deviation))), x_mean
 
 
-@register_predictor(
-    "spectral_dpmpp_2m", Traits(any_grid=True, noise=False, spectral=True, preconditioned=False, multistep=True)
-)
+@register_predictor("spectral_dpmpp_2m", draws=0)
 def spectral_dpmpp_2m(
     x: Array,
     t: Array,
@@ -228,7 +235,6 @@ def spectral_dpmpp_2m(
     t_next: Array,
     moments: Moments,
     memory: Memory,
-    **_: Any,
 ) -> tuple[Array, Array, Memory]:
     """Two-step exponential integrator whose linear part is the data's own, per frequency.
 

@@ -2,16 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 
+_Entry = TypeVar("_Entry")
 Array = jax.Array
 Key = jax.Array
 
 
 class PdsError(ValueError):
     """Bad input, found before any long work starts; the message says what, where and what to do."""
+
+
+class Registry(dict[str, _Entry]):
+    """Things by name, of one kind: predictors, correctors, SDEs, grids."""
+
+    def __init__(self, kind: str, entries: Mapping[str, _Entry] | None = None):
+        """Start with some entries.
+
+        Args:
+          kind: what they are, for messages.
+          entries: name -> entry.
+        """
+        super().__init__(entries or {})
+        self.kind = kind
+
+    def find(self, name: str) -> _Entry:
+        """The entry called `name`.
+
+        Raises:
+          PdsError: unknown name; the message lists the known ones and the nearest.
+        """
+        if name in self:
+            return self[name]
+        near = difflib.get_close_matches(str(name), self, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise PdsError(f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self))}{hint}")
+
+    def register(self, name: str) -> Callable[[_Entry], _Entry]:
+        """Decorator that enters something under a name.
+
+        Raises:
+          PdsError: the name is taken.
+        """
+
+        def enter(entry: _Entry) -> _Entry:
+            self.add(name, entry)
+            return entry
+
+        return enter
+
+    def add(self, name: str, entry: _Entry) -> None:
+        """Enter something under a name.
+
+        Raises:
+          PdsError: the name is taken.
+        """
+        if name in self:
+            raise PdsError(f"a {self.kind} named {name!r} is registered already")
+        self[name] = entry
 
 
 @runtime_checkable

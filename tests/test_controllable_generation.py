@@ -113,7 +113,7 @@ def test_the_known_part_is_at_the_noise_level_of_the_state_throughout(name):
     np.testing.assert_allclose(project(start.x), known + 5.0 * project(noise[0]), atol=2e-5)
 
     x, trajectory = replay(sampler, noise, gaussian(sde), condition)
-    times = np.asarray(sampler.times[:5], np.float64)
+    times = np.append(sampler.times, 0.0).astype(np.float64)
     sigmas = np.where(times > 0, 0.01 * 500**times, 0.0)
     for step in range(4):
         after_corrector, after_predictor = noise[1 + 4 * step + 1], noise[1 + 4 * step + 3]

@@ -16,13 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax import preconditioner, sampling, statistics
+from pds_jax import preconditioner, sampling, statistics, table
 from pds_jax.alpha import alpha_auto
+from pds_jax.correctors import get_corrector
 from pds_jax.data import datasets, photographs
 from pds_jax.metrics import simple
 from pds_jax.metrics.frechet import frechet_distance_from_features
 from pds_jax.models import analytic
-from pds_jax.predictors import TRAITS
+from pds_jax.predictors import get_predictor
 from pds_jax.sde_lib import SDE, VESDE
 from pds_jax.types import PdsError
 
@@ -53,9 +54,8 @@ class Method:
     grid: str = "uniform"
 
     def iterations(self, nfe: int) -> int:
-        """Iterations that `nfe` evaluations pay for; Heun's last step costs one instead of two."""
-        evaluations = TRAITS[self.predictor].evaluations
-        return (nfe + (evaluations == 2)) // (evaluations + (self.corrector != "none"))
+        """Iterations that `nfe` evaluations pay for."""
+        return table.iterations(nfe, get_predictor(self.predictor), get_corrector(self.corrector))
 
 
 def _few(predictor: str, **options: Any) -> Method:

@@ -1,0 +1,122 @@
+"""Filters R and A from the statistics of data, on the host: the recipes, and the raw masks of the released code."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from pds_jax.io.npy import read_npy
+from pds_jax.types import Array, PdsError
+
+RECIPES = ("ijcv2025", "eccv2022")
+_ASYMMETRY = 1e-4  # of the largest value; float32 averages of real spectra stay below 1e-6
+_DENSE = 64  # pixels up to which eigenvalues come from a dense matrix
+
+
+def float32(value: Any) -> Array:
+    """As a float32 array."""
+    return jnp.asarray(value, jnp.float32)
+
+
+def frequency_filter(raw: np.ndarray, alpha: Array, recipe: str) -> Array:
+    """α / (r + α − 1), written so that α = ∞ gives exactly 1."""
+    largest = float(raw.max()) if recipe == "ijcv2025" else 1.0
+    if not largest > 0:
+        raise PdsError("the statistics are zero everywhere (all images black?), so no filter can be made of them")
+    return 1 / (1 + (float32(raw.astype(np.float64) / largest) - 1) / alpha)
+
+
+def pixel_filter(raw: np.ndarray, alpha: Array, recipe: str) -> Array:
+    """A from the raw mean squares r_a (H, W, C); "eccv2022" takes 1 / r_a."""
+    if recipe == "ijcv2025":
+        return frequency_filter(raw, alpha, recipe)
+    if not raw.min() > 0:
+        raise PdsError(
+            "recipe eccv2022 divides by the mean square of each pixel, which is zero somewhere; use ijcv2025"
+        )
+    return jnp.where(jnp.isinf(alpha), jnp.float32(1), float32(1 / raw.astype(np.float64)))
+
+
+def raw_mask(
+    mask: str | os.PathLike[str] | np.ndarray | None, what: str, shape: tuple[int, int, int] | None
+) -> np.ndarray | None:
+    """An official raw mask (C, H, W), checked, as (H, W, C) float32."""
+    if mask is None or (isinstance(mask, str) and not mask):
+        return None
+    if isinstance(mask, str | os.PathLike):
+        where, array = f"{what} {os.fspath(mask)}", read_npy(mask)
+    else:
+        where, array = what, np.asarray(mask)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise PdsError(
+            f"{where} is {array.dtype}; raw masks are averages of real numbers: save it as float32, or make it again "
+            "with scripts/make_statistics.py --masks_dir"
+        )
+    if array.ndim != 3 or 0 in array.shape:
+        raise PdsError(f"{where} has shape {array.shape}; official raw masks are (C, H, W)")
+    if shape is not None and array.shape != (shape[2], shape[0], shape[1]):
+        raise PdsError(
+            f"{where} is (C, H, W) = {array.shape}, but images (H, W, C) = {tuple(shape)} need "
+            f"{(shape[2], shape[0], shape[1])}; make masks of images of that size"
+        )
+    bad = np.argwhere(~(np.isfinite(array) & (array >= 0)))
+    if len(bad):
+        at = tuple(int(i) for i in bad[0])
+        raise PdsError(f"{where} has the value {array[at]} at (c, h, w) = {at}; it must be finite and >= 0")
+    return np.ascontiguousarray(array.transpose(1, 2, 0)).astype(np.float32)
+
+
+def even(raw: np.ndarray) -> np.ndarray:
+    """The mask freed of rounding; R(k) = R(−k) must hold or M Mᵀ would not be what is applied."""
+    difference = np.abs(raw - reflected(raw))
+    if difference.max() > _ASYMMETRY * raw.max():
+        h, w, c = (int(i) for i in np.unravel_index(difference.argmax(), raw.shape))
+        raise PdsError(
+            f"the frequency mask is not symmetric: |r(k) - r(-k)| = {difference.max():.4g} at (c, h, w) = {(c, h, w)} "
+            "(zero frequency first); masks made from real images are, so average it with its reflection or make it "
+            "again, unshifted, with scripts/make_statistics.py"
+        )
+    return (raw + reflected(raw)) / 2
+
+
+def reflected(full: np.ndarray) -> np.ndarray:
+    """k -> −k on a full plane (H, W, C), zero frequency first."""
+    return np.roll(full[::-1, ::-1], (1, 1), (0, 1))
+
+
+def squared_frequency(height: int, width: int) -> np.ndarray:
+    """(H, W) squared distance |k|² from the zero frequency, in bins."""
+    vertical, horizontal = np.fft.fftfreq(height) * height, np.fft.fftfreq(width) * width
+    return vertical[:, None] ** 2 + horizontal[None, :] ** 2
+
+
+def largest_eigenvalue(freq: np.ndarray, space: np.ndarray) -> float:
+    """Largest eigenvalue of A F⁻¹ R² F A, R (H, W // 2 + 1, C) and A (H, W, C), by Lanczos iteration."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    def times(v: np.ndarray) -> np.ndarray:
+        spectrum = np.square(freq) * np.fft.rfft2(space * v.reshape(space.shape), axes=(0, 1))
+        return (space * np.fft.irfft2(spectrum, s=space.shape[:2], axes=(0, 1))).ravel()
+
+    if space.size <= _DENSE:
+        return float(np.linalg.eigvalsh(np.stack([times(row) for row in np.eye(space.size)]))[-1])
+    start = np.random.Generator(np.random.PCG64(0)).standard_normal(space.size)
+    operator = LinearOperator((space.size, space.size), matvec=times, dtype=np.float64)
+    return float(eigsh(operator, k=1, which="LA", v0=start, tol=1e-5, return_eigenvectors=False)[0])
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse α ≤ 1 and NaN."""
+    if not alpha > 1:
+        raise PdsError(
+            f"alpha={alpha}: use a number above 1 (5 is the paper's; the larger the weaker; inf switches PDS off)"
+        )
+
+
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the known ones."""
+    if value not in known:
+        raise PdsError(f"unknown {name} {value!r}; known: {', '.join(known)}")

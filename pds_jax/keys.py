@@ -1,0 +1,63 @@
+"""One key an image, and the draws that belong to it.
+
+The generator is named, so that images do not depend on JAX's default (``JAX_DEFAULT_PRNG_IMPL``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pds_jax.types import Array, Key, PdsError
+
+GENERATOR = "threefry2x32"
+
+
+def generator() -> contextlib.AbstractContextManager[Any]:
+    """Compile what draws inside it with the partitionable form of the generator, whatever JAX's setting is."""
+    return jax.threefry_partitionable(True)
+
+
+def make_key(seed: int) -> Key:
+    """A key of the named generator."""
+    return jax.random.key(seed, impl=GENERATOR)
+
+
+def image_keys(seeds: Sequence[int] | np.ndarray, seed: int = 0) -> Key:
+    """One key per image, fold_in(key(seed), s) for each s of `seeds`; (B,) typed keys."""
+    with generator():
+        return fold_in(make_key(seed), jnp.asarray(np.asarray(seeds, np.uint32)))
+
+
+def typed(keys: Key) -> Key:
+    """Keys (B,) as typed keys; those of ``jax.random.PRNGKey``, (B, 2) uint32, are taken too.
+
+    Raises:
+      PdsError: one key instead of a batch, or no keys at all.
+    """
+    if not hasattr(keys, "dtype"):
+        raise PdsError(f"keys must be an array of keys, one an image (sampling.image_keys), not {type(keys).__name__}")
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        if keys.dtype != jnp.uint32 or keys.ndim not in (1, 2) or keys.shape[-1] != 2:
+            raise PdsError(f"keys must be typed keys (B,) or old-style keys (B, 2), not {keys.dtype} {keys.shape}")
+        keys = jax.random.wrap_key_data(keys, impl=GENERATOR)
+    if keys.ndim != 1:
+        raise PdsError("keys must be one an image: sampling.image_keys(range(16)), or jax.random.split(key, 16)")
+    return keys
+
+
+def fold_in(keys: Key, data: Any) -> Key:
+    """``jax.random.fold_in`` for a batch of keys, of data, or of both."""
+    axes = (0 if keys.ndim else None, 0 if jnp.ndim(data) else None)
+    return jax.vmap(jax.random.fold_in, axes)(keys, data)
+
+
+def normal(keys: Key, step: Any, draw: Any, shape: tuple[int, int, int]) -> Array:
+    """Draw number `draw` of an iteration for each image: (B, H, W, C) from keys (B,)."""
+    drawn = fold_in(fold_in(keys, step), draw)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(drawn)

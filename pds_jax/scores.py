@@ -1,0 +1,68 @@
+"""Score functions as the sampler meets them: any callable, its answer checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from pds_jax.types import Array, PdsError, ScoreFn
+
+
+@flax.struct.dataclass
+class _Closed:
+    """A callable pytree some of whose leaves are not arrays: those are static."""
+
+    arrays: Any
+    rest: Any = flax.struct.field(pytree_node=False)
+
+    def __call__(self, x: Array, t: Array) -> Array:
+        structure, others = self.rest
+        leaves = [own if array is None else array for array, own in zip(self.arrays, others, strict=True)]
+        return jax.tree.unflatten(structure, leaves)(x, t)
+
+
+def as_pytree(score_fn: ScoreFn) -> ScoreFn:
+    """Make any callable fit to be an argument of a compiled function; a pytree of arrays passes unchanged.
+
+    A plain function is static: another function object compiles again, so make it once. So are the leaves of a pytree
+    that are not arrays, such as the activation functions of an Equinox module.
+
+    Raises:
+      PdsError: not callable.
+    """
+    if not callable(score_fn):
+        raise PdsError(f"a score function is a callable s(x, t), not {type(score_fn).__name__}")
+    leaves, structure = jax.tree.flatten(score_fn)
+    arrays = [leaf if hasattr(leaf, "dtype") else None for leaf in leaves]
+    if all(array is not None for array in arrays):
+        return score_fn
+    if len(leaves) == 1 and leaves[0] is score_fn:
+        return jax.tree_util.Partial(score_fn)
+    others = tuple(leaf if array is None else None for leaf, array in zip(leaves, arrays, strict=True))
+    return _Closed(arrays, (structure, others))
+
+
+def checked(score_fn: ScoreFn) -> ScoreFn:
+    """The score function, refusing at trace time an answer that is not a float image batch of the input's shape."""
+
+    def score(x: Array, t: Array) -> Array:
+        s = score_fn(x, t)
+        if getattr(s, "shape", None) != x.shape or not jnp.issubdtype(s.dtype, jnp.floating):
+            got = f"{getattr(s, 'dtype', type(s).__name__)} {getattr(s, 'shape', '')}"
+            raise PdsError(f"the score function returned {got} for images {x.dtype} {x.shape}: it must keep the shape")
+        return s.astype(jnp.float32)
+
+    return score
+
+
+def known(s: Array) -> ScoreFn:
+    """A score function whose only value has been computed."""
+    return lambda x, t: s
+
+
+def finite(x: Array) -> Array:
+    """(B,) int32, 1 for images without NaN and infinity."""
+    return jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1).astype(jnp.int32)

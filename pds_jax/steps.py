@@ -1,0 +1,130 @@
+"""What the loop knows of a step: one record a predictor or corrector, made from its function's signature.
+
+A step is a pure function ``fn(x, t, z, *, ...) -> (x, x_mean)``, or ``(x, x_mean, memory)``. Of the keywords, those in
+:data:`INPUTS` are filled by the loop; all others are the step's own options, refused by name where a step has none
+such.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pds_jax.types import Array, PdsError, Registry
+
+# What a step may ask for: the SDE; the score at (x, t); M; the time to step to; (mean, power) of the data; what it kept
+# from its last row; the row of the table.
+INPUTS = ("sde", "score_fn", "preconditioner", "t_next", "moments", "memory", "row")
+_NEUTRAL = (None, False, "paper")  # values of an option that ask for nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One predictor or corrector.
+
+    Attributes:
+      kind: "predictor" or "corrector".
+      name: what it is called.
+      fn: the function.
+      draws: noise draws a row, 0 or 1; z is None where it is 0.
+      second: a second stage, a row of its own at t_next, left out where t_next is the data.
+      coefficients: (sde, times (N,), options) -> (N, K) float64, weights computed on the host, for
+        ``row.coefficients``.
+      build: (sde, times, step, options) -> ``table.Table``, for a method whose rows are not one a time; else None.
+      start: x -> what ``memory`` is before the first row.
+      least_steps: fewest steps that the method is defined for.
+      inputs: those of :data:`INPUTS` that it takes.
+      options: its own keywords -> their defaults.
+    """
+
+    kind: str
+    name: str
+    fn: Callable[..., tuple[Any, ...]]
+    draws: int = 1
+    second: Step | None = None
+    coefficients: Callable[..., np.ndarray] | None = None
+    build: Callable[..., Any] | None = None
+    start: Callable[[Array], Any] | None = None
+    least_steps: int = 2
+    inputs: tuple[str, ...] = ()
+    options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
+
+    def __post_init__(self) -> None:
+        parameters = inspect.signature(self.fn).parameters.values()
+        words = [p for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY]
+        object.__setattr__(self, "inputs", tuple(p.name for p in words if p.name in INPUTS))
+        object.__setattr__(self, "options", {p.name: p.default for p in words if p.name not in INPUTS})
+
+    def __call__(self, x: Array, t: Array, z: Array | None, **words: Any) -> tuple[Any, ...]:
+        """Take the step; inputs that it has no use for are left out, options that it does not know are refused.
+
+        Raises:
+          PdsError: an option, or M, that the step does not take.
+        """
+        self.check({name: value for name, value in words.items() if name not in INPUTS})
+        if not self.uses_M and not getattr(words.get("preconditioner"), "is_identity", True):
+            raise PdsError(f"{self.kind} {self.name!r} does not apply M; leave it out")
+        taken = {name: value for name, value in words.items() if name in self.inputs or name in self.options}
+        return self.fn(x, t, z, **taken)
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Refuse an option that this step does not take.
+
+        Raises:
+          PdsError: names it, and the options there are.
+        """
+        for name, value in options.items():
+            if name not in self.options and not any(value is none or value == none for none in _NEUTRAL):
+                own = ", ".join(self.options) or "no options"
+                raise PdsError(f"{self.kind} {self.name!r} has no {name} option; it takes {own}")
+
+    @property
+    def uses_M(self) -> bool:  # noqa: N802
+        """Whether it applies M; otherwise M is refused."""
+        return "preconditioner" in self.inputs
+
+    @property
+    def any_grid(self) -> bool:
+        """Whether it steps from t to t_next, whatever they are, and at last to the data (t_next = 0)."""
+        return "t_next" in self.inputs
+
+    @property
+    def multistep(self) -> bool:
+        """Whether it keeps something from row to row."""
+        return "memory" in self.inputs
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it needs the data's mean and spectrum."""
+        return "moments" in self.inputs
+
+    @property
+    def stages(self) -> int:
+        """Rows a step; 0 for "none"."""
+        if self.name == "none":
+            return 0
+        return 1 if self.second is None else 1 + self.second.stages
+
+
+def registrar(registry: Registry[Step]) -> Callable[..., Callable[[Callable[..., Any]], Step]]:
+    """The decorator that enters steps into a registry."""
+
+    def register(name: str, **traits: Any) -> Callable[[Callable[..., Any]], Step]:
+        """Decorator: enter a function as a step; ``traits`` are attributes of :class:`Step`.
+
+        Raises:
+          PdsError: the name is taken.
+        """
+
+        def enter(fn: Callable[..., Any]) -> Step:
+            step = Step(registry.kind, name, fn, **traits)
+            registry.add(name, step)
+            return step
+
+        return enter
+
+    return register

@@ -1,0 +1,185 @@
+"""The table of a sampler: a row is one evaluation of the score, and says what is done with it.
+
+    x ← shrink · x + up · M z₀                 where the table has `up`: noise added before the evaluation
+    s = score(x, t)
+    x, x_mean ← step(x, t → t_next, s, z)
+
+The number of network evaluations is the number of rows. ``print(sampler.table)`` shows them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import numpy as np
+
+from pds_jax.steps import Step
+from pds_jax.types import PdsError
+
+BLOCK = 4096  # rows; tables of up to as many run the same program
+CHUNK = 50  # most rows of one compiled call; between two calls the host reports progress
+
+
+@flax.struct.dataclass
+class Row:
+    """One row; a table has the same fields with a leading axis of rows.
+
+    Attributes:
+      kind: int32, which of the sampler's kinds of step.
+      step: int32, iteration from 1; noise is drawn from fold_in(fold_in(key, step), draw).
+      draw: int32, number of the row's draw within its iteration.
+      given: int32, what a condition adds to `draw`, which has draws of its own.
+      pin_before, pin_after: int32, number of the draw with which a condition pins the state before and after the row;
+        −1 where it does not.
+      t: float32 time of the evaluation.
+      t_next: float32 time that x is at afterwards; 0 stands for the data.
+      up: float32 deviation of the noise added before the evaluation.
+      shrink: float32 what x is multiplied by before that.
+      coefficients: (K,) float32 weights of a step that has them.
+    """
+
+    kind: Any
+    step: Any
+    draw: Any
+    given: Any
+    pin_before: Any
+    pin_after: Any
+    t: Any
+    t_next: Any
+    up: Any
+    shrink: Any
+    coefficients: Any
+
+
+_WHOLE = ("kind", "step", "draw", "given", "pin_before", "pin_after")
+FIELDS = tuple(field.name for field in dataclasses.fields(Row))
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows on the host, and the kinds of step that they name.
+
+    Attributes:
+      rows: :class:`Row` with a leading axis of R rows, NumPy.
+      kinds: what ``rows.kind`` counts in.
+      draws: noise draws an iteration, without a condition's.
+    """
+
+    rows: Row
+    kinds: tuple[Step, ...]
+    draws: int
+
+    def __len__(self) -> int:
+        """Network evaluations an image."""
+        return len(self.rows.t)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """(N,) rows done after each iteration."""
+        return np.flatnonzero(np.diff(self.rows.step, append=self.rows.step[-1] + 1)) + 1
+
+    def __str__(self) -> str:
+        """One line a row."""
+        rows = self.rows
+        lines = [f"{len(self)} evaluations in {len(self.ends)} iterations"]
+        lines.append("  row iteration step                 t -> t_next")
+        for i in range(len(self)):
+            extra = f"  up {rows.up[i]:.4g}" if rows.up[i] else ""
+            name = self.kinds[int(rows.kind[i])].name
+            at = f"{rows.t[i]:.6g} -> {rows.t_next[i]:.6g}"
+            lines.append(f"{i + 1:5d} {rows.step[i]:9d} {name:20s} {at}{extra}")
+        return "\n".join(lines)
+
+    def padded(self) -> Row:
+        """The rows with as many that do nothing as make whole blocks, so that another number compiles nothing."""
+        missing = -len(self) % BLOCK
+
+        def pad(column: np.ndarray) -> np.ndarray:
+            return np.pad(column, [(0, missing)] + [(0, 0)] * (column.ndim - 1))
+
+        return Row(**{name: pad(getattr(self.rows, name)) for name in FIELDS})
+
+
+def from_rows(rows: list[dict[str, Any]], kinds: tuple[Step, ...], draws: int) -> Table:
+    """A table of rows given one by one; fields left out are 0, but `shrink` 1 and the pins −1."""
+    blank = {**dict.fromkeys(FIELDS, 0), "shrink": 1.0, "pin_before": -1, "pin_after": -1}
+    widest = max((len(row.get("coefficients", ())) for row in rows), default=0)
+    columns: dict[str, np.ndarray] = {}
+    for name in FIELDS:
+        if name == "coefficients":
+            own = [np.asarray(row.get(name, ()), np.float64) for row in rows]
+            columns[name] = np.stack([np.pad(values, (0, widest - len(values))) for values in own]).astype(np.float32)
+        else:
+            dtype = np.int32 if name in _WHOLE else np.float32
+            columns[name] = np.asarray([row.get(name, blank[name]) for row in rows], dtype)
+    return Table(Row(**columns), kinds, draws)
+
+
+def pc(
+    times: np.ndarray,
+    predictor: Step,
+    corrector: Step,
+    n_steps: int,
+    to_data: bool = True,
+    coefficients: np.ndarray | None = None,
+) -> Table:
+    """N iterations of corrector, n_steps times, then predictor.
+
+    Source: Song et al., ICLR 2021, algorithms 2 and 3.
+
+    Args:
+      times: (N,) decreasing.
+      predictor: see ``steps``.
+      corrector: likewise.
+      n_steps: corrector rows an iteration.
+      to_data: whether a predictor of any grid steps from the last time to the data; otherwise it makes N − 1 steps.
+      coefficients: (N, K) of the predictor's rows.
+
+    Returns:
+      The table.
+    """
+    stages = [predictor] if predictor.stages else []
+    if predictor.second is not None:
+        stages.append(predictor.second)
+    corrections = n_steps if corrector.stages else 0
+    kinds = (*([corrector] if corrections else []), *stages)
+    count = len(times) - (predictor.any_grid and not to_data)
+    rows: list[dict[str, Any]] = []
+    for i in range(count):
+        t, t_next = times[i], times[i + 1] if i + 1 < len(times) else np.float32(0)
+        own: list[dict[str, Any]] = [{"kind": 0, "t": t, "t_next": t, "draw": d} for d in range(corrections)]
+        for number, stage in enumerate(stages):
+            if number and t_next == 0:
+                continue
+            at = {"t": t if number == 0 else t_next, "t_next": t_next}
+            own.append({"kind": kinds.index(stage), "draw": corrections, "given": 1, **at})
+            if coefficients is not None:
+                own[-1]["coefficients"] = coefficients[i]
+        # A condition has a draw after the corrector's, or before all, and one after the predictor's.
+        if stages and corrections:
+            own[corrections - 1]["pin_after"] = corrections
+        elif stages:
+            own[0]["pin_before"] = 0
+        own[-1]["pin_after"] = corrections + 1 + (predictor.draws if stages else 0)
+        rows += [{"step": i + 1, **row} for row in own]
+    return from_rows(rows, kinds, corrections + (predictor.draws if stages else 0))
+
+
+def iterations(nfe: int, predictor: Step, corrector: Step, n_steps: int = 1, to_data: bool = True) -> int:
+    """The largest N whose table has at most `nfe` rows.
+
+    Raises:
+      PdsError: too few for one iteration of the two, or for the predictor's order.
+    """
+    each = predictor.stages + (n_steps if corrector.stages else 0)
+    saved = predictor.stages - 1 if predictor.second is not None and to_data else 0
+    n = (int(nfe) + saved) // max(each, 1) + (predictor.any_grid and not to_data)
+    least = max(predictor.least_steps, 2)
+    if n < least:
+        raise PdsError(
+            f"nfe={nfe}: predictor {predictor.name!r} with corrector {corrector.name!r} needs at least "
+            f"{least * each - saved} network evaluations ({least} iterations)"
+        )
+    return n
