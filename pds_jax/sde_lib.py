@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 import inspect
 import math
 from typing import Any, ClassVar, TypeVar

@@ -14,17 +14,16 @@ LEVELS = {
     for level, names in enumerate(
         [
             "types version",
-            "alpha io ops train_state",
-            "cache data operators preconditioner sde_lib statistics",
-            "correctors likelihood predictors spectral time_grids",
-            "controllable_generation models score_fn solvers",
-            "convert losses sampler_checks",
-            "checkpoints ode_sampler",
+            "alpha io keys ops scores steps train_state",
+            "cache data filters operators replaying sde_lib statistics table",
+            "likelihood preconditioner runner spectral time_grids",
+            "controllable_generation correctors models predictors score_fn",
+            "convert losses sampler_checks solvers",
+            "checkpoints latent ode_sampler stability",
             "sampling",
             "parallel",
             "metrics training",
             "assembly bench",
-            "latent",
             "cli",
             "main",
         ]
