@@ -48,10 +48,13 @@ def _assign(config: ml_collections.ConfigDict, path: str, text: str) -> None:
 
 
 def _parse(path: str, text: str, old: object) -> object:
-    """Read text as the type of the old value; a tuple is written 1:2:2."""
+    """Read text as the type of the old value; a tuple is written 1:2:2, and so is a size of H:W."""
     try:
         if path == "pds.alpha":
             return text if text in ("auto", "tune") else float(text)
+        if path == "data.image_size" and ":" in text:
+            height, width = (int(part) for part in text.split(":"))
+            return height, width
         if isinstance(old, bool):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         if isinstance(old, (tuple, list)):

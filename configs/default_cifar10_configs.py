@@ -38,6 +38,10 @@ def get_default_configs() -> ml_collections.ConfigDict:
         centered=False,
         uniform_dequantization=False,
         num_channels=3,
+        # Of image files that are one's own, where data.dataset is a path (docs/files.md):
+        resize=False,
+        convert_images=False,
+        range=(),  # (lo, hi) of floating-point arrays; () is (0, 1)
     )
     config.model = dict(
         sigma_min=0.01,

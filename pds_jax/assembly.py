@@ -24,6 +24,7 @@ from pds_jax import statistics as statistics_lib
 from pds_jax.alpha import alpha_auto, choose
 from pds_jax.correctors import get_corrector
 from pds_jax.data import datasets
+from pds_jax.data.shapes import image_shape
 from pds_jax.io.images import to_uint8_on_device
 from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
@@ -86,7 +87,6 @@ def load(
         with config.unlocked():
             config.model.dtype = dtype
     sde, _ = sde_lib.get_sde(config)
-    size = config.data.image_size
     score_fn = get_score_fn(
         sde,
         create_model(config),
@@ -96,8 +96,7 @@ def load(
         **model_options(config),
         num_scales=config.model.num_scales,
     )
-    shape = (size, size, config.data.num_channels)
-    return Trained(str(checkpoint), config, sde, score_fn, shape, stats, found.digest)
+    return Trained(str(checkpoint), config, sde, score_fn, image_shape(config), stats, found.digest)
 
 
 @dataclasses.dataclass(frozen=True)

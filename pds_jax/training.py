@@ -16,6 +16,7 @@ from pds_jax import checkpoints, losses, parallel, sampling, sde_lib
 from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
 from pds_jax.data import datasets
+from pds_jax.data.shapes import image_size
 from pds_jax.io import files, images, manifest
 from pds_jax.models import create_model, init_model
 from pds_jax.train_state import TrainState, create_train_state, get_optimizer
@@ -32,6 +33,7 @@ _FREE_FIELDS = (
     "eval_freq",
     "snapshot_sampling",
 )
+_ABSENT = {"data.resize": False, "data.convert_images": False, "data.range": []}
 
 
 def train(config: Any, workdir: str) -> None:
@@ -91,7 +93,8 @@ class Trainer:
             for section in sorted((set(there) | set(now)) - set(_FREE_SECTIONS)):
                 old, new = there.get(section), now.get(section)
                 for field in sorted(set(old) | set(new)) if isinstance(old, dict) and isinstance(new, dict) else []:
-                    if field not in _FREE_FIELDS and old.get(field) != new.get(field):
+                    default = _ABSENT.get(f"{section}.{field}")  # in folders of earlier versions
+                    if field not in _FREE_FIELDS and old.get(field, default) != new.get(field, default):
                         raise PdsError(
                             f"{self.workdir} holds a training with {section}.{field}={old.get(field)!r}, now it is "
                             f"{new.get(field)!r}; choose another --workdir"
@@ -249,7 +252,7 @@ def _output_scale(config: Any, moments: Any) -> Callable[[Array], Array]:
         return lambda level: score_fns.edm_scales(config.model.sigma_data, level)[2]
     if moments is None:
         raise PdsError("training.loss_weighting='unit' needs the statistics of the training data")
-    return lambda level: score_fns.wiener_scales(moments[1], level, config.data.image_size)[1]
+    return lambda level: score_fns.wiener_scales(moments[1], level, image_size(config)[1])[1]
 
 
 class Log:

@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 from pds_jax import assembly, operators
 from pds_jax import controllable_generation as cg
 from pds_jax.cli import sample as sampling_job
-from pds_jax.data import datasets, image_files
+from pds_jax.data import arrays, datasets, image_files, masks
 from pds_jax.io import files, images
-from pds_jax.metrics import digits_features, image_sets
+from pds_jax.metrics import digits_features
 from pds_jax.types import PdsError, ScoreFn
 
 MODES = ("inpaint", "colorize", "super_resolution", "deblur", "class_conditional")
@@ -165,22 +165,26 @@ class _Given:
         path = self.options["images"]
         if path.startswith("test:"):
             return self._test_images(path.removeprefix("test:"))
-        if self.options.get("resize_images"):
-            parts = image_files.read_images(path, size=height, channels=allowed[-1])
-            return datasets.to_unit_range(np.concatenate(list(parts)))
-        found = image_sets.open_images(path)
+        convert = bool(self.options.get("convert_images"))
+        found = image_files.open_images(
+            path,
+            size=(height, width) if self.options.get("resize_images") else None,
+            channels=allowed[-1] if convert else None,
+            convert=convert,
+            value_range=datasets.get_range(self.trained.config),
+        )
         if found.shape[:2] != (height, width):
             raise PdsError(
                 f"{path} has images of {found.shape[0]}x{found.shape[1]} pixels (height x width), {self.trained.name} "
-                f"needs {height}x{width} here; crop them, or use --resize_images (central square, then resized)"
+                f"needs {height}x{width} here; crop them, or use --resize_images (central part, then resized)"
             )
         if found.shape[2] not in allowed:
             raise PdsError(
                 f"{path} has images of {found.shape[2]} channels, {self.trained.name} needs "
-                f"{' or '.join(map(str, allowed))} here; convert them, or use --resize_images, which does"
+                f"{' or '.join(map(str, allowed))} here; convert them, or use --convert_images"
             )
-        return datasets.to_unit_range(found.images(range(len(found))))
-
+        print(found.summary())
+        return arrays.to_unit(found.stored(range(len(found))))
 
     def _test_images(self, count: str) -> np.ndarray:
         if not (count.isascii() and count.isdigit() and int(count) > 0):
@@ -196,10 +200,8 @@ def _inpaint(given: _Given) -> Task:
     if not path:
         raise PdsError("--mode=inpaint needs --mask=FILE.png, white where pixels are known and black elsewhere")
     pixels = given.read()
-    found = image_sets.open_images(path)
-    if len(found) != 1:
-        raise PdsError(f"--mask={path} holds {len(found)} images; give one file, which serves for all images")
-    mask = found.images([0])[0] / np.float32(255.0)
+    mask = masks.read_mask(path)
+    print(masks.describe(mask))
     condition = cg.inpainting(given.scale(pixels), mask)
     shown = np.where(np.asarray(condition.operator.mask) > 0, pixels, np.float32(_UNKNOWN))  # type: ignore[attr-defined]
     return Task(condition, shown, pixels if given.whole else None, _identity(pixels, mask=_digest(mask)))

@@ -191,7 +191,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "resize_images",
             bool,
-            "Crop images to their central square and resize it to what is needed.",
+            "Crop images to their central part and resize it to what is needed; for train: data.resize.",
+            default=False,
+        ),
+        Flag(
+            "convert_images",
+            bool,
+            "Bring images to the model's channels: transparency on white, palettes, gray, CMYK, 16 bits; for train: "
+            "data.convert_images.",
             default=False,
         ),
         Flag("per_image", int, "Results for each image given.", "COUNT", otherwise="1"),
@@ -199,7 +206,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "mask",
             str,
             "For inpaint: white where pixels are known, black where they are to be found.",
-            "FILE.png",
+            "FILE",
             otherwise="none; required by inpaint",
         ),
         Flag("factor", int, "For super_resolution: how many times more pixels a side.", "COUNT", otherwise="2"),

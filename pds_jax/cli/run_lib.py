@@ -41,6 +41,9 @@ def run(
         if config is None:
             raise PdsError("--mode=train needs --config=configs/….py")
         config = _overridden(config, overrides)
+        for name, field in (("resize_images", "resize"), ("convert_images", "convert_images")):
+            if options.get(name):
+                config.data[field] = True
         if dtype_of(options) is not None:
             config.model.dtype = dtype_of(options)
         training.train(config, workdir)

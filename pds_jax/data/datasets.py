@@ -7,16 +7,17 @@ n·B … (n+1)·B − 1; nothing has to be saved to resume exactly.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from pds_jax.data import fashion_mnist, photographs, tfds_source
+from pds_jax.data import arrays, fashion_mnist, image_files, photographs, tfds_source
 from pds_jax.data.counters import below, uniform
-from pds_jax.data.image_files import read_images
+from pds_jax.data.shapes import image_shape
 from pds_jax.data.splits import check_split
 from pds_jax.types import PdsError
 
@@ -68,14 +69,7 @@ class ArraySource:
 
     def images(self, indices: np.ndarray) -> np.ndarray:
         """Return images (B, H, W, C), float32 in [0, 1]."""
-        return to_unit_range(self.data[indices])
-
-
-def to_unit_range(images: np.ndarray) -> np.ndarray:
-    """Bring uint8 to float32 in [0, 1] by x / 255; floats are only cast."""
-    if images.dtype == np.uint8:
-        return images.astype(np.float32) / np.float32(255.0)
-    return images.astype(np.float32)
+        return arrays.to_unit(self.data[indices])
 
 
 # --- digits ----------------------------------------------------------------------------------------------------
@@ -105,59 +99,74 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 # --- a user's own images ---------------------------------------------------------------------------------------
 
-_MEMORY_LIMIT = 16 << 30
+_KEPT_BYTES = 2 << 30  # of decoded files
 
 
-def from_path(path: str | os.PathLike[str], *, size: int | None = None, channels: int | None = None) -> ArraySource:
-    """Images of a folder or zip of image files, held in memory, or of a .npy or .npz array.
+@dataclasses.dataclass(frozen=True)
+class PathSource:
+    """Images at a path, read when they are asked for.
+
+    Attributes:
+      found: what is there.
+      kept: all images as stored, where they are held in memory.
+    """
+
+    found: image_files.FileImages | image_files.ArrayImages
+    kept: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return self.found.name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of one image."""
+        return self.found.shape
+
+    @property
+    def size(self) -> int:
+        """How many images there are."""
+        return len(self.found)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was read, what was passed over and why, for provenance."""
+        return self.found.record
+
+    def images(self, indices: np.ndarray) -> np.ndarray:
+        """Return images (B, H, W, C), float32 in [0, 1]."""
+        if self.kept is not None:
+            return arrays.to_unit(self.kept[indices])
+        return arrays.to_unit(self.found.stored([int(index) for index in indices]))
+
+
+def from_path(
+    path: str | os.PathLike[str],
+    *,
+    size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    convert: bool = False,
+    value_range: Sequence[float] | None = None,
+) -> PathSource:
+    """Images of a folder, an archive of image files, or a .npy or .npz array, see ``image_files.open_images``.
+
+    Files of up to 2 GiB of pixels are decoded once and kept; of more, each is decoded whenever it is asked for. Arrays
+    stay on disk.
 
     Args:
-      path: the folder or file; a .npy stays on disk and is read image by image.
-      size: crop files to their central square and resize them; None takes them as they are.
-      channels: 1 or 3 for files; by default that of the first.
-
-    Returns:
-      The source.
+      path: the folder or file.
+      size: crop files to a central box and resize them to (H, W), or to a square; None takes them as they are.
+      channels: that images must have.
+      convert: bring files to ``channels`` instead of refusing them.
+      value_range: (lo, hi) of floating-point arrays.
 
     Raises:
-      PdsError: nothing there, a broken file, files of different sizes (two are named), or more than fits in memory.
+      PdsError: nothing there, a broken file, or files of different sizes or channels (two are named).
     """
-    path = pathlib.Path(path)
-    if path.suffix.lower() == ".npy":
-        return ArraySource(str(path), _mapped(path))
-    parts: list[np.ndarray] = []
-    held = 0
-    is_array = path.suffix.lower() == ".npz"
-    options: dict[str, Any] = {} if is_array else {"size": size, "channels": channels}
-    for batch in read_images(path, **options):
-        parts.append(batch)
-        held += batch.nbytes
-        if held > _MEMORY_LIMIT:
-            limit = _MEMORY_LIMIT >> 30
-            raise PdsError(f"{path} holds more than {limit} GiB of images; use one .npy (n, H, W, C) instead")
-    return ArraySource(str(path), _checked_range(np.concatenate(parts), path))
-
-
-def _mapped(path: pathlib.Path) -> np.ndarray:
-    try:
-        data = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise PdsError(f"{path} is not a readable .npy of images: {error}") from error
-    if data.ndim != 4 or len(data) == 0:
-        raise PdsError(f"{path} holds an array of shape {data.shape}; images are (n, H, W, C)")
-    return _checked_range(data, path)
-
-
-def _checked_range(data: np.ndarray, path: pathlib.Path) -> np.ndarray:
-    """Refuse what is neither uint8 nor float; a sample of images must lie in [0, 1]."""
-    if data.dtype == np.uint8:
-        return data
-    if not np.issubdtype(data.dtype, np.floating):
-        raise PdsError(f"{path} holds {data.dtype}; give uint8 in 0..255 or floating point in [0, 1]")
-    some = np.asarray(data[:: max(1, len(data) // 256)], np.float32)
-    if not (np.isfinite(some).all() and some.min() >= -1e-4 and some.max() <= 1 + 1e-4):
-        raise PdsError(f"{path} holds values in [{some.min():g}, {some.max():g}]; floating-point images lie in [0, 1]")
-    return data
+    found = image_files.open_images(path, size=size, channels=channels, convert=convert, value_range=value_range)
+    small = isinstance(found, image_files.FileImages) and len(found) * math.prod(found.shape) <= _KEPT_BYTES
+    return PathSource(found, np.concatenate(list(image_files.batches(found))) if small else None)
 
 
 # --- choosing a source and streaming it ------------------------------------------------------------------------
@@ -168,37 +177,47 @@ def get_source(config: Any, split: str = "train") -> Source:
 
     Args:
       config: with data.dataset: photos, landscapes, digits, fashion, a name of score_sde's (CIFAR10, SVHN, CELEBA,
-        LSUN, FFHQ, CelebAHQ), or a path (see :func:`from_path`); data.image_size, data.num_channels, and data.resize
-        to crop and resize the files of a path.
+        LSUN, FFHQ, CelebAHQ), or a path (see :func:`from_path`); data.image_size, one number or (H, W);
+        data.num_channels; for a path data.resize to crop and resize files, data.convert_images to bring them to
+        num_channels, and data.range, the (lo, hi) of floating-point arrays.
       split: "train" or "test"; a path has one split.
 
     Raises:
       PdsError: unknown name, or the data do not have the configured size or channels.
     """
-    name, size = config.data.dataset, config.data.image_size
+    name, wanted = config.data.dataset, image_shape(config)
     known: dict[str, Callable[[], Source]] = {
         "digits": lambda: ArraySource(f"digits-{split}", digits(split)[0]),
         "fashion": lambda: ArraySource(f"fashion-{split}", fashion_mnist.fashion(split)[0]),
-        "photos": lambda: photographs.photos(split, size),
-        "landscapes": lambda: photographs.landscapes(split, size),
+        "photos": lambda: photographs.photos(split, wanted[:2]),
+        "landscapes": lambda: photographs.landscapes(split, wanted[:2]),
     }
     if name in known:
         source = known[name]()
     elif name.upper() in tfds_source.NAMES:
         source = tfds_source.open_source(config, split)
     elif pathlib.Path(name).exists():
-        resized = size if config.data.get("resize", False) else None
-        source = from_path(name, size=resized, channels=config.data.num_channels)
+        source = from_path(
+            name,
+            size=wanted[:2] if config.data.get("resize", False) else None,
+            channels=wanted[2],
+            convert=bool(config.data.get("convert_images", False)),
+            value_range=get_range(config),
+        )
     else:
         names = sorted([*known, *tfds_source.NAMES])
         raise PdsError(f"data.dataset={name!r} is not known: use a path that exists, or one of {names}")
-    wanted = (size, size, config.data.num_channels)
     if tuple(source.shape) != wanted:
         raise PdsError(
             f"data set {source.name} holds images {tuple(source.shape)}, the configuration says {wanted}; change "
             "data.image_size and data.num_channels, or set data.resize=True for image files"
         )
     return source
+
+
+def get_range(config: Any) -> tuple[float, float] | None:
+    """The range (lo, hi) that a configuration declares in data.range for floating-point images; None for none."""
+    return arrays.checked_range(config.data.get("range", None))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,138 +1,343 @@
-"""Reading a user's images: a folder, a .zip of image files, a .npy or .npz array."""
+"""The one reader of a user's images: folders, archives, image files, .npy and .npz arrays.
+
+Training, statistics, masks, conditions and metrics read through it, so that what one refuses the others do not take
+silently. Everything is checked by the headers before the first pixel is decoded, and nothing decoded is kept.
+"""
 
 from __future__ import annotations
 
-import io
+import dataclasses
+import functools
+import hashlib
 import os
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from absl import logging
 
-from pds_jax.io.npy import read_npy, read_npz
+from pds_jax.data import arrays, pictures, places
+from pds_jax.data.pictures import Rule
+from pds_jax.io.images import to_uint8
 from pds_jax.types import PdsError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_MODES = {1: "L", 3: "RGB"}
-_MAX_BYTES = 1 << 28  # of one file in an archive, unpacked
+_SEED = re.compile(r"(\d+)$")
+_SHOW_PROGRESS = 20_000  # files
+
+
+def open_images(
+    path: str | os.PathLike[str],
+    *,
+    size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    convert: bool = False,
+    value_range: Sequence[float] | None = None,
+) -> FileImages | ArrayImages:
+    """Open a folder, a .zip or .tar, a single image file, or a .npz or .npy array of images.
+
+    Args:
+      path: where; folders are searched through, files are taken in the order of their names. Of the folder of a
+        sampling run only its images are taken, not its grid.
+      size: crop files to their central box of this aspect ratio and resize them to (H, W), or to a square.
+      channels: that images must have.
+      convert: bring files to ``channels`` (by default 3) instead of refusing them, see :class:`pictures.Rule`; gray
+        arrays are repeated.
+      value_range: (lo, hi) that floating-point arrays lie in, black and white; (0, 1) by default.
+
+    Raises:
+      PdsError: nothing there; files that are broken, of mixed sizes or channels, of several frames, of more than 8 bits
+        or with transparency, by name; arrays of another shape, dtype or range.
+    """
+    place = pathlib.Path(path)
+    rule = Rule(_size(size), _channels(channels), convert)
+    value_range = arrays.checked_range(value_range)
+    if not place.exists():
+        raise PdsError(f"{place} does not exist; give a folder, an image, an archive (.zip, .tar), a .npz or a .npy")
+    if place.is_file() and place.suffix.lower() in (".npy", ".npz"):
+        data, others = arrays.open_array(place, channels)
+        return ArrayImages.open(str(place), data, rule, value_range, others)
+    return FileImages.open(place, rule, value_range)
 
 
 def read_images(
-    path: str | os.PathLike[str], *, size: int | None = None, channels: int | None = None, batch_size: int = 64
+    path: str | os.PathLike[str],
+    *,
+    size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    batch_size: int = 64,
+    convert: bool = False,
+    value_range: Sequence[float] | None = None,
 ) -> Iterator[np.ndarray]:
     """Pass once over the images at a path, in the order of their names, with constant memory.
 
     Args:
-      path: a folder (searched through), a .zip of image files, one image file, or a .npy or .npz holding one array
-        (n, H, W, C).
-      size: crop files to their central square and shrink or enlarge it to size x size; None takes them as they are.
-      channels: 1 or 3; by default that of the first file.
+      path: see :func:`open_images`, as for the other arguments.
+      size: (H, W) or a side.
+      channels: that images must have.
       batch_size: images a batch.
+      convert: bring image files to ``channels``.
+      value_range: of floating-point arrays.
 
-    Yields:
-      (b, H, W, C), uint8 for image files, the array's own dtype for arrays.
+    Returns:
+      Batches (b, H, W, C): uint8 as stored, or float32 in [0, 1].
 
     Raises:
-      PdsError: nothing there, an unreadable file or images of different sizes, each with the file's name.
+      PdsError: as :func:`open_images`, at once; a file damaged behind its header, when it is reached.
     """
-    path = pathlib.Path(path)
-    if channels not in (None, 1, 3):
-        raise PdsError(f"channels={channels}: image files are read as 1 (gray) or 3 (RGB)")
-    if size is not None and size < 1:
-        raise PdsError(f"image size {size}: use at least one pixel")
-    if path.suffix.lower() in (".npy", ".npz"):
-        if size is not None or channels is not None:
-            raise PdsError(f"{path} is an array and is taken as it is; leave image size and channels out")
-        yield from _of_array(path, batch_size)
-    else:
-        yield from _of_files(path, size, channels, batch_size)
+    found = open_images(path, size=size, channels=channels, convert=convert, value_range=value_range)
+    return batches(found, batch_size)
 
 
-def _of_array(path: pathlib.Path, batch_size: int) -> Iterator[np.ndarray]:
-    if path.suffix.lower() == ".npy":
-        array = read_npy(path)
-    else:
-        arrays = {name: value for name, value in read_npz(path).items() if value.ndim == 4}
-        if len(arrays) != 1:
-            raise PdsError(f"{path} holds the arrays (n, H, W, C) {sorted(arrays)}; exactly one is needed")
-        array = next(iter(arrays.values()))
-    if array.ndim != 4:
-        raise PdsError(f"{path} holds an array of shape {array.shape}; images are (n, H, W, C)")
-    for start in range(0, len(array), batch_size):
-        yield array[start : start + batch_size]
+def batches(images: FileImages | ArrayImages, batch_size: int = 64) -> Iterator[np.ndarray]:
+    """Batches (b, H, W, C) of a set in order: uint8 as stored, or float32 in [0, 1]."""
+    for start in range(0, len(images), batch_size):
+        yield images.stored(range(start, min(start + batch_size, len(images))))
 
 
-def _of_files(path: pathlib.Path, size: int | None, channels: int | None, batch_size: int) -> Iterator[np.ndarray]:
-    batch: list[np.ndarray] = []
-    first: tuple[str, tuple[int, ...]] | None = None
-    for name, data in _files(path):
-        image = _decode(name, data, size, channels)
-        if first is None:
-            first, channels = (name, image.shape), image.shape[2]
-        if image.shape != first[1]:
+def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    pair = (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise PdsError(f"image size {size}: use one number, or (height, width), of at least one pixel")
+    return int(pair[0]), int(pair[1])
+
+
+def _channels(channels: int | None) -> int | None:
+    if channels is not None and channels < 1:
+        raise PdsError(f"channels={channels}: use 1 (gray), 3 (RGB), or what the arrays have")
+    return channels
+
+
+# --- arrays --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayImages:
+    """Images of one array, which may lie on disk.
+
+    Attributes:
+      name: for messages.
+      data: (n, H, W, C) uint8, bool, or numbers in ``value_range``.
+      positions: which rows; None for all.
+      value_range: (black, white) of numbers that are not uint8; None for (0, 1).
+      repeat: give one channel so many times.
+      others: what else the file holds, for provenance.
+    """
+
+    name: str
+    data: np.ndarray
+    positions: Sequence[int] | None = None
+    value_range: tuple[float, float] | None = None
+    repeat: int = 1
+    others: Sequence[str] = ()
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        data: np.ndarray,
+        rule: Rule = Rule(),  # noqa: B008 (frozen)
+        value_range: tuple[float, float] | None = None,
+        others: Sequence[str] = (),
+    ) -> ArrayImages:
+        """Check an array (n, H, W, C), all of its values included.
+
+        Raises:
+          PdsError: another shape, dtype or range.
+        """
+        arrays.check_images(data, name, value_range, explicit_channels=rule.channels)
+        height, width, channels = data.shape[1:]
+        if rule.size not in (None, (height, width)):
             raise PdsError(
-                f"{name} is {image.shape[:2]} pixels but {first[0]} is {first[1][:2]}; give an image size to crop and "
-                "resize them to"
+                f"{name} is an array of {height}x{width} images (height x width) and is taken as it is; leave image "
+                "size out, or resize it first"
             )
-        batch.append(image)
-        if len(batch) == batch_size:
-            yield np.stack(batch)
-            batch = []
-    if first is None:
-        raise PdsError(f"{path} holds no image files ({', '.join(SUFFIXES)})")
-    if batch:
-        yield np.stack(batch)
+        repeat = rule.target if rule.convert and channels == 1 else 1
+        if rule.channels not in (None, channels * repeat):
+            raise PdsError(
+                f"{name} is an array of {channels}-channel images, {rule.channels} are asked for"
+                + ("; use --convert_images (convert=True) to repeat gray" if channels == 1 else "")
+            )
+        return cls(name, data, None, value_range, repeat, others)
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """The row of each image."""
+        return range(len(self.data)) if self.positions is None else self.positions
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.data.shape[1:]
+        return height, width, channels * self.repeat
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For provenance: what was read and what was passed over."""
+        facts: dict[str, Any] = {"path": self.name, "images": len(self), "dtype": str(self.data.dtype)}
+        facts |= {"value_range": list(self.value_range)} if self.value_range else {}
+        return facts | ({"passed_over": {"other arrays": list(self.others)}} if self.others else {})
+
+    def summary(self) -> str:
+        """What was read, in one line."""
+        others = f"; passed over {len(self.others)}: other arrays ({', '.join(self.others)})" if self.others else ""
+        return f"{self.name}: {len(self)} images of {self.shape}{others}"
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def stored(self, indices: Sequence[int]) -> np.ndarray:
+        """Images (b, H, W, C): uint8 where the array is, else float32 in [0, 1]."""
+        rows = np.asarray(self.data[[self.seeds[index] for index in indices]])
+        rows = rows if rows.dtype == np.uint8 else arrays.to_unit(rows, self.value_range)
+        return np.repeat(rows, self.repeat, axis=-1) if self.repeat > 1 else rows
+
+    def images(self, indices: Sequence[int]) -> np.ndarray:
+        """The images (b, H, W, C), uint8 by the one rule, floor(clip(255 x))."""
+        return to_uint8(self.stored(indices))
+
+    def keys(self, indices: Sequence[int]) -> list[bytes]:
+        """SHA-256 of shape and pixels."""
+        return [hashlib.sha256(repr(self.shape).encode() + image.tobytes()).digest() for image in self.images(indices)]
+
+    def take(self, positions: Sequence[int]) -> ArrayImages:
+        """Some of the rows."""
+        return dataclasses.replace(self, positions=[self.seeds[position] for position in positions])
 
 
-def _files(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the image files of a folder or a zip, or of one file."""
-    try:
-        if path.is_file() and _is_image(path.name):
-            yield str(path), path.read_bytes()
-        elif path.is_dir():
-            for file in sorted(path.rglob("*")):
-                if _is_image(file.name) and file.is_file():
-                    yield str(file), file.read_bytes()
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class FileImages:
+    """Image files, or .npy files of one image each, of a folder or an archive; decoded when they are asked for.
+
+    Attributes:
+      name: the folder or archive.
+      files: names inside it.
+      shape: (H, W, C).
+      rule: how files become arrays.
+      value_range: (black, white) of .npy files that are not uint8; None for (0, 1).
+      seeds: the number that each name ends in, or the position where names carry none.
+      place: what reads the files.
+    """
+
+    name: str
+    files: Sequence[str]
+    shape: tuple[int, int, int]
+    rule: Rule
+    value_range: tuple[float, float] | None
+    seeds: Sequence[int]
+    place: places.Place = dataclasses.field(repr=False)
+
+    @classmethod
+    def open(cls, path: pathlib.Path, rule: Rule, value_range: tuple[float, float] | None = None) -> FileImages:
+        """List the files and check every header; what is passed over is logged in one line."""
+        place = places.open_place(path)
+        listing = place.listing
+        if not listing.names:
+            raise PdsError(f"{path} holds no image files; {listing.summary() or 'it is empty'}")
+        if listing.summary():
+            logging.warning("%s: %d images; %s", path, len(listing.names), listing.summary())
+        first, shape = listing.names[0], (0, 0, 0)
+        for name in _with_progress(listing.names, str(path)):
+            other = _inspect(place, name, rule, value_range)
+            if name is first:
+                shape = other
+            elif other != shape:
+                raise _mixed(place, first, shape, name, other)
+        return cls(str(path), listing.names, shape, rule, value_range, _seeds(listing.names), place)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For provenance: what was read, what was passed over and why."""
+        facts = {"path": self.name, **self.place.listing.record(), **self.rule.record(), "images": len(self)}
+        return facts | ({"value_range": list(self.value_range)} if self.value_range else {})
+
+    def summary(self) -> str:
+        """What was read and what was passed over, in one line."""
+        passed = self.place.listing.summary()
+        return f"{self.name}: {len(self)} images of {self.shape}{'; ' + passed if passed else ''}"
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def stored(self, indices: Sequence[int]) -> np.ndarray:
+        """Images (b, H, W, C): uint8, or float32 in [0, 1] from .npy files of other numbers."""
+        return np.stack([self._one(self.files[index]) for index in indices])
+
+    def images(self, indices: Sequence[int]) -> np.ndarray:
+        """The images (b, H, W, C), uint8."""
+        return to_uint8(self.stored(indices))
+
+    def keys(self, indices: Sequence[int]) -> list[bytes]:
+        """SHA-256 of each file's bytes and of how they are decoded."""
+        mark = f"{self.rule} {self.value_range} ".encode()
+        return [hashlib.sha256(mark + self.place.read(self.files[index])).digest() for index in indices]
+
+    def take(self, positions: Sequence[int]) -> FileImages:
+        """Some of the files."""
+        chosen = [self.files[position] for position in positions]
+        return dataclasses.replace(self, files=chosen, seeds=[self.seeds[position] for position in positions])
+
+    def _one(self, file: str) -> np.ndarray:
+        where, data = self.place.where(file), self.place.read(file)
+        if file.lower().endswith(".npy"):
+            pixels = _array(where, data, self.rule, self.value_range)
         else:
-            with zipfile.ZipFile(path) as archive:
-                for name in sorted(archive.namelist()):
-                    if _is_image(pathlib.PurePosixPath(name).name):
-                        size = archive.getinfo(name).file_size
-                        if size > _MAX_BYTES:
-                            raise PdsError(f"{path}/{name} unpacks to {size} bytes; no image file is that large")
-                        yield f"{path}/{name}", archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise PdsError(f"{path} is neither a folder, .npy or .npz nor a whole .zip ({error})") from error
-    except OSError as error:
-        raise PdsError(f"cannot read {path}: {error.strerror or error}") from error
+            pixels = pictures.decode(where, data, self.rule)
+        if pixels.shape != self.shape:
+            raise PdsError(f"{where} is {pixels.shape} now, it was {self.shape} by its header; save it again")
+        return pixels
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+def _inspect(
+    place: places.Place, name: str, rule: Rule, value_range: tuple[float, float] | None
+) -> tuple[int, int, int]:
+    if name.lower().endswith(".npy"):
+        height, width, channels = _array(place.where(name), place.read(name), rule, value_range).shape
+        return height, width, channels
+    return pictures.inspect(place.where(name), functools.partial(place.read, name), rule)
 
 
-def _decode(name: str, data: bytes, size: int | None, channels: int | None) -> np.ndarray:
-    """One image file as (H, W, C) uint8."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):
-                raise PdsError(f"{name} has more than 8 bits a channel (mode {image.mode}); convert it first")
-            gray = image.mode in ("1", "L", "LA")
-            converted = image.convert(_MODES[channels or (1 if gray else 3)])
-            if size is not None:
-                converted = _center_crop(converted).resize((size, size), Image.Resampling.LANCZOS)
-            pixels = np.asarray(converted)
-    except PdsError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PdsError(f"{name} is not a readable image: {error}") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+def _array(where: str, data: bytes, rule: Rule, value_range: tuple[float, float] | None) -> np.ndarray:
+    """One image (H, W, C) of the bytes of a .npy file: uint8, or float32 in [0, 1]."""
+    image = arrays.parse_npy(data, where)
+    image = image[..., None] if image.ndim == 2 else image
+    if image.ndim != 3:
+        raise PdsError(f"{where} holds an array of shape {image.shape}; beside others it is one image (H, W, C)")
+    return ArrayImages.open(where, image[None], rule, value_range).stored([0])[0]
 
 
-def _center_crop(image: Image.Image) -> Image.Image:
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def _with_progress(names: Sequence[str], label: str) -> Iterator[str]:
+    if len(names) < _SHOW_PROGRESS:
+        yield from names
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(names, desc=f"checking {label}", unit="file", mininterval=1)
+
+
+def _mixed(
+    place: places.Place, first: str, shape: tuple[int, int, int], name: str, other: tuple[int, int, int]
+) -> PdsError:
+    if other[:2] != shape[:2]:
+        return PdsError(
+            f"{place.where(name)} is {other[0]}x{other[1]} pixels (height x width), {places.shown(first)} is "
+            f"{shape[0]}x{shape[1]}; all images must have one size: resize them first, or give an image size to crop "
+            "and resize them to"
+        )
+    return PdsError(
+        f"{place.where(name)} has {other[2]} channels, {places.shown(first)} has {shape[2]}; do not mix gray and "
+        "colour, or use --convert_images (convert=True)"
+    )
+
+
+def _seeds(files: Sequence[str]) -> Sequence[int]:
+    """Numbers at the end of all names, else positions."""
+    numbers = [_SEED.search(pathlib.PurePosixPath(file).stem) for file in files]
+    seeds = [int(match[1]) for match in numbers if match]
+    return seeds if len(set(seeds)) == len(files) else range(len(files))

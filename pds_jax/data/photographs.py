@@ -89,19 +89,19 @@ ROOT_VARIABLE = "LANDSCAPES_ROOT"
 _TRAIN_WIDTH = 0.75  # the right quarter of every photograph is held out
 
 
-def photos(split: str, image_size: int) -> PhotoCrops:
+def photos(split: str, image_size: int | tuple[int, int]) -> PhotoCrops:
     """Crops of :data:`PHOTOS`, box-averaged 2, 3 or 4 times."""
     pictures = read(PHOTOS, "photos")
     return PhotoCrops(pictures, image_size, split, boxes=[_PHOTO_BOXES] * len(pictures), name="photos")
 
 
-def landscapes(split: str, image_size: int) -> PhotoCrops:
+def landscapes(split: str, image_size: int | tuple[int, int]) -> PhotoCrops:
     """Crops of :data:`LANDSCAPES`, each of a tenth to a quarter of its photograph's width, box-averaged to size."""
     pictures = read(LANDSCAPES, "landscapes")
-    widths = [picture.shape[1] for picture in pictures]
-    boxes = [tuple(b for b in _LANDSCAPE_BOXES if w <= 10 * b * image_size and 4 * b * image_size <= w) for w in widths]
+    widths, side = [picture.shape[1] for picture in pictures], max(_pair(image_size))
+    boxes = [tuple(b for b in _LANDSCAPE_BOXES if w <= 10 * b * side and 4 * b * side <= w) for w in widths]
     if not all(boxes):
-        raise PdsError(f"landscapes has no crops of {image_size} pixels; use data.image_size=64, or 32")
+        raise PdsError(f"landscapes has no crops of {side} pixels; use data.image_size=64, or 32")
     return PhotoCrops(pictures, image_size, split, boxes=boxes, name="landscapes")
 
 
@@ -140,8 +140,12 @@ def _how_to_get(photo: Photograph) -> str:
     return "pip install scikit-image scikit-learn"
 
 
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
 class PhotoCrops:
-    """Endless random crops of photographs, box-averaged to ``image_size`` x ``image_size``.
+    """Endless random crops of photographs, box-averaged to ``image_size``.
 
     Image i is a function of (seed, i): photograph, box size, corner and flip.
     """
@@ -151,7 +155,7 @@ class PhotoCrops:
     def __init__(
         self,
         photographs: Sequence[np.ndarray],
-        image_size: int,
+        image_size: int | tuple[int, int],
         split: str = "train",
         seed: int = 0,
         *,
@@ -162,26 +166,26 @@ class PhotoCrops:
 
         Args:
           photographs: (H, W, C) uint8 each.
-          image_size: side of a crop after averaging.
+          image_size: side, or (H, W), of a crop after averaging.
           split: "train" is the left three quarters of each photograph, "test" the right quarter.
           seed: decides all crops.
           boxes: the sides of the averaged boxes for each photograph, by default 2, 3, 4; those that fit are used.
           name: for messages.
         """
         self.name = f"{name}-{split}"
-        self.shape = (image_size, image_size, photographs[0].shape[-1])
+        height, width = _pair(image_size)
+        self.shape = (height, width, photographs[0].shape[-1])
         self.seed = seed if check_split(split) == "train" else seed + 1
         self._sides = [_side(photo, split) for photo in photographs]
         wanted = boxes or [_PHOTO_BOXES] * len(photographs)
-        rooms = [min(side.shape[:2]) for side in self._sides]
-        self._boxes = [
-            [box for box in some if image_size * box <= room] for some, room in zip(wanted, rooms, strict=True)
-        ]
+        rooms = [min(side.shape[0] // height, side.shape[1] // width) for side in self._sides]
+        self._boxes = [[box for box in some if box <= room] for some, room in zip(wanted, rooms, strict=True)]
         if not all(self._boxes):
             least = min(min(some) for some in wanted)
+            tall, wide = (min(side.shape[axis] for side in self._sides) for axis in (0, 1))
             raise PdsError(
-                f"{name} at {image_size} pixels need {image_size * least} source pixels, there are {min(rooms)}; "
-                f"use data.image_size of at most {min(rooms) // least}"
+                f"{name} at {height}x{width} pixels need {height * least}x{width * least} source pixels, there are "
+                f"{tall}x{wide}; use data.image_size of at most ({tall // least}, {wide // least})"
             )
 
     def images(self, indices: np.ndarray) -> np.ndarray:
@@ -195,10 +199,10 @@ class PhotoCrops:
         out = np.empty((len(indices), *self.shape), np.float32)
         for row in range(len(indices)):
             photo, box = self._sides[which[row]], self._boxes[which[row]][scale[row]]
-            reach = self.shape[0] * box
-            top = int(down[row] * (photo.shape[0] - reach + 1))
-            left = int(right[row] * (photo.shape[1] - reach + 1))
-            crop = _box_average(photo[top : top + reach, left : left + reach], box)
+            tall, wide = self.shape[0] * box, self.shape[1] * box
+            top = int(down[row] * (photo.shape[0] - tall + 1))
+            left = int(right[row] * (photo.shape[1] - wide + 1))
+            crop = _box_average(photo[top : top + tall, left : left + wide], box)
             out[row] = crop[:, ::-1] if flip[row] else crop
         return out
 

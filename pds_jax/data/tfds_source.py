@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pds_jax.data.pictures import fit
+from pds_jax.data.shapes import image_shape
 from pds_jax.types import PdsError
 
 # Name -> (builder, {split: tfds split}, side of the central crop or 0 for the shorter side).
@@ -42,13 +44,13 @@ def open_source(config: Any, split: str) -> Any:
     Raises:
       PdsError: the package or the prepared data are not there.
     """
-    name, size = config.data.dataset.upper(), config.data.image_size
+    name, shape = config.data.dataset.upper(), image_shape(config)
     builder, splits, crop = NAMES[name]
     if not builder:
         path = config.data.get("tfrecords_path", "")
         if not path:
             raise PdsError(f"data.dataset={name} is read from TFRecords: set data.tfrecords_path")
-        return TFRecordSource(name, pathlib.Path(path), (size, size, config.data.num_channels))
+        return TFRecordSource(name, pathlib.Path(path), shape)
     if name == "LSUN":
         builder = f"lsun/{config.data.category}"
     try:
@@ -62,7 +64,7 @@ def open_source(config: Any, split: str) -> Any:
             f"tensorflow_datasets has no {builder!r} prepared for random access ({error}); prepare it once, where "
             f"there is a network, with: tfds build {builder} --file_format=array_record"
         ) from error
-    return RowSource(f"{builder}-{split}", rows, (size, size, config.data.num_channels), crop)
+    return RowSource(f"{builder}-{split}", rows, shape, crop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,27 +98,26 @@ class RowSource:
             wanted = f"uint8 (h, w, {self.shape[2]})"
             raise PdsError(f"{self.name}: image {index} is {pixels.dtype} {pixels.shape}, not {wanted}")
         if pixels.shape != self.shape:
-            pixels = center_resize(pixels, self.shape[0], self.crop)
+            pixels = center_resize(pixels, self.shape[:2], self.crop)
         return pixels.astype(np.float32) / np.float32(255.0)
 
 
-def center_resize(pixels: np.ndarray, size: int, crop: int = 0) -> np.ndarray:
-    """Cut the central square and resize it with antialiasing.
+def center_resize(pixels: np.ndarray, size: int | tuple[int, int], crop: int = 0) -> np.ndarray:
+    """Cut a central box and resize it by the bicubic filter with antialiasing.
 
     Args:
       pixels: (h, w, C) uint8.
-      size: side wanted.
-      crop: side of the square; 0 for the shorter side.
+      size: side, or (H, W), wanted.
+      crop: side of the square that is cut first; 0 for the largest box of the aspect ratio wanted.
 
     Returns:
-      (size, size, C) uint8.
+      (H, W, C) uint8.
     """
-    side = min(crop or min(pixels.shape[:2]), *pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    square = pixels[top : top + side, left : left + side]
-    image = Image.fromarray(square[..., 0] if square.shape[2] == 1 else square)
-    resized = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
-    return resized[..., None] if resized.ndim == 2 else resized
+    if crop:
+        side = min(crop, *pixels.shape[:2])
+        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+        pixels = pixels[top : top + side, left : left + side]
+    return fit(pixels, (size, size) if isinstance(size, int) else size, Image.Resampling.BICUBIC)
 
 
 # --- TFRecord files --------------------------------------------------------------------------------------------

@@ -1,21 +1,32 @@
-"""Reading .npy and .npz files that may be damaged or hostile: sizes are checked, nothing is unpickled."""
+"""Reading .npy and .npz files that may be damaged or hostile: sizes are checked, nothing is unpickled.
+
+``read_npy`` and ``read_npz`` load small files whole; ``map_npy`` and ``map_npz`` leave large arrays on disk.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import os
 import pathlib
+import shutil
+import tempfile
 import tokenize
 import warnings
 import zipfile
 import zlib
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
 
 import numpy as np
 
 from pds_jax.types import PdsError
 
 _MAX_BYTES = 4 << 30
+_IN_MEMORY = 256 << 20  # a compressed array up to this size is unpacked into memory, a larger one into a file
+_PIECE = 4 << 20
+_SPARE = 1 << 30  # bytes that unpacking leaves free on the disk
 # What NumPy's header parser was seen to raise on damaged headers.
 _HEADER_ERRORS = (ValueError, SyntaxError, TypeError, KeyError, tokenize.TokenError, MemoryError, RecursionError)
 
@@ -34,7 +45,7 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:
-            return _read_array(file, pathlib.Path(path).stat().st_size, str(path))
+            return read_bytes(file, pathlib.Path(path).stat().st_size, str(path))
     except OSError as error:
         raise PdsError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -52,31 +63,23 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       PdsError: missing, empty, truncated or damaged file (every member carries a checksum), or pickled objects.
     """
     arrays = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                with archive.open(member) as file:
-                    where = f"{path} ({member.filename})"
-                    arrays[member.filename.removesuffix(".npy")] = _read_array(file, member.file_size, where)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise PdsError(f"{path} is not a whole .npz file ({error}); make or copy it again") from error
-    except OSError as error:
-        raise PdsError(f"cannot read {path}: {error.strerror or error}") from error
+    with _zip_errors(path), zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                where = f"{path} ({member.filename})"
+                arrays[member.filename.removesuffix(".npy")] = read_bytes(file, member.file_size, where)
     return arrays
 
 
-def _read_array(file: IO[bytes], size: int, where: str) -> np.ndarray:
-    """Read one array of a known size in bytes, header included."""
-    if size == 0:
-        raise PdsError(f"{where} is empty; make or copy it again")
+def read_bytes(file: IO[bytes], size: int, where: str) -> np.ndarray:
+    """Read one array of a known size in bytes, header included; ``where`` is its name for messages.
+
+    Raises:
+      PdsError: as :func:`read_npy`.
+    """
     if size > _MAX_BYTES:
         raise PdsError(f"{where} holds {size} bytes, more than the {_MAX_BYTES} that are read")
-    try:
-        shape, fortran, dtype = _read_header(file)
-    except _HEADER_ERRORS as error:
-        raise PdsError(f"{where} is not a .npy array ({error}); make or copy it again") from error
-    if dtype.hasobject:
-        raise PdsError(f"{where} holds pickled Python objects, which are never loaded; save a plain float array")
+    shape, fortran, dtype = _checked_header(file, size, where)
     data = file.read()
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected or min(shape, default=1) < 0:
@@ -87,6 +90,19 @@ def _read_array(file: IO[bytes], size: int, where: str) -> np.ndarray:
     return array.reshape(shape, order="F" if fortran else "C").copy()
 
 
+def _checked_header(file: IO[bytes], size: int, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, Fortran order and dtype from the start of an array of a known size in bytes."""
+    if size == 0:
+        raise PdsError(f"{where} is empty; make or copy it again")
+    try:
+        shape, fortran, dtype = _read_header(file)
+    except _HEADER_ERRORS as error:
+        raise PdsError(f"{where} is not a .npy array ({error}); make or copy it again") from error
+    if dtype.hasobject:
+        raise PdsError(f"{where} holds pickled Python objects, which are never loaded; save a plain float array")
+    return shape, fortran, dtype
+
+
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, Fortran order and dtype from the start of an array."""
     version = np.lib.format.read_magic(file)
@@ -95,3 +111,105 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         if version == (1, 0):
             return np.lib.format.read_array_header_1_0(file)
         return np.lib.format.read_array_header_2_0(file)
+
+
+def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
+    """Map one .npy file of any size into memory, read-only; its rows are read when they are used.
+
+    Raises:
+      PdsError: missing, empty, truncated or over-long file, not a .npy file, or pickled objects.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _map_array(file, 0, pathlib.Path(path).stat().st_size, str(path))
+    except OSError as error:
+        raise PdsError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def map_npz(path: str | os.PathLike[str]) -> Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
+    """The arrays of one .npz file of any size: name -> (shape, function that loads it).
+
+    An array stored without compression is mapped from the file, after one pass over its checksum; a compressed one is
+    unpacked into memory, above 256 MiB into a temporary file ($TMPDIR) that goes away with the program.
+
+    Raises:
+      PdsError: missing, empty, truncated or damaged file, pickled objects, or no room for unpacking; also when an array
+        is loaded.
+    """
+    found: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
+    with _zip_errors(path), zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            where = f"{path} ({member.filename})"
+            with archive.open(member) as file:
+                shape, _, _ = _checked_header(file, member.file_size, where)
+            found[member.filename.removesuffix(".npy")] = (shape, functools.partial(_load_member, path, member, where))
+    return found
+
+
+def _load_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, where: str) -> np.ndarray:
+    with _zip_errors(path), zipfile.ZipFile(path) as archive:
+        if member.compress_type == zipfile.ZIP_STORED:
+            with archive.open(member) as file:
+                while file.read(_PIECE):
+                    pass  # zipfile compares the checksum at the end
+            with open(path, "rb") as raw:
+                raw.seek(member.header_offset + 26)
+                name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
+                return _map_array(raw, member.header_offset + 30 + name + extra, member.file_size, where)
+        with archive.open(member) as file:
+            if member.file_size <= _IN_MEMORY:
+                return read_bytes(file, member.file_size, where)
+            with spill(file, where) as unpacked:
+                return _map_array(unpacked, 0, member.file_size, where)
+
+
+def spill(stream: IO[bytes], where: str) -> IO[bytes]:
+    """Unpack a stream into a temporary file without a name; returns it, open for reading.
+
+    Raises:
+      PdsError: the disk would be full.
+    """
+    folder = tempfile.gettempdir()
+    file = tempfile.TemporaryFile(dir=folder)
+    try:
+        for number, piece in enumerate(iter(lambda: stream.read(_PIECE), b"")):
+            if number % 16 == 0 and shutil.disk_usage(folder).free < _SPARE:
+                raise PdsError(f"{where}: {folder} has no room to unpack it; set TMPDIR to a larger disk, or unpack it")
+            file.write(piece)
+        file.flush()
+        file.seek(0)
+    except OSError as error:
+        file.close()
+        raise PdsError(f"{where} cannot be unpacked into {folder}: {error.strerror or error}; set TMPDIR") from error
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _map_array(file: IO[bytes], start: int, size: int, where: str) -> np.ndarray:
+    """Map the array that begins at a byte of a real file and is ``size`` bytes long, header included."""
+    file.seek(start)
+    shape, fortran, dtype = _checked_header(file, size, where)
+    offset = file.tell()
+    expected = math.prod(shape) * dtype.itemsize
+    if start + size - offset != expected or min(shape, default=1) < 0:
+        raise PdsError(
+            f"{where} is truncated or damaged: {start + size - offset} bytes of data, its header says {expected}"
+        )
+    if not expected:
+        return np.empty(shape, dtype)
+    mapped: Any = np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
+    return mapped
+
+
+
+@contextlib.contextmanager
+def _zip_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what a damaged archive raises into PdsError."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise PdsError(f"{path} is not a whole .npz file ({error}); make or copy it again") from error
+    except OSError as error:
+        raise PdsError(f"cannot read {path}: {error.strerror or error}") from error

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pds_jax.data.shapes import image_size
 from pds_jax.models.layers import Dtype
 from pds_jax.types import Array, Key, PdsError
 
@@ -95,15 +96,6 @@ def init_model(rng: Key, config: Any) -> dict[str, Any]:
         return init(rng)
     # Hundreds of random draws, run once: unoptimised, the program compiles several times faster.
     return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})(rng)
-
-
-def image_size(config: Any) -> tuple[int, int]:
-    """(H, W) of a config's images; ``data.image_size`` may be one number or a pair."""
-    size = config.data.image_size
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return int(height), int(width)
 
 
 def get_sigmas(config: Any) -> np.ndarray:
