@@ -18,7 +18,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.struct
@@ -188,6 +188,7 @@ def compute_statistics(
     channel_order: str | None = None,
     limit: int | None = None,
     block: int | None = None,
+    source: Mapping[str, Any] | None = None,
     sums_fn: Callable[[Any, Any], Sums] = _accumulate,
 ) -> Statistics:
     """Pass once over images and return their statistics, in constant memory.
@@ -199,6 +200,7 @@ def compute_statistics(
       images: batches (B, H, W, C), each of any B, uint8 or floating point in [0, 1]; any H, W, C.
       channel_order: recorded as it is; by default "RGB" for three channels, "gray" for one.
       limit: stop after so many images.
+      source: where the images come from, for the provenance: what was read, what was passed over.
       block: images per block; by default what keeps a block near two million values.
       sums_fn: sums of one block, by default :func:`accumulate` on one device; ``parallel.py`` gives one that splits
         the block over devices and adds the sums.
@@ -217,7 +219,10 @@ def compute_statistics(
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     if total is None:
         raise PdsError("no image was given; statistics need at least one (about 200 are enough for PDS)")
-    return finalize(total, images_sha256=digest.hexdigest(), channel_order=channel_order)
+    made = finalize(total, images_sha256=digest.hexdigest(), channel_order=channel_order)
+    if source is None:
+        return made
+    return dataclasses.replace(made, provenance={**made.provenance, "source": dict(source)})
 
 
 def finalize(sums: Sums, *, images_sha256: str, channel_order: str | None = None) -> Statistics:

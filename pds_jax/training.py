@@ -107,7 +107,8 @@ class Trainer:
         path = self.workdir / "statistics.npz"
         if parallel.is_first_process() and not path.exists():
             count = min(self.source.size or _STATISTICS_IMAGES, _STATISTICS_IMAGES)
-            stats_lib.compute_statistics(datasets.iterate(self.source, 256, count)).save(path)
+            record = getattr(self.source, "record", {"data_set": self.source.name})
+            stats_lib.compute_statistics(datasets.iterate(self.source, 256, count), source=record).save(path)
         parallel.wait_for_all("statistics")
         return stats_lib.load(path)
 

@@ -6,9 +6,9 @@
     python scripts/fid.py calc --checkpoint=digits --nfe=40 --seeds=0-1499 --option=predictor=reverse_diffusion \\
         --extractor=digits --ref=digits.npz --allow_fewer
 
---images is a folder, a .zip, or a .npz or .npy of images; --ref is a file of this program, of pytorch-fid, EDM or
-score_sde. With --checkpoint images are drawn, judged and not saved. The last line of the output is JSON. A run that
-stopped goes on where it was when it is started again.
+--images is a folder, an archive, or a .npz or .npy of images (docs/files.md).
+--ref is a file of this program, of pytorch-fid, EDM or score_sde. With --checkpoint images are drawn, judged and not
+saved. The last line of the output is JSON. A run that stopped goes on where it was when it is started again.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tqdm import tqdm
 
 from pds_jax import parallel
 from pds_jax.cache import use_compilation_cache
-from pds_jax.io.files import parse_seeds
+from pds_jax.io.files import check_writable, parse_seeds
 from pds_jax.io.manifest import plain
 from pds_jax.metrics import evaluation, reference
 from pds_jax.metrics.extractors import EXTRACTORS, Extractor, get_extractor
-from pds_jax.metrics.image_sets import DrawnImages, ImageSet, open_images, select
+from pds_jax.metrics.image_sets import ArrayImages, DrawnImages, FileImages, ImageSet, open_images, select
 from pds_jax.types import PdsError
 
-_IMAGES = flags.DEFINE_string("images", None, "Folder, .zip, .npz or .npy of images.")
+_IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of images.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Draw images from this trained model instead of --images.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of an original checkpoint.", lock_config=False)
 _SPEED_UP = flags.DEFINE_float("speed_up", None, "Sampling: N = num_scales / speed_up iterations.")
@@ -53,7 +53,10 @@ _WEIGHTS = flags.DEFINE_string("weights", None, "Inception's file; else $PDS_INC
 _RESIZE = flags.DEFINE_enum(
     "resize", "tf1", ["tf1", "half_pixel"], "Inception: tf1 as the original FID, half_pixel as pytorch-fid."
 )
-_CONVERT = flags.DEFINE_bool("convert_rgb", False, "Convert gray, palette, CMYK to RGB; drop alpha.")
+_CONVERT = flags.DEFINE_bool(
+    "convert_images", False, "Bring images to RGB: transparency on white, palettes, gray, CMYK, 16 bits."
+)
+_RANGE = flags.DEFINE_list("range", None, "lo,hi of float arrays; by default 0,1, or what a sampling run says.")
 _SUBSET = flags.DEFINE_integer("kid_subset_size", 1000, "Images of one of KID's 100 subsets.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at once; changes speed and memory only.")
 _CACHE = flags.DEFINE_string("cache", None, "Folder for unfinished work and features; '' for none.")
@@ -77,7 +80,8 @@ def image_sets() -> list[ImageSet]:
         raise PdsError("say where the images are: either --images=PATH or --checkpoint=NAME")
     if _CHECKPOINT.value is not None:
         return drawn_sets()
-    whole = open_images(_IMAGES.value, convert=_CONVERT.value)
+    whole = open_images(_IMAGES.value, convert=_CONVERT.value, value_range=_RANGE.value)
+    print(whole.summary())
     if _SEEDS.value is None:
         return [whole]
     return [select(whole, parse_seeds(part)) for part in _SEEDS.value.split(",")]
@@ -138,6 +142,7 @@ def ref() -> dict[str, Any]:
     """Make a reference file."""
     if _OUT.value is None:
         raise PdsError("say where the reference goes: --out=FILE.npz")
+    check_writable(_OUT.value)
     sets = image_sets()
     if len(sets) != 1:
         raise PdsError("a reference is of one range of seeds")
@@ -184,6 +189,8 @@ def calc() -> dict[str, Any]:
         for name, values in summary.items():
             print(f"{name} of {len(runs)}: " + ", ".join(f"{key} {value:.6g}" for key, value in values.items()))
     facts: dict[str, Any] = {"extractor": judge.identity, "ref": _REF.value, "n": runs[0]["n"], "runs": runs}
+    if isinstance(sets[0], FileImages | ArrayImages):
+        facts["files"] = sets[0].record
     if isinstance(sets[0], DrawnImages):
         facts |= {"nfe": sets[0].identity["nfe"], "sampling": plain(sets[0].identity)}
     return {**summary["mean"], **summary, **facts}

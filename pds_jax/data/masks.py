@@ -16,8 +16,8 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     """A mask (H, W, 1), or (H, W, C) from an array, float32: 1 where known, 0 where pixels are to be found.
 
     Every form that loses nothing is read: 1-bit, gray of 8 or 16 bits, RGB with equal channels, a palette of black and
-    white, each also with an opaque alpha channel, upright by its orientation tag; a .npy or .npz of bool, of 0 and 1, or
-    of 0 and 255. An archive or a folder of one such file will do.
+    white, each also with an opaque alpha channel, upright by its orientation tag; a .npy or .npz of bool, of 0 and 1,
+    or of 0 and 255. An archive or a folder of one such file will do.
 
     Raises:
       PdsError: no such file, other values than black and white, colours, transparency, or one value all over.

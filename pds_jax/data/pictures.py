@@ -350,9 +350,8 @@ def _check_png(where: str, data: bytes) -> None:
 
 def _pixels(image: Image.Image, rule: Rule) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
-    if rule.convert and _BANDS.get(image.mode) != rule.channels:
-        upright = _converted(upright, rule.target)
-    elif rule.convert and image.has_transparency_data and rule.target in (1, 3):
+    blended = image.has_transparency_data and rule.target in _EXACT.values()
+    if rule.convert and (blended or _BANDS.get(image.mode) != rule.target):
         upright = _converted(upright, rule.target)
     elif upright.mode == "1":
         upright = upright.convert("L")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import tempfile
 import threading
@@ -72,6 +74,32 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[IO[bytes]], obje
         raise PdsError(
             f"cannot write {target}: {error.strerror or error}; free some space or choose another folder"
         ) from error
+
+
+def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
+    """Find out before long work whether a file can be written after it.
+
+    Args:
+      path: where the file will go; missing folders are made.
+      size: bytes that will be written there, in all.
+
+    Raises:
+      PdsError: no permission, no such place, or less free space than that.
+    """
+    target = pathlib.Path(path)
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder", str(target))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=target.parent):
+            free = shutil.disk_usage(target.parent).free
+    except OSError as error:
+        raise PdsError(f"cannot write {target}: {error.strerror or error}; choose another place") from error
+    if free < size:
+        raise PdsError(
+            f"{target.parent} has {free / 2**20:.0f} MiB free, about {size / 2**20:.0f} MiB are needed; free some "
+            "space or choose another place"
+        )
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pds_jax.metrics.extractors import Extractor
 from pds_jax.metrics.frechet import Gaussian
-from pds_jax.metrics.image_sets import ImageSet
+from pds_jax.metrics.image_sets import ArrayImages, FileImages, ImageSet
 from pds_jax.metrics.inception_score import inception_score
 from pds_jax.metrics.kid import kernel_distance
 from pds_jax.metrics.precision_recall import density_coverage, precision_recall
@@ -58,6 +58,7 @@ def make_reference(
         "image_shape": list(images.shape),
         "images": images.name,
         "images_sha256": found.digest,
+        **({"files": images.record} if isinstance(images, FileImages | ArrayImages) else {}),
     }
     moments = found.moments
     return Reference(

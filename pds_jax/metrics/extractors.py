@@ -69,7 +69,8 @@ class Extractor:
         if self.channels is not None and shape[2] != self.channels:
             raise PdsError(
                 f"{name} has images (H, W, C) = {shape}; the extractor {self.name!r} takes {self.channels} channels"
-                + ("; --convert_rgb repeats gray three times" if shape[2] == 1 else "")
+                + ("; --convert_images repeats gray three times" if shape[2] == 1 and self.channels == 3 else "")
+                + "; --extractor=pixels takes any"
             )
 
 

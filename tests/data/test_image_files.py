@@ -45,10 +45,13 @@ def test_every_form_gives_the_same_images(folder, tmp_path):
 
 def test_sizes_and_channels(folder):
     Image.fromarray(PIXELS[0][:6, :9]).save(folder / "9.png")
-    with pytest.raises(PdsError, match=r"9\.png is \(6, 9\) pixels but .*0\.png is \(12, 12\)"):
+    with pytest.raises(PdsError, match=r"9\.png is 6x9 pixels .*0\.png is 12x12"):
         everything(folder)
     assert everything(folder, size=8).shape == (8, 8, 8, 3)
-    assert everything(folder, size=8, channels=1).shape == (8, 8, 8, 1)
+    assert everything(folder, size=(4, 6)).shape == (8, 4, 6, 3)
+    assert everything(folder, size=8, channels=1, convert=True).shape == (8, 8, 8, 1)
+    with pytest.raises(PdsError, match=r"png has 3 channels, 1 are asked for; use --convert_images"):
+        everything(folder, size=8, channels=1)
 
 
 def test_central_square(tmp_path):
@@ -57,19 +60,22 @@ def test_central_square(tmp_path):
     np.testing.assert_array_equal(everything(tmp_path / "a", size=8)[0], PIXELS[0][2:10, 1:9])
 
 
-def test_gray_stays_gray(tmp_path):
+def test_gray_stays_gray_and_is_not_mixed_with_colour(tmp_path):
     Image.fromarray(PIXELS[0, ..., 0]).save(tmp_path / "0.png")
+    np.testing.assert_array_equal(everything(tmp_path)[0, ..., 0], PIXELS[0, ..., 0])
     Image.fromarray(PIXELS[1]).save(tmp_path / "1.png")
-    images = everything(tmp_path)
-    assert images.shape == (2, 12, 12, 1)
-    np.testing.assert_array_equal(images[0, ..., 0], PIXELS[0, ..., 0])
+    with pytest.raises(PdsError, match=r"1\.png has 3 channels, 0\.png has 1.*--convert_images"):
+        everything(tmp_path)
+    colour = everything(tmp_path, convert=True)
+    np.testing.assert_array_equal(colour[0], np.repeat(PIXELS[0, ..., :1], 3, axis=-1))
+    np.testing.assert_array_equal(colour[1], PIXELS[1])
 
 
 def test_bad_input(folder, tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(PdsError, match="holds no image files"):
         everything(tmp_path / "nothing")
-    with pytest.raises(PdsError, match="cannot read .*absent"):
+    with pytest.raises(PdsError, match="absent does not exist"):
         everything(tmp_path / "absent")
     (tmp_path / "text.zip").write_text("hello")
     with pytest.raises(PdsError, match=r"text\.zip is neither a folder"):
@@ -83,12 +89,13 @@ def test_bad_input(folder, tmp_path):
     np.savez(tmp_path / "two.npz", a=PIXELS, b=PIXELS)
     with pytest.raises(PdsError, match="exactly one"):
         everything(tmp_path / "two.npz")
+    np.save(tmp_path / "square.npy", PIXELS)
     with pytest.raises(PdsError, match="leave image size"):
-        everything(tmp_path / "flat.npy", size=8)
-    with pytest.raises(PdsError, match="channels=2"):
+        everything(tmp_path / "square.npy", size=8)
+    with pytest.raises(PdsError, match="3 channels, 2 are asked for"):
         everything(folder, channels=2)
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "nothing" / "deep.tif")
-    with pytest.raises(PdsError, match=r"deep\.tif has more than 8 bits"):
+    with pytest.raises(PdsError, match=r"deep\.tif has 32 bits a channel"):
         everything(tmp_path / "nothing")
 
 

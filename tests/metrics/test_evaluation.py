@@ -95,7 +95,7 @@ def test_a_bad_reference_is_refused_before_the_pass():
 
 def test_gray_images_and_a_colour_extractor():
     colour = Extractor("colour", {"extractor": "colour"}, with_logits, channels=3)
-    with pytest.raises(PdsError, match="takes 3 channels; --convert_rgb"):
+    with pytest.raises(PdsError, match="takes 3 channels; --convert_images"):
         make_reference(ArrayImages("gray", REAL[..., :1]), colour)
 
 
