@@ -149,9 +149,9 @@ def test_other_parameters_come_back(tmp_path):
 
 
 def test_the_shipped_classifier_knows_digits():
-    from pds_jax.metrics import digits_features
+    from pds_jax.metrics import classifier_features
 
-    judge = digits_features.load()
+    judge = classifier_features.load("digits")
     images, labels = datasets.digits("test")
     assert np.mean(judge.classes(images) == labels) > 0.97
     assert judge.features(images).shape == (297, 64)
@@ -161,9 +161,9 @@ def test_the_shipped_classifier_knows_digits():
 
 def test_the_noisy_classifier_guides_toward_a_class():
     """At σ = 0.3 it is right 9 times in 10, and its gradient raises the probability of the class asked for."""
-    from pds_jax.metrics import digits_features
+    from pds_jax.metrics import classifier_features
 
-    logit_fn = digits_features.noisy_logit_fn()
+    logit_fn = classifier_features.noisy_logit_fn()
     images, labels = datasets.digits("test")
     sigma = jnp.full(len(images), 0.3)
     noise = np.random.default_rng(0).standard_normal(images.shape, dtype=np.float32)

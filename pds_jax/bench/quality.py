@@ -79,11 +79,11 @@ def _photos() -> Judge:
 
 
 def _digits() -> Judge:
-    from pds_jax.metrics import digits_features
+    from pds_jax.metrics import classifier_features
 
     train, _ = datasets.digits("train")
     held_out, labels = datasets.digits("test")
-    classifier = digits_features.load()
+    classifier = classifier_features.load("digits")
     train_features, held_out_features = classifier.features(train), classifier.features(held_out)
     everything = np.concatenate([train, held_out])
 

@@ -23,7 +23,7 @@ from pds_jax import controllable_generation as cg
 from pds_jax.cli import sample as sampling_job
 from pds_jax.data import arrays, datasets, image_files, masks
 from pds_jax.io import files, images
-from pds_jax.metrics import digits_features
+from pds_jax.metrics import classifier_features
 from pds_jax.types import PdsError, ScoreFn
 
 MODES = ("inpaint", "colorize", "super_resolution", "deblur", "class_conditional")
@@ -308,13 +308,14 @@ def _classes(
             f"there is no classifier of noised images for {trained.name}: one ships for digits only; for another model "
             "pass yours to pds_jax.controllable_generation.class_conditional"
         )
-    logit_fn, scale = digits_features.noisy_logit_fn(), _guidance(options)
+    logit_fn, scale = classifier_features.noisy_logit_fn(), _guidance(options)
+    classes = classifier_features.load("digits").model.classes
     label_of = {seed: wanted[position % len(wanted)] for position, seed in enumerate(seeds)}
 
     def given(some: Sequence[int]) -> tuple[Any, ScoreFn]:
         labels = np.asarray([label_of[seed] for seed in some])
         score_fn = cg.class_conditional(
-            trained.score_fn, trained.sde, logit_fn, labels, num_classes=digits_features.CLASSES, scale=scale
+            trained.score_fn, trained.sde, logit_fn, labels, num_classes=classes, scale=scale
         )
         return None, score_fn
 
@@ -337,6 +338,6 @@ def _classes(
 def _report(place: pathlib.Path, label_of: Mapping[int, int]) -> None:
     """How many images the classifier of clean digits, which guided nothing, takes for what they should be."""
     pixels = np.stack([images.load_png(images.seed_path(place, seed)) for seed in label_of]) / np.float32(255.0)
-    found = digits_features.load().classes(pixels)
+    found = classifier_features.load("digits").classes(pixels)
     agreed = int(np.sum(found == np.asarray(list(label_of.values()))))
     print(f"The classifier of clean digits agrees with the label of {agreed} of {len(found)} images")

@@ -95,14 +95,27 @@ def photos(split: str, image_size: int | tuple[int, int]) -> PhotoCrops:
     return PhotoCrops(pictures, image_size, split, boxes=[_PHOTO_BOXES] * len(pictures), name="photos")
 
 
-def landscapes(split: str, image_size: int | tuple[int, int]) -> PhotoCrops:
-    """Crops of :data:`LANDSCAPES`, each of a tenth to a quarter of its photograph's width, box-averaged to size."""
+def landscapes(
+    split: str,
+    image_size: int | tuple[int, int],
+    *,
+    boxes: Sequence[int] = _LANDSCAPE_BOXES,
+    shares: tuple[float, float] = (0.1, 0.25),
+) -> PhotoCrops:
+    """Crops of :data:`LANDSCAPES`, each of a tenth to a quarter of its photograph's width, box-averaged to size.
+
+    Args:
+      split: "train" or "test".
+      image_size: side of a crop after averaging, or its height and width.
+      boxes: sides of the averaged boxes, of which a photograph uses those that give a crop of such a share.
+      shares: least and largest share of the width; more than a quarter leaves no room in the split "test".
+    """
     pictures = read(LANDSCAPES, "landscapes")
     widths, side = [picture.shape[1] for picture in pictures], max(_pair(image_size))
-    boxes = [tuple(b for b in _LANDSCAPE_BOXES if w <= 10 * b * side and 4 * b * side <= w) for w in widths]
-    if not all(boxes):
+    chosen = [tuple(b for b in boxes if shares[0] * w <= b * side <= shares[1] * w) for w in widths]
+    if not all(chosen):
         raise PdsError(f"landscapes has no crops of {side} pixels; use data.image_size=64, or 32")
-    return PhotoCrops(pictures, image_size, split, boxes=boxes, name="landscapes")
+    return PhotoCrops(pictures, image_size, split, boxes=chosen, name="landscapes")
 
 
 def read(photographs: Sequence[Photograph], name: str) -> list[np.ndarray]:

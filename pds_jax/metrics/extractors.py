@@ -93,7 +93,7 @@ def get_extractor(name: str, **options: Any) -> Extractor:
     """Make an extractor.
 
     Args:
-      name: "inception", "digits", "patches", "pixels", or one that was registered.
+      name: "inception", "digits", "fashion", "patches", "pixels", or one that was registered.
       **options: for its maker, e.g. weights and resize of "inception".
 
     Raises:
@@ -163,12 +163,11 @@ def pixels_extractor() -> Extractor:
     return Extractor("pixels", _identity("pixels"), outputs)
 
 
-@register_extractor("digits")
-def digits_extractor() -> Extractor:
-    """The shipped classifier of 8x8 digits: its 64 penultimate features, and its classes for the Inception Score."""
-    from pds_jax.metrics import digits_features
+def _classifier_extractor(name: str) -> Extractor:
+    """The shipped classifier of a data set: its penultimate features, and its classes for the Inception Score."""
+    from pds_jax.metrics import classifier_features
 
-    judge = digits_features.load()
+    judge = classifier_features.load(name)
 
     def outputs(images: np.ndarray) -> Outputs:
         unit = images.astype(np.float32) / np.float32(255.0)
@@ -176,13 +175,17 @@ def digits_extractor() -> Extractor:
 
     facts = {"weights_sha256": inception.weights_digest(judge.params)}
     return Extractor(
-        "digits",
-        _identity("digits", **facts),
+        name,
+        _identity(name, **facts),
         outputs,
-        channels=1,
-        network=digits_features.features_and_logits,
+        channels=judge.shape[2],
+        network=judge.features_and_logits,
         params=judge.params,
     )
+
+
+for _name in ("digits", "fashion"):
+    register_extractor(_name)(functools.partial(_classifier_extractor, _name))
 
 
 @register_extractor("patches")

@@ -45,7 +45,7 @@ from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import run_lib
 from pds_jax.data import datasets
 from pds_jax.io import files, images
-from pds_jax.metrics import digits_features, evaluation  # noqa: F401
+from pds_jax.metrics import classifier_features, evaluation  # noqa: F401
 from pds_jax.metrics.extractors import get_extractor
 from pds_jax.metrics.image_sets import ArrayImages
 from pds_jax.metrics.streaming import extract
