@@ -177,8 +177,8 @@ def main() -> None:
         "# Resolution\n\nExact Gaussians with the ring-averaged spectrum of photographs, by `python "
         f"scripts/lab_resolution.py --out=docs/lab`: {args.views} views at each resolution. Iterations for a target of "
         f"plain sampling, a flat M at its best c of {len(FLATS)}, PDS at its best alpha of {len(ALPHAS)} and c times "
-        f"PDS at the best of {len(BOTH)} pairs (both). `frechet` is the squared Fréchet distance over the data's variance. "
-        "– is not reached.\n\n"
+        f"PDS at the best of {len(BOTH)} pairs (both). `frechet` is the squared Fréchet distance over the data's "
+        "variance. – is not reached.\n\n"
     )
     files.atomic_write(out / "resolution.md", lambda file: file.write((head + table(shown)).encode()))
     draw(rows, "frechet", ("0.01", "PDS at 40"), out / "resolution_frechet.png")
