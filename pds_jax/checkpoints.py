@@ -6,12 +6,11 @@ known, ``statistics.npz``. ``photos`` and ``digits`` name the ones that ship.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +21,7 @@ from absl import logging
 from pds_jax import convert
 from pds_jax import statistics as statistics_lib
 from pds_jax.convert import safetensors_io
+from pds_jax.convert.orbax_io import quiet
 from pds_jax.convert.tree import check_params, flatten, nest
 from pds_jax.io import files
 from pds_jax.types import PdsError
@@ -46,17 +46,6 @@ class DamagedState(PdsError):
     """A training state that cannot be read."""
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without orbax's many lines of information."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(min(before, logging.WARNING))
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 class TrainingFolder:
     """A folder of training states by step, written by orbax: each is whole or absent."""
 
@@ -77,7 +66,7 @@ class TrainingFolder:
         self.folder = pathlib.Path(folder).absolute()
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=create, enable_async_checkpointing=False)
         try:
-            with _quiet():
+            with quiet():
                 self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
             raise PdsError(f"cannot use {self.folder}: {error.strerror or error}") from error
@@ -102,7 +91,7 @@ class TrainingFolder:
 
         tree = jax.tree.map(np.asarray, to_tree(state))
         try:
-            with _quiet():
+            with quiet():
                 self._manager.save(step, args=self._ocp.args.StandardSave(tree))
                 self._manager.wait_until_finished()
         except (OSError, ValueError) as error:  # tensorstore calls a full disk a ValueError
@@ -126,7 +115,7 @@ class TrainingFolder:
                 return self.restore(step, template)
             except DamagedState as error:
                 logging.warning("%s; going back to an earlier state", error)
-                with _quiet():
+                with quiet():
                     self._manager.delete(step)
         return None
 
@@ -164,7 +153,7 @@ class TrainingFolder:
 
     def _read(self, step: int) -> dict[str, Any]:
         try:
-            with _quiet():
+            with quiet():
                 tree = self._manager.restore(step, args=self._ocp.args.StandardRestore())
         except Exception as error:  # orbax and tensorstore share no narrower base
             raise DamagedState(f"step {step} in {self.folder} is missing or damaged: {error}") from error
@@ -172,7 +161,7 @@ class TrainingFolder:
 
     def close(self) -> None:
         """Let go of the folder."""
-        with _quiet():
+        with quiet():
             self._manager.close()
 
 
@@ -314,15 +303,15 @@ def _training_state(place: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, in
     """(workdir, folder of states, step or None for the newest) if the place is, or is in, a training workdir."""
     if place.name.isdigit() and place.parent.name in ("checkpoints", "checkpoints-meta"):
         return place.parent.parent, place.parent, int(place.name)
+    if place.name in ("checkpoints", "checkpoints-meta") and (place.parent / CONFIG).is_file():
+        return place.parent, place, None
     for name in ("checkpoints-meta", "checkpoints"):
         if (place / name).is_dir() and (place / CONFIG).is_file():
             return place, place / name, None
     return None
 
 
-def _load_training(
-    workdir: pathlib.Path, folder: pathlib.Path, step: int | None, config: Any, use_ema: bool
-) -> Loaded:
+def _load_training(workdir: pathlib.Path, folder: pathlib.Path, step: int | None, config: Any, use_ema: bool) -> Loaded:
     config = _copied(config) if config is not None else _read_config(workdir / CONFIG)
     states = TrainingFolder(folder, create=False)
     try:

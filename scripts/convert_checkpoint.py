@@ -23,7 +23,8 @@ flags.DEFINE_string("src", None, "Checkpoint: a file, a folder, or a Hugging Fac
 config_flags.DEFINE_config_file("config", None, "Configuration of the network; our own models carry theirs.")
 flags.DEFINE_string("out", None, "Where the result goes: a folder, or a .pth file for --kind=score_sde_torch.")
 flags.DEFINE_enum("kind", "safetensors", list(convert.EXPORTS), "What to write.")
-flags.DEFINE_bool("raw", False, "Take the raw weights instead of their moving average.")
+flags.DEFINE_bool("raw_weights", False, "Take the raw weights instead of their moving average.")
+flags.DEFINE_alias("raw", "raw_weights")
 flags.DEFINE_bool("parity", True, "Run the diffusers network beside ours, if diffusers is installed.")
 flags.DEFINE_bool("allow_download", False, "Fetch --src from the Hugging Face Hub if it is an id such as owner/model.")
 flags.mark_flags_as_required(["src", "out"])
@@ -37,7 +38,7 @@ def parity(kind: str, source: str, config: Any, params: Any) -> float | None:
         print(f"parity: not run, there is no package of {kind} to run; recorded outputs are compared in tests/convert")
         return None
     try:
-        error = with_diffusers(source, config, params)
+        error = with_diffusers(source, config, params, use_ema=not FLAGS.raw_weights)
     except PdsError as reason:
         print(f"parity: not run, {reason}")
         return None
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> None:
     try:
         source = convert.locate(FLAGS.src, FLAGS.allow_download)
         config = FLAGS.config or convert.config_of(source)
-        params, report = convert.load_checkpoint(source, config, use_ema=not FLAGS.raw)
+        params, report = convert.load_checkpoint(source, config, use_ema=not FLAGS.raw_weights)
         print(report)
         error = parity(report.kind, source, config, params) if FLAGS.parity else None
         convert.export(params, config, FLAGS.out, FLAGS.kind)

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pds_jax.convert import dialects, diffusers, safetensors_io, score_sde, score_sde_torch
+from pds_jax.convert import dialects, diffusers, orbax_io, safetensors_io, score_sde, score_sde_torch
 from pds_jax.convert.hub import fetch, is_hub_id
 from pds_jax.convert.safetensors_io import config_of
 from pds_jax.convert.sniffing import KINDS, sniff
@@ -66,6 +66,8 @@ def load_checkpoint(
     shapes = template(config)
     if kind == "score_sde_flax":
         return score_sde.load(path, shapes, use_ema)
+    if kind == "orbax":
+        return orbax_io.load(path, shapes, use_ema)
     if kind == "score_sde_torch":
         return dialects.load_torch(path, config, shapes, use_ema)
     if kind == "diffusers":

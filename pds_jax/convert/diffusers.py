@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pds_jax.convert import diffusers_weights, safetensors_io
+from pds_jax.convert.folder_weights import DIFFUSERS_STEM, opened_weights
 from pds_jax.convert.names import diffusers_pairs
 from pds_jax.convert.tree import ConversionError, Leaf, Report, Shape, assemble, check_params, template
 from pds_jax.convert.weight_sets import AS_SAVED, Expected, choose, is_average
@@ -136,7 +137,7 @@ def load(
     given = pathlib.Path(path)
     weights = given if given.is_file() else diffusers_weights.find(folder, use_ema, report)
     _note_folder(given, folder, use_ema, report)
-    with diffusers_weights.opened(weights) as sources:
+    with opened_weights(weights) as sources:
         return from_leaves(sources, config, shapes, report, use_ema), report
 
 
@@ -375,7 +376,7 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str])
     refuse_narrow_attention(config)
     flat = check_params(params, config)
     arrays = to_torch(flat, diffusers_pairs(config, template(config)))
-    safetensors_io.write_arrays(folder / "unet" / f"{diffusers_weights.STEM}.safetensors", arrays, {"format": "pt"})
+    safetensors_io.write_arrays(folder / "unet" / f"{DIFFUSERS_STEM}.safetensors", arrays, {"format": "pt"})
     files.write_json(folder / "unet" / "config.json", {"_class_name": CLASS, **fields})
     files.write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
     files.write_json(

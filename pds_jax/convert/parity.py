@@ -46,7 +46,7 @@ def with_diffusers(
     x = x.astype(np.float32)
     try:
         folder = diffusers.unet_folder(path, use_ema) or pathlib.Path(path)
-        variant = diffusers_weights.variant_of(folder)
+        variant = diffusers_weights.variant_of(folder, use_ema)
         unet = UNet2DModel.from_pretrained(str(folder), variant=variant, low_cpu_mem_usage=False).eval()
     except Exception as error:  # diffusers raises what its many parts raise
         raise ConversionError(f"diffusers cannot load {path}: {error}") from error

@@ -134,7 +134,7 @@ def from_tree(
     Raises NoWeights if no array has such names, ConversionError as :func:`load` does.
     """
     for name in ("model_state", "batch_stats"):
-        if isinstance(state.get(name), Mapping) and flatten(state[name]):
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping) and flatten(state[name]):
             raise ConversionError(
                 f"{report.path}: {name} is not empty; networks with running statistics are not supported"
             )

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import pathlib
 import struct
 
-from pds_jax.convert import diffusers, safetensors_io
+from pds_jax.convert import diffusers, orbax_io, safetensors_io
 from pds_jax.convert.torch_files import GZIP_MAGIC, ZIP_MAGIC
 from pds_jax.convert.tree import ConversionError
 
-KINDS = ("score_sde_flax", "score_sde_torch", "diffusers", "safetensors")
+KINDS = ("score_sde_flax", "score_sde_torch", "diffusers", "safetensors", "orbax")
 _LOOKED_FOR = (
     "score_sde's checkpoint_N (msgpack), score_sde_pytorch's .pth (zip or pickle, also gzipped), a diffusers folder "
-    "(config.json of a UNet2DModel, here or in unet/), or our model.safetensors (with config.json)"
+    "(config.json of a UNet2DModel, here or in unet/), a folder of Flax's by orbax, or our model.safetensors (with "
+    "config.json)"
 )
 _HEAD = 64
+_OTHER_FILES = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the weights: fetch them with git lfs pull",
+    b"<!doctype html": "a web page, not the weights: the download was answered by a page, get the file again",
+    b"<html": "a web page, not the weights: the download was answered by a page, get the file again",
+    b"\x89png": "a picture",
+    b"\x93numpy": "an array of NumPy, not a checkpoint",
+    b"{": "text in JSON, not weights",
+}
 
 
 def sniff(path: str | os.PathLike[str]) -> str:
@@ -26,7 +36,7 @@ def sniff(path: str | os.PathLike[str]) -> str:
       path: a file or a folder.
 
     Returns:
-      One of ``score_sde_flax``, ``score_sde_torch``, ``diffusers``, ``safetensors``.
+      One of ``KINDS``.
 
     Raises:
       ConversionError: there is nothing, or nothing known; the message lists what was looked for.
@@ -39,22 +49,49 @@ def sniff(path: str | os.PathLike[str]) -> str:
     else:
         kind = _sniff_file(place)
     if kind is None:
-        raise ConversionError(f"{path} is no checkpoint that is known here; looked for {_LOOKED_FOR}")
+        raise ConversionError(f"{path} is no checkpoint that is known here: {_found(place)}; looked for {_LOOKED_FOR}")
     return kind
 
 
 def _sniff_folder(folder: pathlib.Path) -> str | None:
     if diffusers.unet_folder(folder) is not None:
         return "diffusers"
-    return "safetensors" if (folder / safetensors_io.MODEL).is_file() else None
+    if (folder / safetensors_io.MODEL).is_file():
+        return "safetensors"
+    return "orbax" if orbax_io.trees(folder) else None
+
+
+def _found(place: pathlib.Path) -> str:
+    """What lies there instead of a checkpoint, in a few words."""
+    if place.is_dir():
+        names = sorted(path.name + "/" * path.is_dir() for path in place.iterdir())
+        inside = [name for name in names if not name.endswith("/") and _is_weights(place / name)]
+        if inside:
+            return f"the folder holds {', '.join(inside[:8])}; give one of them"
+        return f"the folder holds {', '.join(names[:8])}" if names else "the folder is empty"
+    head = _head(place)
+    for start, what in _OTHER_FILES.items():
+        if head.lstrip().lower().startswith(start):
+            return f"the file is {what}"
+    return f"the file begins with {head[:8]!r}" if head else "the file is empty"
+
+
+def _is_weights(path: pathlib.Path) -> bool:
+    with contextlib.suppress(ConversionError, OSError):
+        return _sniff_file(path) is not None
+    return False
 
 
 def _sniff_file(path: pathlib.Path) -> str | None:
+    if path.name.endswith(".json") and diffusers.unet_folder(path) is not None:
+        return "diffusers"  # an index of shards, beside config.json
     head = _head(path)
     if head.startswith(ZIP_MAGIC) or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
         return "diffusers" if diffusers.unet_folder(path) is not None else "score_sde_torch"
     if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
         return "diffusers" if diffusers.unet_folder(path) is not None else "safetensors"
+    if head.startswith(b"\x89PNG"):
+        return None
     if head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return "score_sde_flax"
     return None

@@ -20,6 +20,7 @@ from pds_jax.convert import diffusers
 from pds_jax.convert.names import diffusers_pairs, torch_pairs
 from pds_jax.convert.parity import with_diffusers
 from pds_jax.convert.tree import source_shape, template
+from pds_jax.types import PdsError
 
 
 @pytest.fixture
@@ -219,5 +220,103 @@ def test_a_bin_file_of_code_is_refused(pipe):
 
 def test_missing_weights_are_an_error(pipe):
     (pipe / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(convert.ConversionError, match="has neither"):
+    with pytest.raises(convert.ConversionError, match="holds neither.*it has: config.json"):
+        convert.load_checkpoint(pipe, skip_config())
+
+
+def weights_file(folder):
+    return folder / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+def changed_weights(folder, change):
+    """Rewrite the weights of a pipe's UNet; the frequencies, which never train, stay."""
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(weights_file(folder))
+    save_file({k: v if k.startswith("time_proj") else change(v) for k, v in arrays.items()}, weights_file(folder))
+
+
+@pytest.mark.parametrize("name", ["unet_ema", "ema_unet", "unet-ema"])
+def test_the_average_beside_the_raw_unet_is_read(pipe, name):
+    shutil.copytree(pipe / "unet", pipe / name)
+    changed_weights(pipe, lambda v: v + 1)
+    averaged = convert.load_checkpoint(PIPE, skip_config())[0]
+    found, report = convert.load_checkpoint(pipe, skip_config())
+    assert_same_tree(averaged, found)
+    assert (report.weights, report.notes) == ("ema", [f"read the moving average '{name}', not the raw weights 'unet'"])
+    for place, use_ema in ((pipe, False), (pipe / "unet", True)):
+        raw, report = convert.load_checkpoint(place, skip_config(), use_ema=use_ema)
+        np.testing.assert_array_equal(raw["Dense_0"]["bias"], averaged["Dense_0"]["bias"] + 1)
+        assert report.weights == "raw"
+    shutil.rmtree(pipe / "unet")
+    assert_same_tree(averaged, convert.load_checkpoint(pipe, skip_config())[0])
+    with pytest.raises(convert.ConversionError, match=f"the moving average '{name}' only"):
+        convert.load_checkpoint(pipe, skip_config(), use_ema=False)
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16", "my_variant"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_variant_is_read_with_a_line_that_says_so(pipe, variant, suffix):
+    torch = need_torch()
+    from safetensors.torch import load_file, save_file
+
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16, "my_variant": torch.float32}[variant]
+    arrays = {name: value.to(dtype) for name, value in load_file(weights_file(pipe)).items()}
+    path = pipe / "unet" / f"diffusion_pytorch_model.{variant}.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(arrays, path)
+    weights_file(pipe).unlink()
+    found, report = convert.load_checkpoint(pipe, skip_config())
+    np.testing.assert_array_equal(found["Dense_0"]["bias"], arrays["time_embedding.linear_1.bias"].float().numpy())
+    assert f"read the variant {variant!r}, {path.name}" in report.notes
+    assert any("became float32" in note for note in report.notes) == (variant != "my_variant")
+
+
+def test_a_variant_of_raw_weights_is_read_only_if_asked_for(pipe):
+    averaged = convert.load_checkpoint(PIPE, skip_config())[0]
+    average = weights_file(pipe).read_bytes()
+    changed_weights(pipe, lambda v: v + 1)
+    weights_file(pipe).rename(pipe / "unet" / "diffusion_pytorch_model.non_ema.safetensors")
+    weights_file(pipe).write_bytes(average)
+    assert_same_tree(averaged, convert.load_checkpoint(pipe, skip_config())[0])
+    raw, report = convert.load_checkpoint(pipe, skip_config(), use_ema=False)
+    np.testing.assert_array_equal(raw["Dense_0"]["bias"], averaged["Dense_0"]["bias"] + 1)
+    assert report.weights == "raw"
+
+
+def shard(pipe, variant=""):
+    from safetensors.numpy import load_file, save_file
+
+    arrays = load_file(weights_file(pipe))
+    names = sorted(arrays)
+    places = {f"diffusion_pytorch_model{variant}-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, part in places.items():
+        save_file({name: arrays[name] for name in part}, pipe / "unet" / file)
+    weights_file(pipe).unlink()
+    index = pipe / "unet" / f"diffusion_pytorch_model.safetensors.index{variant}.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, part in places.items() for name in part}}))
+    return index
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_shards_are_read_together(pipe, variant):
+    index = shard(pipe, variant)
+    for place in (pipe, pipe / "unet", index):
+        assert_same_tree(
+            convert.load_checkpoint(PIPE, skip_config())[0], convert.load_checkpoint(place, skip_config())[0]
+        )
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda index: next(index.parent.glob("*-00002-of-00002*")).unlink(), "00002-of-00002.safetensors.*not there"),
+        (lambda index: index.unlink(), "2 shards without their index"),
+        (lambda index: index.write_text("{}"), "weight_map"),
+        (lambda index: index.write_text('{"weight_map": {"a": "../x.safetensors"}}'), "not a plain file name"),
+        (lambda index: index.write_text("["), "JSON"),
+    ],
+)
+def test_damaged_shards_are_refused(pipe, damage, message):
+    damage(shard(pipe))
+    with pytest.raises(PdsError, match=message):
         convert.load_checkpoint(pipe, skip_config())

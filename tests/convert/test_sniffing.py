@@ -104,3 +104,30 @@ def test_a_tar_and_a_plain_pickle_are_refused(tmp_path):
     (tmp_path / "p.pth").write_bytes(pickle.dumps({"model": 1}))
     with pytest.raises(convert.ConversionError, match="not one that torch.save wrote"):
         convert.load_checkpoint(tmp_path / "p.pth", torch_config())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS.*git lfs pull"),
+        (b"<!DOCTYPE html><html><title>Google Drive - Virus scan warning</title>", "a web page"),
+        (b"", "the file is empty"),
+        (b"\x89PNG\r\n\x1a\n", "a picture"),
+        (b"abcdefghij", "begins with b'abcdefgh'"),
+    ],
+)
+def test_a_refusal_says_what_was_found(tmp_path, data, message):
+    (tmp_path / "model.pth").write_bytes(data)
+    with pytest.raises(convert.ConversionError, match=message):
+        convert.sniff(tmp_path / "model.pth")
+
+
+def test_the_checkpoints_in_a_folder_are_named(tmp_path):
+    with pytest.raises(convert.ConversionError, match="the folder is empty"):
+        convert.sniff(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(convert.ConversionError, match="the folder holds notes.txt"):
+        convert.sniff(tmp_path)
+    shutil.copy(CHECKPOINT_1, tmp_path / "checkpoint_1")
+    with pytest.raises(convert.ConversionError, match="the folder holds checkpoint_1; give one of them"):
+        convert.sniff(tmp_path)
