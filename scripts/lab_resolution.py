@@ -38,6 +38,7 @@ BOTH = [(c, alpha) for alpha in (2.0, 3.0, 5.0, 10.0, 20.0) for c in FLATS]
 METHODS = ("plain", "flat", "PDS", "both")
 RATIOS = (("plain", "PDS"), ("plain", "flat"), ("flat", "PDS"), ("flat", "both"))
 TARGETS = {"frechet": (0.1, 0.03, 0.01, 0.003), "spectrum_error": (0.5, 0.3, 0.1)}
+SHOWN = {"frechet": "0.01", "spectrum_error": "0.3"}  # targets of the figures
 AT = (20, 40, 100)  # iterations whose distance with PDS the others must reach
 SIGMA_MIN = 0.01
 
@@ -129,20 +130,37 @@ def rows_of(side: int, sampler: str, iterations: Sequence[int], found: Mapping[s
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown."""
-    return quality.markdown([{name: "–" if v is None else v for name, v in row.items()} for row in rows])
+    columns = ["side", "sampler", "metric", "target", "value", *METHODS, *(f"{a}/{b}" for a, b in RATIOS)]
+    return quality.markdown([{name: "–" if row[name] is None else row[name] for name in columns} for row in rows])
 
 
-def draw(rows: Sequence[Mapping[str, Any]], metric: str, targets: Sequence[str], path: pathlib.Path) -> None:
+def reading(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The range of every ratio over the resolutions at the targets that the figures show."""
+    lines = []
+    for metric, target in SHOWN.items():
+        for sampler in SAMPLERS:
+            some = [row for row in rows if (row["metric"], row["target"], row["sampler"]) == (metric, target, sampler)]
+            parts = []
+            for above, below in RATIOS:
+                values = [row[f"{above}/{below}"] for row in some if row[f"{above}/{below}"] is not None]
+                if values:
+                    ends = f"{values[0]:.2f} at {some[0]['side']} pixels, {values[-1]:.2f} at {some[-1]['side']}"
+                    parts.append(f"{above} / {below} {ends} ({min(values):.2f} to {max(values):.2f})")
+            lines.append(f"* {sampler}, {metric} {target}: iterations {'; '.join(parts)}.")
+    return "\n".join(lines) + "\n\n"
+
+
+def draw(rows: Sequence[Mapping[str, Any]], metric: str, target: str, path: pathlib.Path) -> None:
     """Ratios of iterations against resolution."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row["metric"] == metric and row["target"] in targets:
+        if row["metric"] == metric and row["target"] == target:
             for ratio in ("plain/PDS", "plain/flat", "flat/both"):
                 if row[ratio] is not None:
-                    label = f"{row['sampler']}, {row['target']}: {ratio.replace('/', ' / ')}"
+                    label = f"{row['sampler']}: {ratio.replace('/', ' / ')}"
                     lines.setdefault(label, []).append((row["side"], row[ratio]))
     what = {"frechet": "squared Fréchet distance / variance", "spectrum_error": "spectrum error"}[metric]
-    title = f"Exact Gaussians, equal {what}"
+    title = f"Exact Gaussians, {what} = {target}"
     figures.curves(lines, path, xlabel="pixels a side", ylabel="ratio of iterations", title=title, logy=False)
 
 
@@ -180,9 +198,9 @@ def main() -> None:
         f"PDS at the best of {len(BOTH)} pairs (both). `frechet` is the squared Fréchet distance over the data's "
         "variance. – is not reached.\n\n"
     )
-    files.atomic_write(out / "resolution.md", lambda file: file.write((head + table(shown)).encode()))
-    draw(rows, "frechet", ("0.01", "PDS at 40"), out / "resolution_frechet.png")
-    draw(rows, "spectrum_error", ("0.3", "PDS at 40"), out / "resolution_spectrum.png")
+    files.atomic_write(out / "resolution.md", lambda file: file.write((head + reading(rows) + table(shown)).encode()))
+    for metric, target in SHOWN.items():
+        draw(rows, metric, target, out / f"resolution_{metric}.png")
     print(json.dumps({"out": str(out), "sides": sides, "seconds": round(time.monotonic() - started, 1)}))
 
 
