@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from pds_jax import checkpoints, parallel, preconditioner, sampling, sde_lib, table
+from pds_jax import checkpoints, denoisers, parallel, preconditioner, sampling, sde_lib, table
 from pds_jax import statistics as statistics_lib
 from pds_jax.alpha import alpha_auto, choose
 from pds_jax.correctors import get_corrector
@@ -87,16 +87,23 @@ def load(
         with config.unlocked():
             config.model.dtype = dtype
     sde, _ = sde_lib.get_sde(config)
-    score_fn = get_score_fn(
+    score_fn = _score_fn(config, sde, jax.device_put(found.params), stats)
+    return Trained(str(checkpoint), config, sde, score_fn, image_shape(config), stats, found.digest)
+
+
+def _score_fn(config: ConfigDict, sde: sde_lib.SDE, params: Any, stats: Any) -> ScoreFn:
+    model = create_model(config)
+    if config.model.get("parametrisation") in denoisers.PARAMETRISATIONS:
+        return denoisers.get_score(config, sde, model, params)
+    return get_score_fn(
         sde,
-        create_model(config),
-        jax.device_put(found.params),
+        model,
+        params,
         continuous=config.training.continuous,
         statistics=None if stats is None else stats.to_range(config.data.centered),
         **model_options(config),
         num_scales=config.model.num_scales,
     )
-    return Trained(str(checkpoint), config, sde, score_fn, image_shape(config), stats, found.digest)
 
 
 @dataclasses.dataclass(frozen=True)

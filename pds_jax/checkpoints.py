@@ -257,7 +257,8 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
 
     Args:
       checkpoint: ``photos`` or ``digits``; a finished model's folder; a training workdir (its newest state) or one
-        state in it (workdir/checkpoints/4000); or a file or folder of score_sde, score_sde_pytorch or diffusers.
+        state in it (workdir/checkpoints/4000); or a file or folder of score_sde, score_sde_pytorch,
+        diffusers, EDM or guided-diffusion.
       config: configuration; needed where none lies with the weights.
       use_ema: the moving average of the weights rather than the raw ones, where both are there.
 
@@ -279,6 +280,8 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
     training = _training_state(place)
     if training is not None:
         return _load_training(*training, config, use_ema)
+    if config is None and convert.sniff(place) == "edm":
+        config = convert.config_of(place)
     if config is None:
         raise PdsError(f"{text} carries no configuration of ours; give the one it was trained with as --config")
     config = _copied(config)

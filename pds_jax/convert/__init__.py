@@ -10,9 +10,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pds_jax.convert import dialects, diffusers, orbax_io, safetensors_io, score_sde, score_sde_torch
+import ml_collections
+
+from pds_jax.convert import adm, dialects, diffusers, edm, orbax_io, safetensors_io, score_sde, score_sde_torch
 from pds_jax.convert.hub import fetch, is_hub_id
-from pds_jax.convert.safetensors_io import config_of
 from pds_jax.convert.sniffing import KINDS, sniff
 from pds_jax.convert.tree import ConversionError, Report, template
 from pds_jax.convert.weight_sets import AS_SAVED
@@ -23,6 +24,7 @@ EXPORTS = {
     "safetensors": safetensors_io.export,
     "score_sde_torch": score_sde_torch.export,
     "diffusers": diffusers.export,
+    "guided_diffusion": adm.export,
 }
 
 
@@ -42,6 +44,14 @@ def locate(path: str | os.PathLike[str], allow_download: bool = False) -> str:
     if not pathlib.Path(path).exists() and is_hub_id(str(path)):
         return fetch(str(path), allow_download)
     return str(path)
+
+
+def config_of(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
+    """The configuration that a checkpoint carries: one of our own models, or a snapshot of EDM.
+
+    Raises PdsError if it carries none.
+    """
+    return edm.config_of(path) if sniff(path) == "edm" else safetensors_io.config_of(path)
 
 
 def load_checkpoint(
@@ -70,7 +80,11 @@ def load_checkpoint(
         return orbax_io.load(path, shapes, use_ema)
     if kind == "score_sde_torch":
         return dialects.load_torch(path, config, shapes, use_ema)
-    if kind == "diffusers":
+    if kind == "guided_diffusion":
+        params, report = adm.load(path, config, shapes)
+    elif kind == "edm":
+        params, report = edm.load(path, config, shapes)
+    elif kind == "diffusers":
         params, report = diffusers.load(path, config, shapes, use_ema)
     else:
         params, report = dialects.load_safetensors(path, config, shapes, use_ema)
@@ -86,7 +100,7 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str],
       params: nested dicts of arrays, of the config's network.
       config: a score_sde config.
       path: a folder (``safetensors``, ``diffusers``) or a file (``score_sde_torch``).
-      kind: one of ``safetensors``, ``score_sde_torch``, ``diffusers``.
+      kind: one of ``EXPORTS``.
 
     Raises:
       PdsError: unknown kind, a network that the kind cannot hold, parameters of another network, or no such place.

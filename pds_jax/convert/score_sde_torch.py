@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pds_jax.convert.names import FROZEN, torch_pairs
-from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params, template
+from pds_jax.convert.tree import ConversionError, Leaf, Pair, Report, Shape, assemble, check_params, template, to_source
 from pds_jax.convert.weight_sets import Expected, choose
 from pds_jax.io import files
 
@@ -111,23 +111,11 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str])
 
 
 def to_torch(flat: Mapping[str, np.ndarray], pairs: list[Pair]) -> dict[str, np.ndarray]:
-    """Arrays with the names, axes and order of the PyTorch model.
-
-    Args:
-      flat: our parameters by path.
-      pairs: which leaf is which.
-
-    Returns:
-      ``{name: array}`` without the prefix ``module.``.
-    """
-    arrays = {}
+    """Our parameters by path with the names, axes and order of the PyTorch model, without the prefix ``module.``."""
+    arrays = to_source(flat, pairs)
     for pair in pairs:
-        value = flat[pair.target]
-        if pair.axes is not None:
-            value = value.transpose(np.argsort(pair.axes))
-        elif value.shape[:-1] == (1, 1, 1):  # the leaves of InstanceNorm++
-            value = value.reshape(-1)
-        arrays[pair.source] = np.array(value, order="C")
+        if pair.axes is None and flat[pair.target].shape[:-1] == (1, 1, 1):  # the leaves of InstanceNorm++
+            arrays[pair.source] = arrays[pair.source].reshape(-1)
     return arrays
 
 

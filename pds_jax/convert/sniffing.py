@@ -8,17 +8,18 @@ import os
 import pathlib
 import struct
 
-from pds_jax.convert import diffusers, orbax_io, safetensors_io
+from pds_jax.convert import adm, diffusers, orbax_io, safetensors_io
+from pds_jax.convert.persistent import is_persistent
 from pds_jax.convert.torch_files import GZIP_MAGIC, ZIP_MAGIC
 from pds_jax.convert.tree import ConversionError
 
-KINDS = ("score_sde_flax", "score_sde_torch", "diffusers", "safetensors", "orbax")
+KINDS = ("score_sde_flax", "score_sde_torch", "diffusers", "safetensors", "orbax", "edm", "guided_diffusion")
 _LOOKED_FOR = (
-    "score_sde's checkpoint_N (msgpack), score_sde_pytorch's .pth (zip or pickle, also gzipped), a diffusers folder "
-    "(config.json of a UNet2DModel, here or in unet/), a folder of Flax's by orbax, or our model.safetensors (with "
-    "config.json)"
+    "score_sde's checkpoint_N (msgpack), score_sde_pytorch's .pth (zip or pickle, also gzipped), EDM's "
+    "network-snapshot .pkl, guided-diffusion's .pt, a diffusers folder (config.json of a UNet2DModel, here or in "
+    "unet/), a folder of Flax's by orbax, or our model.safetensors (with config.json)"
 )
-_HEAD = 64
+_HEAD = 1 << 16
 _OTHER_FILES = {
     b"version https://git-lfs": "a pointer of Git LFS, not the weights: fetch them with git lfs pull",
     b"<!doctype html": "a web page, not the weights: the download was answered by a page, get the file again",
@@ -87,7 +88,9 @@ def _sniff_file(path: pathlib.Path) -> str | None:
         return "diffusers"  # an index of shards, beside config.json
     head = _head(path)
     if head.startswith(ZIP_MAGIC) or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        return "diffusers" if diffusers.unet_folder(path) is not None else "score_sde_torch"
+        if diffusers.unet_folder(path) is not None:
+            return "diffusers"
+        return _pickled(head, head.startswith(ZIP_MAGIC), path)
     if len(head) > 9 and head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] < path.stat().st_size:
         return "diffusers" if diffusers.unet_folder(path) is not None else "safetensors"
     if head.startswith(b"\x89PNG"):
@@ -95,6 +98,17 @@ def _sniff_file(path: pathlib.Path) -> str | None:
     if head and (0x81 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
         return "score_sde_flax"
     return None
+
+
+def _pickled(head: bytes, archive: bool, path: pathlib.Path) -> str:
+    """Which program pickled a file, by the names near its beginning; torch.save puts its pickle first."""
+    if is_persistent(head):
+        if archive:
+            raise ConversionError(
+                f"{path} is a training state of EDM, which holds its program's objects; give network-snapshot-*.pkl"
+            )
+        return "edm"
+    return "guided_diffusion" if adm.MARK in head else "score_sde_torch"
 
 
 def _head(path: pathlib.Path) -> bytes:

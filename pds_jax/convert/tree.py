@@ -43,13 +43,16 @@ class Leaf:
 class Pair:
     """Which leaf of the source is which leaf of ours: ours = source.transpose(axes), reshaped to our shape.
 
-    ``aliases`` are other names that the source may use.
+    ``aliases`` are other names that the source may use. ``part=(i, n)`` takes rows i, i + n, i + 2n, ... of the source
+    only. ``ones`` trailing axes of length 1 of the source are dropped before the transpose.
     """
 
     target: str
     source: str
     axes: tuple[int, ...] | None = None
     aliases: tuple[str, ...] = ()
+    part: tuple[int, int] | None = None
+    ones: int = 0
 
 
 @dataclasses.dataclass
@@ -163,11 +166,39 @@ def _is_layout(value: Any) -> bool:
     return isinstance(value, list) and all(is_row(row) and all(type(n) is int for n in row[1]) for row in value)
 
 
-def source_shape(shape: Shape, axes: tuple[int, ...] | None) -> Shape:
-    """Shape of the source leaf that ``transpose(axes)`` turns into ``shape``."""
-    if axes is None:
-        return shape
-    return tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+def source_shape(shape: Shape, pair: Pair) -> Shape:
+    """Shape of the source leaf that a pair turns into ``shape``."""
+    if pair.axes is not None:
+        shape = tuple(shape[pair.axes.index(axis)] for axis in range(len(pair.axes)))
+    if pair.part is not None:
+        shape = (shape[0] * pair.part[1], *shape[1:])
+    return shape + (1,) * pair.ones
+
+
+def from_source(value: np.ndarray, pair: Pair) -> np.ndarray:
+    """Our leaf from the source's, up to a reshape."""
+    if pair.part is not None:
+        value = value[pair.part[0] :: pair.part[1]]
+    if pair.ones:
+        value = value.reshape(value.shape[: -pair.ones])
+    return value if pair.axes is None else value.transpose(pair.axes)
+
+
+def to_source(flat: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+    """Leaves of the source from ours by path, the inverse of :func:`from_source`; in the order of the pairs."""
+    arrays: dict[str, np.ndarray] = {}
+    for pair in pairs:
+        value = flat[pair.target]
+        if pair.axes is not None:
+            value = value.transpose(np.argsort(pair.axes))
+        value = value.reshape(value.shape + (1,) * pair.ones)
+        if pair.part is None:
+            arrays[pair.source] = np.array(value, order="C")
+        else:
+            first, step = pair.part
+            shape = (step * len(value), *value.shape[1:])
+            arrays.setdefault(pair.source, np.empty(shape, value.dtype))[first::step] = value
+    return arrays
 
 
 def _same_but_for_ones(a: Shape, b: Shape) -> bool:
@@ -198,9 +229,7 @@ def assemble(
     params = {}
     for pair, name in found:
         leaf, shape = sources[name], shapes[pair.target]
-        value = leaf.read()
-        if pair.axes is not None:
-            value = value.transpose(pair.axes)
+        value = from_source(leaf.read(), pair)
         params[pair.target] = _to_float32(value, name, report.path).reshape(shape)
         report.mapped.append((name, pair.target))
         if pair.axes is not None or leaf.shape != shape:
@@ -254,7 +283,7 @@ def match(pairs: Sequence[Pair], sources: Mapping[str, Leaf], path: str) -> list
 
 
 def _check_leaf(pair: Pair, name: str, leaf: Leaf, shape: Shape, path: str) -> None:
-    expected = source_shape(shape, pair.axes)
+    expected = source_shape(shape, pair)
     if leaf.shape != expected and not _same_but_for_ones(leaf.shape, expected):
         raise ConversionError(
             f"{path}: leaf {name!r} has shape {leaf.shape}, but our {pair.target!r} of shape {shape} needs {expected}; "

@@ -26,19 +26,20 @@ from pds_jax.types import Array, PdsError
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation over min(C // 4, 32) groups, γ (x − μ) / √(σ² + ε) + β, in float32 (leaves as flax's).
+    """Group normalisation, γ (x − μ) / √(σ² + ε) + β, in float32 (leaves as flax's); groups=0 is min(C // 4, 32).
 
     Channels are averaged over pixels first, then over their group, so that no array but (B, C) is split into groups: a
     third less time than flax's form on a CPU. Deviations are squared about the mean, which loses nothing to rounding.
     """
 
     epsilon: float = 1e-6
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Normalise (B, H, W, C) float32."""
         c = x.shape[-1]
-        groups = group_count(c)
+        groups = self.groups or group_count(c)
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
 

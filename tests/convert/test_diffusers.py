@@ -51,7 +51,7 @@ def test_names_and_shapes_are_those_of_the_recorded_maps(recorded, model):
     shapes = template(config)
     torch_names = {pair.target: pair.source for pair in torch_pairs(config, shapes)}
     ours = {
-        (pair.source, torch_names[pair.target], source_shape(shapes[pair.target], pair.axes))
+        (pair.source, torch_names[pair.target], source_shape(shapes[pair.target], pair))
         for pair in diffusers_pairs(config, shapes)
     }
     rows = json.loads((GOLDEN / "torch" / "diffusers" / recorded).read_text())

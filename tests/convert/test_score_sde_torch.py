@@ -17,7 +17,7 @@ def test_names_order_and_shapes_are_those_of_the_recorded_models(name):
     shapes = template(config)
     recorded = json.loads((TORCH / f"{name}.params.json").read_text())["ema_shadow_params_order"]
     ours = [
-        ("module." + pair.source, list(source_shape(shapes[pair.target], pair.axes)))
+        ("module." + pair.source, list(source_shape(shapes[pair.target], pair)))
         for pair in torch_pairs(config, shapes)
         if pair.target != FROZEN
     ]
