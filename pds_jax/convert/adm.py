@@ -24,13 +24,20 @@ from pds_jax.convert.weight_sets import AS_SAVED
 from pds_jax.io import files
 from pds_jax.models.adm import POOLS
 
-MARK = b"input_blocks.0.0.weight"
+# The name as a pickle holds it, with its length before it: other programs have it as the end of a longer name.
+_NAME = b"input_blocks.0.0.weight"
+_MARKS = (b"X" + len(_NAME).to_bytes(4, "little") + _NAME, b"\x8c" + bytes([len(_NAME)]) + _NAME)
 # The SDE that each schedule is sampled with: "linear" is that of the VP SDE; "cosine" is of none here, so VE's levels.
 _SDES: dict[str, tuple[str, dict[str, float]]] = {
     "linear": ("vpsde", {"beta_min": 0.1, "beta_max": 20.0}),
     "cosine": ("vesde", {"sigma_min": 0.0065, "sigma_max": 80.0}),
 }
 _IGNORED = ("use_checkpoint", "use_fp16")
+
+
+def is_state_dict(head: bytes) -> bool:
+    """Whether the first bytes of a file are of a guided-diffusion state dict."""
+    return any(mark in head for mark in _MARKS)
 
 
 def config_from_settings(

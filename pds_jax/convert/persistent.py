@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax.convert.pickles import KNOWN_NAMES, Class, Function, Machine, PickledObject, Storage, Tensor
+from pds_jax.convert.pickles import KNOWN_NAMES, Function, Machine, PickledObject, Storage, Tensor
 from pds_jax.convert.torch_files import leaf_of, load_legacy, open_plain
 from pds_jax.convert.tree import ConversionError, Leaf
 
@@ -64,7 +64,7 @@ NAMES: Mapping[str, Any] = {
     **KNOWN_NAMES,
     f"{_MODULE}.{_FUNCTION}": Function(_reconstruct),
     "torch.storage._load_from_bytes": Function(_load_from_bytes),
-    _MODULE_DICT: Class(lambda: PickledObject("ModuleDict", {})),
+    _MODULE_DICT: Function(lambda: PickledObject("ModuleDict", {})),
 }
 
 

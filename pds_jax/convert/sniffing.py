@@ -108,7 +108,7 @@ def _pickled(head: bytes, archive: bool, path: pathlib.Path) -> str:
                 f"{path} is a training state of EDM, which holds its program's objects; give network-snapshot-*.pkl"
             )
         return "edm"
-    return "guided_diffusion" if adm.MARK in head else "score_sde_torch"
+    return "guided_diffusion" if adm.is_state_dict(head) else "score_sde_torch"
 
 
 def _head(path: pathlib.Path) -> bytes:
