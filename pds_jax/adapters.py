@@ -16,11 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.ops import batch_mul
+from pds_jax.scores import as_pytree
 from pds_jax.sde_lib import SDE
 from pds_jax.types import Array, PdsError, ScoreFn
 
@@ -146,7 +146,7 @@ def from_denoiser(denoise: Any, sde: SDE, *, evaluations: int = 1) -> ScoreFn:
     ``denoise(x, sigma)`` takes (B, H, W, C) and (B,); a pytree stays one, a plain function is compiled in.
     ``evaluations`` is how many network evaluations a call costs.
     """
-    return DenoiserScore(_as_pytree(denoise), sde, evaluations)
+    return DenoiserScore(as_pytree(denoise), sde, evaluations)
 
 
 def from_epsilon(
@@ -158,14 +158,14 @@ def from_epsilon(
     schedule x_k = α_k x_0 + σ_k ε and takes ``times`` (n,), by default 0 to n − 1, interpolated. Raises PdsError as
     :func:`schedule` does.
     """
-    return NoiseScore(_as_pytree(epsilon), sde, _tables(alpha, sigma, times), False, evaluations)
+    return NoiseScore(as_pytree(epsilon), sde, _tables(alpha, sigma, times), False, evaluations)
 
 
 def from_v(
     v: Any, sde: SDE, *, alpha: Any = None, sigma: Any = None, times: Any = None, evaluations: int = 1
 ) -> ScoreFn:
     """Score of a prediction of v = α ε − σ x_0, by ε = (σ x + α v)/(α² + σ²); arguments as :func:`from_epsilon`."""
-    return NoiseScore(_as_pytree(v), sde, _tables(alpha, sigma, times), True, evaluations)
+    return NoiseScore(as_pytree(v), sde, _tables(alpha, sigma, times), True, evaluations)
 
 
 def _tables(alpha: Any, sigma: Any, times: Any) -> Schedule | None:
@@ -176,12 +176,6 @@ def _tables(alpha: Any, sigma: Any, times: Any) -> Schedule | None:
     if alpha is None or sigma is None:
         raise PdsError("give alpha and sigma of the network's schedule, or neither for a network of this SDE")
     return schedule(alpha, sigma, times)
-
-
-def _as_pytree(predict: Any) -> Any:
-    """A callable that travels through ``jax.jit``: a plain function, which is one leaf, becomes part of the program."""
-    leaves = jax.tree.leaves(predict)
-    return jax.tree_util.Partial(predict) if len(leaves) == 1 and leaves[0] is predict else predict
 
 
 def _relabelled(predict: Any, labels: Array | None) -> Any:
