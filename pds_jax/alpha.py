@@ -7,7 +7,7 @@ docs/theory.md. Where a network is at hand, choosing α by the spectrum of a few
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,26 @@ from pds_jax.types import PdsError
 
 _SCALES = 1000  # the number of scales that eps is tied to by speed_up, eps = eps0 · scales / N
 _ALPHAS = (*np.geomspace(1.5, 200, 60), math.inf)
+CANDIDATES = (2.5, 4.0, 7.0, 15.0, math.inf)
+CHOSEN = ("auto", "tune")
+
+
+def parse_alpha(value: float | str) -> float | str:
+    """A strength as a number above 1, infinity for no PDS, or "auto" or "tune".
+
+    >>> parse_alpha("5"), parse_alpha("inf"), parse_alpha("auto")
+    (5.0, inf, 'auto')
+
+    Raises:
+      PdsError: anything else.
+    """
+    try:
+        number = value if value in CHOSEN else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(number, str) or number > 1:
+        return number
+    raise PdsError(f"alpha={value}: use a number above 1 (the papers use 5), auto, tune, or inf for no PDS")
 
 
 def alpha_auto(
@@ -75,6 +95,39 @@ def choose(errors: Mapping[float, float], slack: float = 0.15) -> float:
     least = min(errors.values())
     good = sorted(alpha for alpha, error in errors.items() if error <= (1 + slack) * least)
     return good[(len(good) - 1) // 2]
+
+
+def search(error: Callable[[float], float | None], alphas: Sequence[float] = CANDIDATES) -> float:
+    """The α of least error: the candidates first, then those half way to the neighbours of the best (:func:`choose`).
+
+    Args:
+      error: α -> error of its samples, or None where it cannot be had.
+      alphas: candidates.
+
+    Raises:
+      PdsError: no candidate has an error.
+    """
+    errors: dict[float, float] = {}
+
+    def attempt(some: Sequence[float]) -> None:
+        errors.update({alpha: found for alpha in some if (found := error(alpha)) is not None})
+
+    attempt(alphas)
+    if not errors:
+        raise PdsError("alpha=tune: every alpha diverges at this number of steps; use more steps")
+    attempt(between(errors, choose(errors)))
+    return choose(errors)
+
+
+def between(tried: Collection[float], best: float) -> list[float]:
+    """The strengths half way, in log(α − 1), from the best of those tried to its neighbours; none beyond the ends."""
+    ordered = sorted(tried)
+    at = ordered.index(best)
+    middle = []
+    for low, high in zip(ordered[max(at - 1, 0) :], ordered[max(at - 1, 0) + 1 : at + 2], strict=False):
+        step = 2.0 if math.isinf(high) else math.sqrt((high - 1) / (low - 1))
+        middle.append(1 + (low - 1) * step)
+    return middle
 
 
 def best_gain(r: float, snr: float = 0.0, n_steps: int = 1) -> float:

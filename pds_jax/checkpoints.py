@@ -244,7 +244,7 @@ def load_model(folder: str | os.PathLike[str], config: Any = None) -> Loaded:
         place = place.parent
     if not (place / safetensors_io.MODEL).is_file():
         raise PdsError(f"{place} holds no {safetensors_io.MODEL}; give a model's folder, or one of {list(SHIPPED)}")
-    config = _copied(config) if config is not None else _read_config(place / CONFIG)
+    config = _copied(config) if config is not None else read_config(place / CONFIG)
     params, _ = convert.load_checkpoint(place, config)
     statistics = place / STATISTICS
     return Loaded(
@@ -289,6 +289,19 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
     return Loaded(params, config, None, digest_of(params), text)
 
 
+def config_of(checkpoint: str | os.PathLike[str]) -> ml_collections.ConfigDict | None:
+    """The configuration that lies with a model of ours or in a training's folder; None where there is none.
+
+    Raises:
+      PdsError: it cannot be read.
+    """
+    place = _shipped(str(checkpoint)) or pathlib.Path(checkpoint)
+    training = _training_state(place)
+    folder = training[0] if training else place.parent if place.name == safetensors_io.MODEL else place
+    ours = training is not None or (folder / safetensors_io.MODEL).is_file()
+    return read_config(folder / CONFIG) if ours and (folder / CONFIG).is_file() else None
+
+
 def _shipped(name: str) -> pathlib.Path | None:
     """The folder of a model that ships, if that is what the name means."""
     if name not in SHIPPED or os.path.exists(os.path.join(name, safetensors_io.MODEL)):
@@ -315,7 +328,7 @@ def _training_state(place: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, in
 
 
 def _load_training(workdir: pathlib.Path, folder: pathlib.Path, step: int | None, config: Any, use_ema: bool) -> Loaded:
-    config = _copied(config) if config is not None else _read_config(workdir / CONFIG)
+    config = _copied(config) if config is not None else read_config(workdir / CONFIG)
     states = TrainingFolder(folder, create=False)
     try:
         step = states.latest() if step is None else step
@@ -334,7 +347,12 @@ def _load_training(workdir: pathlib.Path, folder: pathlib.Path, step: int | None
     )
 
 
-def _read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
+def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """A configuration in a file config.json of ours.
+
+    Raises:
+      PdsError: it is missing or damaged.
+    """
     return ml_collections.ConfigDict(_with_numbers(safetensors_io.config_of(path.parent).to_dict()))
 
 

@@ -322,10 +322,10 @@ def measure(row: Row, table: Table, judge: Judge, out: pathlib.Path) -> dict[str
         start, runs = time.perf_counter(), []
         for number in range(table.ranges):
             seeds = range(number * table.images, (number + 1) * table.images)
-            words = {"batch_size": _BATCH.value, "precision": "float32", "seeds": f"{seeds[0]}-{seeds[-1]}"}
-            made = sampling_job.make(trained, plan, seeds, place / "samples", words)
+            how = sampling_job.Making(batch_size=_BATCH.value)
+            made = sampling_job.make(trained, plan, seeds, place / "samples", how)
             figures = judge(select(open_images(made.folder), seeds), out / "unfinished")
-            runs.append({"seeds": words["seeds"], **figures})
+            runs.append({"seeds": f"{seeds[0]}-{seeds[-1]}", **figures})
     except FloatingPointError as error:
         return {**facts, "refused": str(error)}
     result = plain({**facts, **evaluation.summarise(runs), "runs": runs, "seconds": time.perf_counter() - start})

@@ -17,7 +17,7 @@ import pytest
 
 from pds_jax import parallel
 from pds_jax.cli import run_lib
-from pds_jax.cli.sample import dtype_of
+from pds_jax.cli.options import RunOptions
 from pds_jax.types import PdsError
 
 PATH = pathlib.Path(__file__).parent.parent / "scripts" / "dev" / "benchmark_precisions.py"
@@ -101,7 +101,7 @@ def test_halving_ends_at_one_image_and_hides_no_other_error(script):
 def test_precisions_are_those_of_the_command_line(script):
     assert {name: matrix for name, (matrix, _) in script.PRECISIONS.items()} == run_lib._PRECISIONS
     for name, (_, dtype) in script.PRECISIONS.items():
-        assert (dtype_of({"precision": name}) or "float32") == dtype
+        assert (RunOptions("sample", PATH, precision=name).dtype or "float32") == dtype
     assert next(iter(script.PRECISIONS)) == "float32"
     assert all(set(peaks) == set(script.PRECISIONS) for peaks in script.PEAKS.values())
 

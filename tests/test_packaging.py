@@ -6,7 +6,7 @@ import subprocess
 import sys
 import sysconfig
 
-from pds_jax.cli import flags
+from pds_jax.cli import parse
 from pds_jax.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -22,12 +22,12 @@ def run(*words, **options):
 def test_a_configuration_is_found_beside_the_package_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words in (["x", "--config=configs/photos.py:speed_up=20"], ["x", "--config", "configs/photos.py:speed_up=20"]):
-        assert flags.with_installed_configs(words)[-1].endswith(f"{ROOT}/configs/photos.py:speed_up=20")
+        assert parse.with_installed_configs(words)[-1].endswith(f"{ROOT}/configs/photos.py:speed_up=20")
     kept = ["x", "--config=mine.py", "--config.sampling.snr=0.1", "--workdir=configs/photos.py", "configs/photos.py"]
-    assert flags.with_installed_configs(kept) == kept
+    assert parse.with_installed_configs(kept) == kept
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "photos.py").write_text("")
-    assert flags.with_installed_configs(["x", "--config=configs/photos.py"])[-1] == "--config=configs/photos.py"
+    assert parse.with_installed_configs(["x", "--config=configs/photos.py"])[-1] == "--config=configs/photos.py"
 
 
 def test_the_wheel_samples_outside_the_tree(tmp_path):

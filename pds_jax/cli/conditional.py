@@ -16,17 +16,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from pds_jax import assembly, operators
 from pds_jax import controllable_generation as cg
 from pds_jax.cli import sample as sampling_job
+from pds_jax.cli.options import RunOptions
 from pds_jax.data import arrays, datasets, image_files, masks
-from pds_jax.io import files, images
+from pds_jax.io import images
 from pds_jax.metrics import classifier_features
 from pds_jax.types import PdsError, ScoreFn
 
-MODES = ("inpaint", "colorize", "super_resolution", "deblur", "class_conditional")
 _SHOWN = 16  # images of the comparison
 _UNKNOWN = 0.5  # gray of unknown pixels in the comparison
 
@@ -48,21 +47,8 @@ class Task:
     identity: dict[str, Any]
 
 
-def run(
-    mode: str,
-    config: ConfigDict | None,
-    workdir: str,
-    overrides: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> pathlib.Path:
-    """Do what ``--mode`` says; goes on where an earlier run with the same settings stopped.
-
-    Args:
-      mode: one of :data:`MODES`.
-      config: configuration, or None where a checkpoint brings its own.
-      workdir: folder of the run.
-      overrides: configuration fields such as "sampling.snr" set by flags.
-      options: the other flags.
+def restore(options: RunOptions) -> pathlib.Path:
+    """Do what the mode says, one of ``flags.CONDITIONAL``; resumes an interrupted run with the same settings.
 
     Returns:
       The folder with the results.
@@ -70,54 +56,45 @@ def run(
     Raises:
       PdsError: anything that cannot be done, before long work starts.
     """
-    place = pathlib.Path(workdir) / (options["eval_folder"] or mode)
-    if mode == "class_conditional":
-        return _classes(config, workdir, place, overrides, options)
-    if not options.get("images"):
-        raise PdsError(f"--mode={mode} needs --images=FOLDER, or a file, .zip, .npz or .npy")
-    trained = sampling_job.load(config, workdir, options)
-    task = _TASKS[mode](_Given(trained, {**options, "mode": mode}))
-    plan = _plan(trained, overrides)
-    per_image, count = _per_image(options), len(task.given)
-    words = {**options, "seeds": f"0-{count * per_image - 1}"}
+    place = options.workdir / (options.eval_folder or options.mode)
+    _check_guidance(options.guidance)
+    if options.mode == "class_conditional":
+        return _classes(options, place)
+    if not options.images:
+        raise PdsError(f"--mode={options.mode} needs --images=FOLDER, or a file, .zip, .npz or .npy")
+    if options.per_image < 1:
+        raise PdsError(f"--per_image={options.per_image}: use at least 1")
+    trained = sampling_job.load(options)
+    task = _TASKS[options.mode](_Given(trained, options))
+    plan = _plan(trained, options)
+    per_image, count = options.per_image, len(task.given)
     made = sampling_job.make(
         trained,
         plan,
         range(count * per_image),
         place,
-        words,
-        given=_given(trained, task, per_image, _guidance(options)),
-        identity={"mode": mode, "per_image": per_image, "guidance": _guidance(options), **task.identity},
+        sampling_job.making(options),
+        given=_given(trained, task, per_image, options.guidance),
+        identity={"mode": options.mode, "per_image": per_image, "guidance": options.guidance, **task.identity},
         facts={"per_image": per_image},
     )
     if made.complete:
+        if task.original is not None:
+            _report_errors(place, task, per_image)
         columns = "given | results | original" if task.original is not None else "given | results"
         print(f"Comparison ({columns}): {_compare(place, task, per_image)}")
-        if task.original is not None:
-            _tell_errors(place, task, per_image)
     return place
 
 
-def _plan(trained: assembly.Trained, overrides: Mapping[str, Any]) -> assembly.Plan:
-    plan = sampling_job.plan(trained, overrides)
-    if not hasattr(plan.sampler, "run_chunk"):
+def _plan(trained: assembly.Trained, options: RunOptions) -> assembly.Plan:
+    if (options.sampler.method or trained.config.sampling.method) == "ode":
         raise PdsError("sampling.method=ode takes no condition; use predictors and correctors (sampling.method=pc)")
-    return plan
+    return sampling_job.plan(trained, options)
 
 
-def _per_image(options: Mapping[str, Any]) -> int:
-    count = 1 if options.get("per_image") is None else options["per_image"]
-    if count < 1:
-        raise PdsError(f"--per_image={count}: use at least 1")
-    return count
-
-
-def _guidance(options: Mapping[str, Any]) -> float:
-    scale = options.get("guidance")
-    scale = 1.0 if scale is None else scale
+def _check_guidance(scale: float) -> None:
     if not 0 <= scale < np.inf:
         raise PdsError(f"--guidance={scale}: use 1 (theory), or 0 for none")
-    return scale
 
 
 def _given(trained: assembly.Trained, task: Task, per_image: int, scale: float) -> assembly.Given:
@@ -143,7 +120,7 @@ def _given(trained: assembly.Trained, task: Task, per_image: int, scale: float) 
 class _Given:
     """The user's images, brought to the model's size and range."""
 
-    def __init__(self, trained: assembly.Trained, options: Mapping[str, Any]):
+    def __init__(self, trained: assembly.Trained, options: RunOptions):
         self.trained, self.options = trained, options
         self.shape = trained.shape
         self.scale = datasets.get_data_scaler(trained.config)
@@ -151,7 +128,7 @@ class _Given:
     @property
     def whole(self) -> bool:
         """Whether the images are the originals, from which a measurement is to be taken."""
-        return bool(self.options.get("originals"))
+        return self.options.originals
 
     def read(self, size: tuple[int, int] | None = None, channels: Sequence[int] | None = None) -> np.ndarray:
         """Images (n, H, W, C) in [0, 1].
@@ -162,13 +139,14 @@ class _Given:
         """
         height, width = size or self.shape[:2]
         allowed = tuple(channels or self.shape[2:])
-        path = self.options["images"]
+        path = self.options.images
+        assert path is not None
         if path.startswith("test:"):
             return self._test_images(path.removeprefix("test:"))
-        convert = bool(self.options.get("convert_images"))
+        convert = self.options.convert_images
         found = image_files.open_images(
             path,
-            size=(height, width) if self.options.get("resize_images") else None,
+            size=(height, width) if self.options.resize_images else None,
             channels=allowed[-1] if convert else None,
             convert=convert,
             value_range=datasets.get_range(self.trained.config),
@@ -189,14 +167,14 @@ class _Given:
     def _test_images(self, count: str) -> np.ndarray:
         if not (count.isascii() and count.isdigit() and int(count) > 0):
             raise PdsError(f"--images=test:{count}: write test:COUNT, for example test:8")
-        if self.options.get("mode") in ("super_resolution", "deblur") and not self.whole:
+        if self.options.mode in ("super_resolution", "deblur") and not self.whole:
             raise PdsError("--images=test:COUNT are whole images: add --originals")
         source = datasets.get_source(self.trained.config, "test")
         return source.images(np.arange(min(int(count), source.size or int(count))))
 
 
 def _inpaint(given: _Given) -> Task:
-    path = given.options.get("mask")
+    path = given.options.mask
     if not path:
         raise PdsError("--mode=inpaint needs --mask=FILE.png, white where pixels are known and black elsewhere")
     pixels = given.read()
@@ -221,7 +199,7 @@ def _colorize(given: _Given) -> Task:
 
 
 def _super_resolution(given: _Given) -> Task:
-    factor = 2 if given.options.get("factor") is None else given.options["factor"]
+    factor = given.options.factor
     height, width = given.shape[:2]
     if factor < 2 or height % factor or width % factor:
         raise PdsError(f"--factor={factor} must be at least 2 and divide the model's {height}x{width} pixels")
@@ -236,7 +214,7 @@ def _super_resolution(given: _Given) -> Task:
 
 
 def _deblur(given: _Given) -> Task:
-    sigma = 1.0 if given.options.get("blur_sigma") is None else given.options["blur_sigma"]
+    sigma = given.options.blur_sigma
     kernel = operators.gaussian_kernel(sigma)
     pixels = given.read()
     original = pixels if given.whole else None
@@ -277,7 +255,7 @@ def _compare(place: pathlib.Path, task: Task, per_image: int) -> pathlib.Path:
     return path
 
 
-def _tell_errors(place: pathlib.Path, task: Task, per_image: int) -> None:
+def _report_errors(place: pathlib.Path, task: Task, per_image: int) -> None:
     """How far results, and what was given, are from the originals."""
     assert task.original is not None
     count = len(task.original) * per_image
@@ -290,25 +268,18 @@ def _tell_errors(place: pathlib.Path, task: Task, per_image: int) -> None:
 # --- classes ---------------------------------------------------------------------------------------------------
 
 
-def _classes(
-    config: ConfigDict | None,
-    workdir: str,
-    place: pathlib.Path,
-    overrides: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> pathlib.Path:
+def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
     """Images of classes; the label of a seed is the next of --labels, over and over."""
-    seeds = files.parse_seeds(options["seeds"])
-    if options.get("labels") is None:
+    seeds, wanted, scale = options.seeds, options.labels, options.guidance
+    if wanted is None:
         raise PdsError("--mode=class_conditional needs --labels, e.g. 3 or 0-9 or 1,4,7")
-    wanted = files.parse_seeds(options["labels"])
-    trained = sampling_job.load(config, workdir, options)
+    trained = sampling_job.load(options)
     if trained.config.data.dataset != "digits":
         raise PdsError(
             f"there is no classifier of noised images for {trained.name}: one ships for digits only; for another model "
             "pass yours to pds_jax.controllable_generation.class_conditional"
         )
-    logit_fn, scale = classifier_features.noisy_logit_fn(), _guidance(options)
+    logit_fn = classifier_features.noisy_logit_fn()
     classes = classifier_features.load("digits").model.classes
     label_of = {seed: wanted[position % len(wanted)] for position, seed in enumerate(seeds)}
 
@@ -322,10 +293,10 @@ def _classes(
     given(seeds)  # refuses bad labels
     made = sampling_job.make(
         trained,
-        sampling_job.plan(trained, overrides),
+        sampling_job.plan(trained, options),
         seeds,
         place,
-        options,
+        sampling_job.making(options),
         given=given,
         identity={"mode": "class_conditional", "labels": wanted, "first_seed": seeds[0], "guidance": scale},
         facts={"labels": {str(seed): label for seed, label in label_of.items()}},

@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from pds_jax import assembly, checkpoints, likelihood, parallel, training
 from pds_jax.bench import quality
 from pds_jax.cli import sample as sampling_job
+from pds_jax.cli.options import RunOptions
 from pds_jax.data import datasets
 from pds_jax.io import files
 from pds_jax.io.images import to_uint8
@@ -49,16 +50,8 @@ _KID_SUBSET = 1000
 EXTRACTORS = {"digits": "digits", "photos": "patches"}  # by data set; Inception for every other
 
 
-def evaluate(
-    config: ConfigDict | None, workdir: str, overrides: Mapping[str, Any], options: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Evaluate the checkpoints config.eval.begin_ckpt … end_ckpt of a training, or one --checkpoint.
-
-    Args:
-      config: configuration, or None for the one that lies with the weights.
-      workdir: folder of the training and of the results.
-      overrides: configuration fields such as "sampling.snr" set by flags.
-      options: the other flags.
+def evaluate(options: RunOptions) -> list[dict[str, Any]]:
+    """Evaluate the checkpoints config.eval.begin_ckpt … end_ckpt of the training in workdir, or one checkpoint.
 
     Returns:
       One row of figures a checkpoint.
@@ -66,16 +59,16 @@ def evaluate(
     Raises:
       PdsError: anything that cannot be done, before long work starts; or another evaluation in the folder.
     """
-    if options.get("shard"):
+    if options.shard != (0, 1):
         raise PdsError("--mode=eval has no shards; sample them with --mode=sample and judge them with scripts/fid.py")
-    folder = pathlib.Path(workdir) / (options["eval_folder"] or "eval")
-    found = candidates(config, workdir, options)
+    folder = options.workdir / (options.eval_folder or "eval")
+    config = options.configuration()
+    found = candidates(config, options)
     found = parallel.of_first(lambda: found)  # a training that goes on may save another in between
     rows: list[dict[str, Any]] = []
     for number, (label, place) in enumerate(found):
-        use_ema, dtype = not options["raw_weights"], sampling_job.dtype_of(options)
-        trained = assembly.load(place, config, use_ema=use_ema, dtype=dtype)
-        job = Job(trained, folder, f"ckpt_{label}", overrides, options)
+        trained = assembly.load(place, config, use_ema=not options.raw_weights, dtype=options.dtype)
+        job = Job(trained, folder, f"ckpt_{label}", options)
         if number == 0:
             job.check()
         rows.append({"checkpoint": label, **job.run()})
@@ -85,22 +78,22 @@ def evaluate(
     return rows
 
 
-def candidates(config: ConfigDict | None, workdir: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+def candidates(config: ConfigDict | None, options: RunOptions) -> list[tuple[str, str]]:
     """(label, place) of each checkpoint to evaluate; checkpoint n of a training is its state at step n·snapshot_freq.
 
     Raises:
       PdsError: there are none in the range.
     """
-    if options["checkpoint"]:
-        return [(pathlib.Path(options["checkpoint"]).stem, options["checkpoint"])]
-    place = pathlib.Path(workdir) / "checkpoints"
+    if options.checkpoint:
+        return [(pathlib.Path(options.checkpoint).stem, options.checkpoint)]
+    place = options.workdir / "checkpoints"
     if not place.is_dir():
-        raise PdsError(f"{workdir} holds no training (no {place}); give --checkpoint, or the training's --workdir")
+        raise PdsError(f"{options.workdir} holds no training (no {place}); give --checkpoint, or another --workdir")
     states = checkpoints.TrainingFolder(place, create=False)
     steps = states.steps()
     states.close()
     if config is None:
-        config = ConfigDict(files.read_json(pathlib.Path(workdir) / checkpoints.CONFIG))
+        config = checkpoints.read_config(options.workdir / checkpoints.CONFIG)
     numbers = {-(-step // max(config.training.snapshot_freq, 1)): step for step in steps}
     begin, end = config.eval.begin_ckpt, config.eval.end_ckpt
     chosen = {number: step for number, step in numbers.items() if begin <= number <= end}
@@ -108,7 +101,7 @@ def candidates(config: ConfigDict | None, workdir: str, options: Mapping[str, An
         there = ", ".join(f"{number} (step {step})" for number, step in numbers.items()) or "none"
         raise PdsError(
             f"{place} has no checkpoint from config.eval.begin_ckpt={begin} to end_ckpt={end}; there: {there}. Give "
-            "--config=FILE.py --config.eval.begin_ckpt=… --config.eval.end_ckpt=…"
+            "--config.eval.begin_ckpt=… and --config.eval.end_ckpt=…"
         )
     missing = sorted(set(range(begin, min(end, max(numbers)) + 1)) - set(chosen))
     if missing:
@@ -118,21 +111,12 @@ def candidates(config: ConfigDict | None, workdir: str, options: Mapping[str, An
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The evaluation of one checkpoint.
-
-    Attributes:
-      trained: the model.
-      folder: of the evaluation.
-      name: of the checkpoint's folder in it.
-      overrides: see :func:`evaluate`.
-      options: see :func:`evaluate`.
-    """
+    """The evaluation of one checkpoint, in a folder of that name in the evaluation's folder."""
 
     trained: assembly.Trained
     folder: pathlib.Path
     name: str
-    overrides: Mapping[str, Any]
-    options: Mapping[str, Any]
+    options: RunOptions
 
     @property
     def settings(self) -> ConfigDict:
@@ -186,7 +170,9 @@ class Job:
     def _once(self, name: str, identity: Mapping[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A result from its file, or computed and put there; the first process's in all."""
         path = self.folder / self.name / name
-        identity = plain({"weights_sha256": self.trained.digest, "precision": self.options["precision"], **identity})
+        if self.options.plugin:
+            identity = {**identity, "plugin": [dataclasses.asdict(plugin) for plugin in self.options.plugin]}
+        identity = plain({"weights_sha256": self.trained.digest, "precision": self.options.precision, **identity})
         stored = parallel.of_first(lambda: _stored_result(path, identity))
         if stored is not None:
             return stored
@@ -201,7 +187,7 @@ class Job:
     def _data(self, split: str) -> tuple[datasets.Source, int]:
         """The data set, and how many of its images count."""
         source = datasets.get_source(self.trained.config, split)
-        most = self.options.get("eval_images")
+        most = self.options.eval_images
         count = (source.size or _ENDLESS) if most is None else min(most, source.size or most)
         if count < 1:
             raise PdsError(f"--eval_images={most}: use at least 1")
@@ -248,7 +234,7 @@ class Job:
 
     def _bpd_origin(self) -> str:
         """All that decides the stored batches."""
-        return f"{self._bpd_identity()} {self.options['precision']} {self.trained.digest}"
+        return f"{self._bpd_identity()} {self.options.precision} {self.trained.digest}"
 
     def _likelihood(self) -> likelihood.Likelihood:
         return likelihood.get_likelihood_fn(
@@ -281,20 +267,20 @@ class Job:
     # --- samples
 
     def _plan(self) -> assembly.Plan:
-        return sampling_job.plan(self.trained, self.overrides)
+        return sampling_job.plan(self.trained, self.options)
 
     def _samples_at_once(self, plan: assembly.Plan) -> int:
         """Images that a process makes at once; in norm mode "batch" that all make."""
-        if self.options["batch_size"]:
-            return self.options["batch_size"]
+        if self.options.batch_size:
+            return self.options.batch_size
         size = min(self.settings.batch_size, self.settings.num_samples)
         return size if _is_together(plan) else _share(size)
 
     def _judge(self) -> tuple[Extractor, Reference | None, list[str]]:
         """The extractor, the reference if it is a file, and the figures wanted."""
         options, dataset = self.options, self.trained.config.data.dataset
-        name = options.get("extractor") or EXTRACTORS.get(dataset, "inception")
-        words = {"weights": options.get("inception_weights")} if name == "inception" else {}
+        name = options.extractor or EXTRACTORS.get(dataset, "inception")
+        words = {"weights": options.inception_weights} if name == "inception" else {}
         try:
             extractor = get_extractor(name, **words)
         except PdsError as error:
@@ -303,17 +289,17 @@ class Job:
                 "--config.eval.enable_sampling=False"
             ) from error
         extractor.check_shape(self.trained.shape, f"the model {self.trained.name}")
-        reference = load_reference(options["ref"]) if options.get("ref") else None
+        reference = load_reference(options.ref) if options.ref else None
         has_features = reference is None or reference.features is not None
         wanted = ["fid", *(["kid"] if has_features else []), *(["is"] if name != "patches" else [])]
-        metrics = options["metrics"].split(",") if options.get("metrics") else wanted
+        metrics = list(options.metrics or wanted)
         if reference is None:
             datasets.get_source(self.trained.config, "train")
         else:
             reference.check(extractor, self.trained.shape)
             _ = reference.gaussian
         count = self.settings.num_samples
-        allow_fewer = bool(options.get("allow_fewer")) or name != "inception"
+        allow_fewer = options.allow_fewer or name != "inception"
         rows = len(reference.features) if reference is not None and reference.features is not None else count
         evaluation.check_request(
             count,
@@ -332,7 +318,7 @@ class Job:
             "extractor": extractor.identity,
             "metrics": metrics,
             "samples": count,
-            "ref": self.options.get("ref") and files.sha256(self.options["ref"]),
+            "ref": self.options.ref and files.sha256(self.options.ref),
             **plan.describe(),
         }
 
@@ -340,8 +326,8 @@ class Job:
             against = reference or training_reference(
                 self.trained.config, extractor, self.folder, metrics, batch_size=self.settings.batch_size
             )
-            words = {**self.options, "batch_size": self._samples_at_once(plan), "seeds": f"0-{count - 1}"}
-            made = sampling_job.make(self.trained, plan, range(count), self.folder / self.name / "samples", words)
+            how = dataclasses.replace(sampling_job.making(self.options), batch_size=self._samples_at_once(plan))
+            made = sampling_job.make(self.trained, plan, range(count), self.folder / self.name / "samples", how)
             parallel.wait_for_all("samples made")
             samples = image_sets.select(image_sets.open_images(made.folder), range(count))
             rows = count if against.features is None else len(against.features)

@@ -1,30 +1,30 @@
-"""The flags of the command line, in groups. A new flag is one line in its group."""
+"""The flags of the command line: a table, in groups. A new flag is one line in its group."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import os
-import pathlib
-import textwrap
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 MODULE = "pds_jax.main"
-MODES = (
-    "sample",
-    "train",
-    "eval",
-    "inpaint",
-    "colorize",
-    "super_resolution",
-    "deblur",
-    "class_conditional",
-)
-WIDTH = 100
+TASKS = {
+    "sample": "Draw images from a trained model.",
+    "train": "Train a network; the same command resumes an interrupted training.",
+    "eval": "Loss, bits per dimension and FID of a training's checkpoints.",
+    "inpaint": "Find the hidden part of images.",
+    "colorize": "Find the colours of gray images.",
+    "super_resolution": "Find images from small ones.",
+    "deblur": "Find images from blurred ones.",
+    "class_conditional": "Draw images of given classes.",
+}
+MODES = tuple(TASKS)
+CONDITIONAL = ("inpaint", "colorize", "super_resolution", "deblur", "class_conditional")
+_GIVEN = CONDITIONAL[:-1]  # something is known of each image
+_MAKES = ("sample", *CONDITIONAL)
+_SAMPLES = ("sample", "eval", *CONDITIONAL)
+_LABELLED = ("sample", "class_conditional")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Flag:
 
     Attributes:
       name: without the dashes.
-      kind: str, int, float, bool, or a tuple of the values it may have.
+      kind: str, int, float, bool, "config", or a tuple of the values it may have.
       help: what it does, one sentence or two.
       value: what stands for its value in the help, e.g. "FOLDER".
-      default: its value when it is not given; None where the program or the configuration decides.
+      default: of the flag, for the help; None where the program or the configuration decides.
       field: field of the configuration that it sets, e.g. "sampling.snr"; "" for an option of the run itself.
       otherwise: what happens when it is not given, where neither default nor field says so.
+      modes: that use it; given with another, it is refused.
     """
 
     name: str
@@ -48,15 +49,27 @@ class Flag:
     default: Any = None
     field: str = ""
     otherwise: str = ""
+    modes: tuple[str, ...] = MODES
+
+    @property
+    def option(self) -> str:
+        """Its name in ``options.RunOptions`` or ``options.SamplerOptions``."""
+        return self.field.partition(".")[2] or self.name
 
 
-# "config" is absl's configuration file flag; the others are defined from this table. The options of the run (no field)
-# reach run_lib in `options`, the others in `overrides`.
+# "config" is a configuration file, for ml_collections to load.
 GROUPS: dict[str, tuple[Flag, ...]] = {
-    "Main": (
-        Flag("mode", MODES, "What to do. Required."),
+    "Every task": (
+        Flag("mode", MODES, "What to do, see above. Required.", "TASK"),
         Flag("workdir", str, "Folder of the run; everything is written below it. Required.", "FOLDER"),
-        Flag("eval_folder", str, "Folder below workdir for this run's images.", "NAME", otherwise="samples"),
+        Flag(
+            "eval_folder",
+            str,
+            "Folder below workdir for this run's images.",
+            "NAME",
+            otherwise="samples",
+            modes=_SAMPLES,
+        ),
     ),
     "Model": (
         Flag(
@@ -66,20 +79,43 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "of score_sde (checkpoint_N), score_sde_pytorch (.pth) or diffusers (folder).",
             "NAME|PATH",
             otherwise="the training in workdir",
+            modes=_SAMPLES,
         ),
         Flag(
             "config",
             "config",
-            "Configuration, e.g. configs/ve/cifar10_ncsnpp_continuous.py; override fields with --config.a.b=c or "
-            "FILE.py:speed_up=20,alpha=5.",
+            "Configuration, e.g. configs/ve/cifar10_ncsnpp_continuous.py.",
             "FILE.py",
             otherwise="the one that lies with the weights",
         ),
-        Flag("raw_weights", bool, "Use the raw weights of a checkpoint, not their moving average.", default=False),
+        Flag(
+            "config.section.field",
+            "override",
+            "Set any field of the configuration, e.g. --config.eval.num_samples=1000; also without --config.",
+            "VALUE",
+            otherwise="as it is there",
+        ),
+        Flag(
+            "plugin",
+            str,
+            "Your Python file that registers predictors, correctors, SDEs or networks, which then have names here; "
+            "several with commas between.",
+            "FILE.py",
+            otherwise="none",
+        ),
+        Flag(
+            "raw_weights",
+            bool,
+            "Use the raw weights of a checkpoint, not their moving average.",
+            default=False,
+            modes=_SAMPLES,
+        ),
     ),
-    "What to make": (
-        Flag("seeds", str, "Which images: one per seed, e.g. 0-63 or 0-7,12,20-29.", "LIST", "0-15"),
-        Flag("batch_size", int, "Images at once.", "COUNT", otherwise="the number of seeds, at most 64"),
+    "Which images": (
+        Flag("seeds", str, "Which images: one per seed, e.g. 0-63 or 0-7,12,20-29.", "LIST", "0-15", modes=_LABELLED),
+        Flag(
+            "batch_size", int, "Images at once.", "COUNT", otherwise="the number of seeds, at most 64", modes=_SAMPLES
+        ),
     ),
     "PDS": (
         Flag(
@@ -89,9 +125,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "tune (by the spectrum of a few samples), or inf for no PDS.",
             "NUMBER|auto|tune|inf",
             field="pds.alpha",
+            modes=_SAMPLES,
         ),
-        Flag("filters", ("freq", "space", "both"), "Which filters of the statistics M has.", field="pds.filters"),
-        Flag("recipe", ("ijcv2025", "eccv2022"), "How statistics become filters.", field="pds.recipe"),
+        Flag(
+            "filters",
+            ("freq", "space", "both"),
+            "Which filters of the statistics M has.",
+            field="pds.filters",
+            modes=_SAMPLES,
+        ),
+        Flag("recipe", ("ijcv2025", "eccv2022"), "How statistics become filters.", field="pds.recipe", modes=_SAMPLES),
         Flag(
             "statistics",
             str,
@@ -99,6 +142,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "FILE.npz",
             field="pds.statistics",
             otherwise="the checkpoint's own",
+            modes=_SAMPLES,
         ),
         Flag(
             "freq_mask_path",
@@ -106,6 +150,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Raw frequency statistics (C, H, W) of the released PDS code.",
             "FILE.npy",
             field="pds.freq_mask_path",
+            modes=_SAMPLES,
         ),
         Flag(
             "space_mask_path",
@@ -113,36 +158,56 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Raw pixel statistics (C, H, W) of the released PDS code.",
             "FILE.npy",
             field="pds.space_mask_path",
+            modes=_SAMPLES,
         ),
-        Flag("radius", float, "Filter without data: radius in DFT bins; give --lam too.", "BINS", field="pds.r"),
-        Flag("lam", float, "Filter without data: gain outside the radius.", "GAIN", field="pds.lam"),
+        Flag(
+            "radius",
+            float,
+            "Filter without data: radius in DFT bins; give --lam too.",
+            "BINS",
+            field="pds.r",
+            modes=_SAMPLES,
+        ),
+        Flag("lam", float, "Filter without data: gain outside the radius.", "GAIN", field="pds.lam", modes=_SAMPLES),
         Flag(
             "solenoidal",
             float,
             "Strength of the skew-symmetric drift S beside M M^T; 0 for none.",
             "NUMBER",
             field="pds.solenoidal",
+            modes=_SAMPLES,
         ),
         Flag(
             "variant",
             ("paper", "exact"),
             "The papers' drift, or the one without bias (docs/theory.md).",
             field="sampling.variant",
+            modes=_SAMPLES,
         ),
         Flag(
             "prior",
             ("standard", "matched"),
             "Start from noise, or from noise plus the data's mean and spectrum.",
             field="sampling.prior",
+            modes=_SAMPLES,
         ),
     ),
     "Sampler": (
         Flag(
+            "nfe",
+            int,
+            "Network evaluations an image, rounded down to whole iterations; or give --speed_up.",
+            "COUNT",
+            otherwise="by speed_up",
+            modes=_SAMPLES,
+        ),
+        Flag(
             "speed_up",
             float,
-            "Run N = num_scales / speed_up iterations, e.g. 20.",
+            "Run N = num_scales / speed_up iterations.",
             "FACTOR",
             field="sampling.speed_up",
+            modes=_SAMPLES,
         ),
         Flag(
             "predictor",
@@ -151,48 +216,57 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "docs/how_to_choose.md.",
             "NAME",
             field="sampling.predictor",
+            modes=_SAMPLES,
         ),
-        Flag("corrector", str, "langevin, ald or none.", "NAME", field="sampling.corrector"),
+        Flag("corrector", str, "langevin, ald or none.", "NAME", field="sampling.corrector", modes=_SAMPLES),
         Flag(
             "grid",
             ("uniform", "edm"),
             "Times of the steps: uniform in t, or those of EDM, for the solvers (ddim, heun, dpmpp_2m, ...).",
             field="sampling.grid",
+            modes=_SAMPLES,
         ),
         Flag(
             "method",
             ("pc", "ode"),
             "Predictor and corrector, or an adaptive solver of the probability flow, which chooses its steps itself.",
             field="sampling.method",
+            modes=_SAMPLES,
         ),
-        Flag("snr", float, "Signal-to-noise ratio of the corrector.", "RATIO", field="sampling.snr"),
-        Flag("n_steps_each", int, "Corrector steps an iteration.", "COUNT", field="sampling.n_steps_each"),
+        Flag("snr", float, "Signal-to-noise ratio of the corrector.", "RATIO", field="sampling.snr", modes=_SAMPLES),
+        Flag(
+            "n_steps_each", int, "Corrector steps an iteration.", "COUNT", field="sampling.n_steps_each", modes=_SAMPLES
+        ),
         Flag(
             "norm",
             ("sample", "batch"),
             "Langevin step from each image's norms, or from their mean over the batch as the originals do.",
             field="sampling.norm",
+            modes=_SAMPLES,
         ),
     ),
-    "Conditional": (
+    "Images of which something is known": (
         Flag(
             "images",
             str,
             "What is given: a folder, an image, .zip, .npz or .npy, or test:COUNT for test images of the model's data.",
             "PATH",
             otherwise="none; required by inpaint, colorize, super_resolution and deblur",
+            modes=_GIVEN,
         ),
         Flag(
             "originals",
             bool,
             "The images are whole: take the measurement from them, and show them beside the results.",
             default=False,
+            modes=_GIVEN,
         ),
         Flag(
             "resize_images",
             bool,
             "Crop images to their central part and resize it to what is needed; for train: data.resize.",
             default=False,
+            modes=("train", *_GIVEN),
         ),
         Flag(
             "convert_images",
@@ -200,23 +274,40 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Bring images to the model's channels: transparency on white, palettes, gray, CMYK, 16 bits; for train: "
             "data.convert_images.",
             default=False,
+            modes=("train", *_GIVEN),
         ),
-        Flag("per_image", int, "Results for each image given.", "COUNT", otherwise="1"),
+        Flag("per_image", int, "Results for each image given.", "COUNT", otherwise="1", modes=_GIVEN),
         Flag(
             "mask",
             str,
             "For inpaint: white where pixels are known, black where they are to be found.",
             "FILE",
             otherwise="none; required by inpaint",
+            modes=("inpaint",),
         ),
-        Flag("factor", int, "For super_resolution: how many times more pixels a side.", "COUNT", otherwise="2"),
-        Flag("blur_sigma", float, "For deblur: deviation of the Gaussian blur in pixels.", "PIXELS", otherwise="1"),
+        Flag(
+            "factor",
+            int,
+            "For super_resolution: how many times more pixels a side.",
+            "COUNT",
+            otherwise="2",
+            modes=("super_resolution",),
+        ),
+        Flag(
+            "blur_sigma",
+            float,
+            "For deblur: deviation of the Gaussian blur in pixels.",
+            "PIXELS",
+            otherwise="1",
+            modes=("deblur",),
+        ),
         Flag(
             "labels",
             str,
             "For class_conditional: class of each seed, e.g. 3 or 0-9, over and over.",
             "LIST",
             otherwise="none; required by class_conditional",
+            modes=("class_conditional",),
         ),
         Flag(
             "guidance",
@@ -224,14 +315,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Weight of the gradient of what is given; 0 only puts known parts in place, which is cheaper and biased.",
             "WEIGHT",
             otherwise="1",
+            modes=CONDITIONAL,
         ),
     ),
-    "Evaluation": (
+    "Judging": (
         Flag(
             "extractor",
             ("inception", "digits", "patches", "pixels"),
-            "What makes the features of FID and its kin.",
+            "What makes the features of FID and related metrics.",
             otherwise="digits and patches for the shipped digits and photos, else inception",
+            modes=("eval",),
         ),
         Flag(
             "inception_weights",
@@ -239,6 +332,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "The Inception network of FID, the file of pytorch-fid; it is never downloaded.",
             "FILE",
             otherwise="$PDS_INCEPTION, else torch's cache",
+            modes=("eval",),
         ),
         Flag(
             "ref",
@@ -246,15 +340,30 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Statistics of the reference images: of scripts/fid.py, pytorch-fid, EDM or score_sde.",
             "FILE.npz",
             otherwise="made from the training data",
+            modes=("eval",),
         ),
-        Flag("metrics", str, "Some of fid,kid,is,pr,dc.", "LIST", otherwise="fid, kid and is where they can be had"),
-        Flag("allow_fewer", bool, "Accept an FID of fewer than 50000 images; the count is printed.", default=False),
+        Flag(
+            "metrics",
+            str,
+            "Some of fid,kid,is,pr,dc.",
+            "LIST",
+            otherwise="fid, kid and is where they can be had",
+            modes=("eval",),
+        ),
+        Flag(
+            "allow_fewer",
+            bool,
+            "Accept an FID of fewer than 50000 images; the count is printed.",
+            default=False,
+            modes=("eval",),
+        ),
         Flag(
             "eval_images",
             int,
             "Most images of the data for loss and bits/dim.",
             "COUNT",
             otherwise="all, 4096 of a data set without end",
+            modes=("eval",),
         ),
     ),
     "Machine": (
@@ -270,6 +379,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Most images at once where --batch_size is not given; auto halves them when memory runs out.",
             "COUNT|auto",
             otherwise="64",
+            modes=_MAKES,
         ),
         Flag(
             "shard",
@@ -277,6 +387,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Make only the i-th of n shares of the images; the last shard to end merges.",
             "i/n",
             otherwise="all",
+            modes=_MAKES,
         ),
         Flag(
             "coordinator",
@@ -297,26 +408,6 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     ),
 }
 
-EXAMPLES = """\
-  The shipped photos network, 16 images, 50 iterations, with PDS:
-    pds_jax --mode=sample --checkpoint=photos --workdir=runs/photos --seeds=0-15 --speed_up=20 --alpha=5
-  The same without PDS, to compare:
-    pds_jax --mode=sample --checkpoint=photos --workdir=runs/photos --eval_folder=plain --seeds=0-15 --speed_up=20
-  An official checkpoint and the masks of the released PDS code:
-    pds_jax --mode=sample --config=configs/ve/cifar10_ncsnpp_continuous.py --checkpoint=checkpoint_26 \\
-      --workdir=runs/cifar10 --speed_up=20 --freq_mask_path=freq.npy --space_mask_path=space.npy --norm=batch
-  Digits of given classes; find the hidden part of images (white in the mask is known):
-    pds_jax --mode=class_conditional --checkpoint=digits --workdir=runs/digits --seeds=0-9 --labels=0-9
-    pds_jax --mode=inpaint --checkpoint=photos --workdir=runs/photos --images=my_images --mask=my_mask.png
-  Loss, bits per dimension and sample quality of the checkpoints of a training:
-    pds_jax --mode=eval --workdir=runs/train --metrics=fid,kid
-  Train; the same command goes on after an interruption:
-    pds_jax --mode=train --config=configs/photos.py --workdir=runs/train"""
-
-EXAMPLE = EXAMPLES.splitlines()[1].strip()
-
-_NOT_OPTIONS = ("mode", "config", "workdir", "cache_dir", "coordinator", "num_processes", "process_id")
-
 
 def table() -> list[Flag]:
     """All flags in the order of the help."""
@@ -327,85 +418,10 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
     """Make absl know the flags, in the registry of the program or another."""
     for flag in table():
         words: dict[str, Any] = {"help": flag.help, "module_name": MODULE, "flag_values": values}
+        if flag.kind == "override":
+            continue  # parse.py takes them off the command line
         if flag.kind == "config":
             config_flags.DEFINE_config_file(flag.name, None, flag.help, lock_config=False, flag_values=values)
-        elif isinstance(flag.kind, tuple):
-            flags.DEFINE_enum(flag.name, flag.default, flag.kind, **words)
-        elif flag.kind is bool:
-            flags.DEFINE_bool(flag.name, flag.default, **words)
-        elif flag.kind is int:
-            flags.DEFINE_integer(flag.name, flag.default, **words)
-        elif flag.kind is float:
-            flags.DEFINE_float(flag.name, flag.default, **words)
         else:
-            flags.DEFINE_string(flag.name, flag.default, **words)
-
-
-def overrides(values: flags.FlagValues) -> dict[str, Any]:
-    """Configuration field -> value, for the flags given on the command line that set one."""
-    given = {flag.field: values[flag.name].value for flag in table() if flag.field}
-    return {field: value for field, value in given.items() if value is not None}
-
-
-def options(values: flags.FlagValues) -> dict[str, Any]:
-    """Name -> value of the flags that are not fields of the configuration."""
-    return {flag.name: values[flag.name].value for flag in table() if not flag.field and flag.name not in _NOT_OPTIONS}
-
-
-def with_installed_configs(words: Sequence[str]) -> list[str]:
-    """The command line with ``configs/...`` found beside the installed package where it is not below this folder."""
-    return [head + (_installed(path) if config else path) for head, path, config in _split(words)]
-
-
-def missing_config(words: Sequence[str]) -> str | None:
-    """The configuration that a command line names but that is not there."""
-    named = [path for _, path, config in _split(words) if config]
-    return next((path for path in named if not os.path.exists(path.partition(":")[0])), None)
-
-
-def _split(words: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
-    """Words as (head with its =, value, whether the value is that of --config)."""
-    for before, word in zip(["", *words], words, strict=False):
-        head, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
-        follows = not head and before.startswith("-") and before.lstrip("-") == "config"
-        yield head + equals, path, (head.lstrip("-") == "config" and bool(equals)) or follows
-
-
-def _installed(path: str) -> str:
-    name, colon, argument = path.partition(":")
-    root = importlib.util.find_spec("configs")
-    if os.path.exists(name) or not name.startswith("configs/") or root is None or root.origin is None:
-        return path
-    place = pathlib.Path(root.origin).parent.parent / name
-    return f"{place}{colon}{argument}" if place.exists() else path
-
-
-def help_text() -> str:
-    """What ``pds_jax --help`` prints."""
-    parts = [
-        "pds_jax: sample score-based generative models with and without preconditioning, judge and train them.",
-        "Usage: pds_jax --mode=MODE --workdir=FOLDER [flags]",
-        "Examples:\n" + EXAMPLES,
-    ]
-    for name, group in GROUPS.items():
-        if group:
-            parts.append("\n".join([f"{name}:", *map(_entry, group)]))
-    parts.append(
-        "A default [section.field] is the configuration's. Any other field: --config.section.field=value.\n"
-        "Results lie in WORKDIR/EVAL_FOLDER; the last lines printed say where. All flags of all modules: --helpfull."
-    )
-    return "\n\n".join(parts) + "\n"
-
-
-def _entry(flag: Flag) -> str:
-    if flag.kind is bool:
-        head = f"--[no]{flag.name}"
-    else:
-        head = f"--{flag.name}={'|'.join(flag.kind) if isinstance(flag.kind, tuple) else flag.value or 'VALUE'}"
-    default = flag.otherwise
-    if flag.default is not None:
-        default = str(flag.default).lower() if flag.kind is bool else str(flag.default)
-    if flag.field:
-        default = f"{default} [{flag.field}]" if default else f"[{flag.field}]"
-    text = f"{flag.help} Default: {default}." if default else flag.help
-    return "\n".join([f"  {head}", *textwrap.wrap(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)])
+            kinds: dict[Any, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
+            kinds.get(flag.kind, flags.DEFINE_string)(flag.name, None, **words)

@@ -1,4 +1,4 @@
-"""Command line: flags to run_lib. ``pds_jax --mode=sample --checkpoint=photos --workdir=runs/photos``."""
+"""The command line: flags to a job. ``pds_jax --mode=sample --checkpoint=photos --workdir=runs/photos``."""
 
 from __future__ import annotations
 
@@ -10,25 +10,41 @@ from absl import app
 from absl import flags as absl_flags
 
 from pds_jax.cli import flags
+from pds_jax.cli.help import help_text
 
 FLAGS = absl_flags.FLAGS
+_HELP = ("--help", "-help", "-h", "--helpshort")
+
+
+def parse(words: Sequence[str], values: absl_flags.FlagValues = FLAGS) -> list[str]:
+    """Read the flags; a mistake ends the program with one line. Returns the program and the overrides, for ``main``."""
+    from pds_jax.cli import parse as parsing
+    from pds_jax.types import PdsError
+
+    try:
+        overrides = parsing.read(words, values)
+    except PdsError as error:
+        _refuse(f"{error}\nAll flags: --help")
+    return [words[0], *(f"{path}={text}" for path, text in overrides)]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hand the flags over to run_lib."""
+    """Do what the flags say; ``argv`` is what :func:`parse` gave."""
     from pds_jax.cache import order_for_memory, use_compilation_cache
 
     order_for_memory()
     use_compilation_cache(FLAGS.cache_dir)
     from pds_jax import parallel
+    from pds_jax.cli import parse as parsing
     from pds_jax.cli import run_lib
     from pds_jax.io import files
     from pds_jax.types import PdsError
 
+    overrides = [(path, text) for path, _, text in (word.partition("=") for word in argv[1:])]
     try:
         parallel.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         with parallel.ending_at_once(), files.stoppable():
-            run_lib.run(FLAGS.mode, FLAGS.config, FLAGS.workdir, flags.overrides(FLAGS), flags.options(FLAGS))
+            run_lib.run(parsing.run_options(FLAGS, overrides))
     except files.Stopped:
         print("stopped by SIGTERM: what was finished is saved, the same command goes on from there")
     except (PdsError, FloatingPointError) as error:
@@ -40,42 +56,11 @@ def _refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def parse(words: Sequence[str], values: absl_flags.FlagValues = FLAGS) -> list[str]:
-    """Read the flags; a mistake ends the program with one line.
-
-    Args:
-      words: the command line, program first.
-      values: absl's registry, with the flags defined.
-
-    Returns:
-      What is no flag, program first.
-    """
-    words = flags.with_installed_configs(words)
-    missing = flags.missing_config(words)
-    if missing:
-        _refuse(f"--config={missing}: there is no such file, here or beside the installed package")
-    try:
-        rest = values(words)
-    except absl_flags.Error as error:
-        # A configuration's own error comes with its traceback; the last line says it.
-        message = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
-        if "flag 'config." in message:
-            message += "; fields are set like this beside --config=FILE.py"
-        _refuse(f"{message}\nAll flags: --help")
-    except (AttributeError, KeyError, TypeError) as error:
-        _refuse(f"--config.section.field=value: no such field, or a value of another type: {error}")
-    if len(rest) > 1:
-        _refuse(f"unexpected words {rest[1:]}; every option starts with --")
-    for name, value in (("mode", "|".join(flags.MODES)), ("workdir", "FOLDER")):
-        if values[name].value is None:
-            _refuse(f"--{name} is missing: type --{name}={value}, for example\n  {flags.EXAMPLE}\nAll flags: --help")
-    return rest
-
-
 def run() -> None:
     """Console script."""
-    if any(word in ("--help", "-help", "-h", "--helpshort") for word in sys.argv[1:]):
-        print(flags.help_text(), end="")
+    if any(word in _HELP for word in sys.argv[1:]):
+        modes = [mode for mode in flags.MODES if f"--mode={mode}" in sys.argv]
+        print(help_text(modes[0] if modes else None), end="")
         return
     flags.define()
     app.run(main, flags_parser=parse)

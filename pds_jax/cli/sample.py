@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -10,26 +12,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from pds_jax import assembly, parallel
+from pds_jax.cli import unused
+from pds_jax.cli.options import RunOptions
 from pds_jax.io import files, images
 from pds_jax.io.manifest import RunFolder
+from pds_jax.plugins import Plugin
 from pds_jax.score_fn import precision_effect
 from pds_jax.types import PdsError
 
 
-def sample(
-    config: ConfigDict | None, workdir: str, overrides: Mapping[str, Any], options: Mapping[str, Any]
-) -> pathlib.Path:
-    """``--mode=sample``: goes on where an earlier run with the same settings stopped.
-
-    Args:
-      config: configuration, or None where a checkpoint brings its own.
-      workdir: folder of the run; if no checkpoint is named, the training there is sampled.
-      overrides: configuration fields such as "sampling.snr" set by flags.
-      options: the other flags.
+def sample(options: RunOptions) -> pathlib.Path:
+    """``--mode=sample``: one image a seed; resumes an interrupted run with the same settings.
 
     Returns:
       The folder with the images.
@@ -37,31 +32,54 @@ def sample(
     Raises:
       PdsError: bad settings, a folder of another run, or samples that diverge.
     """
-    seeds = files.parse_seeds(options["seeds"])
-    trained = load(config, workdir, options)
-    place = pathlib.Path(workdir) / (options["eval_folder"] or "samples")
-    return make(trained, plan(trained, overrides), seeds, place, options).folder
+    trained = load(options)
+    place = options.workdir / (options.eval_folder or "samples")
+    return make(trained, plan(trained, options), options.seeds, place, making(options)).folder
 
 
-def load(config: ConfigDict | None, workdir: str, options: Mapping[str, Any]) -> assembly.Trained:
-    """The model that the flags name; see :func:`sample`."""
-    return assembly.load(
-        options["checkpoint"] or workdir, config, use_ema=not options["raw_weights"], dtype=dtype_of(options)
-    )
+def load(options: RunOptions) -> assembly.Trained:
+    """The model that the options name."""
+    use_ema = not options.raw_weights
+    return assembly.load(options.weights, options.configuration(), use_ema=use_ema, dtype=options.dtype)
 
 
-def dtype_of(options: Mapping[str, Any]) -> str | None:
-    """The network's dtype that --precision asks for; None for the configuration's."""
-    return "bfloat16" if options["precision"] == "bfloat16" else None
+def plan(trained: assembly.Trained, options: RunOptions) -> assembly.Plan:
+    """How the options want the model to be sampled.
 
-
-def plan(trained: assembly.Trained, overrides: Mapping[str, Any]) -> assembly.Plan:
-    """How the flags want the model to be sampled; see :func:`sample`."""
-    start = time.perf_counter()
-    made = assembly.plan(trained, **{path.split(".")[1]: value for path, value in overrides.items()})
-    if made.config.pds.alpha == "tune":
+    Raises:
+      PdsError: what ``assembly.plan`` refuses, or an option that this sampler does not use.
+    """
+    start, given = time.perf_counter(), options.sampler.given()
+    made = assembly.plan(trained, **given)
+    unused.check(given, made)
+    if made.preconditioner.is_identity:
+        print("PDS is off (no --alpha)" if "alpha" not in given else "PDS is off (alpha is infinite)")
+    elif made.config.pds.alpha == "tune":
         print(f"alpha=tune: {made.alpha:.4g}, chosen in {time.perf_counter() - start:.0f} s")
     return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Making:
+    """How images are made that does not decide what they show.
+
+    Attributes:
+      batch_size: images at once, where it is given; else
+      max_batch: the most at once; None halves them when memory runs out.
+      shard: (index, count): the share of the seeds to make.
+      plugin: files that the sampler may come from.
+    """
+
+    batch_size: int | None = None
+    max_batch: int | None = assembly.MAX_BATCH
+    shard: tuple[int, int] = (0, 1)
+    precision: str = "float32"
+    plugin: tuple[Plugin, ...] = ()
+
+
+def making(options: RunOptions) -> Making:
+    """The part of the options that says how images are made."""
+    return Making(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Making)})
 
 
 def make(
@@ -69,7 +87,7 @@ def make(
     plan: assembly.Plan,
     seeds: Sequence[int],
     place: pathlib.Path,
-    options: Mapping[str, Any],
+    how: Making = Making(),
     *,
     given: assembly.Given | None = None,
     identity: Mapping[str, Any] | None = None,
@@ -79,34 +97,31 @@ def make(
 
     Args:
       trained: the model.
-      plan: how.
+      plan: the sampler.
       seeds: which images.
       place: the folder.
-      options: the other flags: seeds, batch_size, precision.
+      how: batches and shares.
       given: what is known of the images, see ``assembly.draw``.
       identity: what else decides the images.
       facts: what else the manifest is to say.
-
-    Returns:
-      The folder, complete.
 
     Raises:
       PdsError: a folder of another run, or samples that diverge.
     """
     together = plan.config.sampling.get("norm", "sample") == "batch"
-    share = _share(options, together)
-    batch_size, adapt = _batch_size(options, -(-len(seeds) // share[1]), together)
+    share = _share(how.shard, together)
+    batch_size, adapt = _batch_size(how, -(-len(seeds) // share[1]), together)
     writes = not together or parallel.is_first_process()
-    folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, options), **(identity or {})})
+    folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})})
     done = folder.done()
     todo = _todo(seeds, done, share, batch_size if together else None)
     if done:
         print(f"{len(done.keys() & set(seeds))} of {len(seeds)} images are there already")
-    _tell(trained, plan, len(todo))
+    print(_description(trained, plan, len(todo)))
     start = time.perf_counter()
     drawn, effect = None, 0.0
     if todo:
-        effect = _tell_precision(trained, options["precision"])
+        effect = _report_precision(trained, how.precision)
         remembered = folder.part(share).get("batch_size") if adapt else None
         drawn = assembly.draw(
             trained,
@@ -115,7 +130,7 @@ def make(
             batch_size=min(int(remembered or batch_size), batch_size),
             adapt=adapt,
             save=folder.save_batch if writes else _nothing,
-            tell=functools.partial(_tell_cost, plan.N),
+            on_cost=functools.partial(_report_cost, plan.N),
             given=given,
         )
         if writes:
@@ -137,11 +152,11 @@ def make(
     if drawn is not None or not folder.complete:  # with nothing to add, the record of the run that made them stays
         path = _grid(folder.folder, seeds)
         folder.finish(
-            seeds=options["seeds"],
+            seeds=files.format_seeds(seeds),
             images=len(seeds),
             nfe=plan.nfe if drawn is None else drawn.nfe,
             devices=[str(device) for device in jax.devices()],
-            precision=options["precision"],
+            precision=how.precision,
             precision_effect=None if drawn is None else effect,
             batch_size=None if drawn is None else drawn.batch_size,
             seconds=time.perf_counter() - start,
@@ -150,30 +165,28 @@ def make(
             config=plan.config.to_dict(),
             **(facts or {}),
         )
-    print(f"{len(seeds)} images: {folder.folder}\nGrid: {path}\nManifest: {folder.manifest_path}")
+    print(f"Grid: {path}\nManifest: {folder.manifest_path}\n{len(seeds)} images: {folder.folder}")
     return folder
 
 
-def _batch_size(options: Mapping[str, Any], count: int, together: bool) -> tuple[int, bool]:
+def _batch_size(how: Making, count: int, together: bool) -> tuple[int, bool]:
     """Images at once, and whether to halve them when memory runs out."""
-    batch_size, largest = options["batch_size"], options.get("max_batch") or str(assembly.MAX_BATCH)
-    if batch_size is not None and batch_size < 1:
-        raise PdsError(f"--batch_size={batch_size}: use at least 1")
-    if largest != "auto" and not (largest.isascii() and largest.isdigit() and int(largest) > 0):
-        raise PdsError(f"--max_batch={largest}: use a number of at least 1, or auto")
-    if largest == "auto" and together:
+    if how.batch_size is not None and how.batch_size < 1:
+        raise PdsError(f"--batch_size={how.batch_size}: use at least 1")
+    if how.batch_size is not None and how.max_batch != assembly.MAX_BATCH:
+        raise PdsError("--batch_size and --max_batch both say how many images to make at once; leave one of them out")
+    if how.max_batch is None and together:
         raise PdsError("--max_batch=auto would change the images of --norm=batch; give --batch_size, or --norm=sample")
-    limit = assembly.MAX_BATCH if largest == "auto" else int(largest)
-    return batch_size or min(limit, count), largest == "auto"
+    limit = assembly.MAX_BATCH if how.max_batch is None else how.max_batch
+    return how.batch_size or min(limit, count), how.max_batch is None
 
 
-def _share(options: Mapping[str, Any], together: bool) -> tuple[int, int]:
+def _share(shard: tuple[int, int], together: bool) -> tuple[int, int]:
     """Which of how many shares of the seeds this process makes: the shard's, dealt to the processes of the run."""
-    shard, shards = files.parse_shard(options.get("shard"))
-    if together and shards > 1:
+    if together and shard[1] > 1:
         raise PdsError("--norm=batch makes an image depend on its batch, which --shard would cut; use --norm=sample")
     process, processes = (0, 1) if together else parallel.process_share()
-    return shard * processes + process, shards * processes
+    return shard[0] * processes + process, shard[1] * processes
 
 
 def _todo(seeds: Sequence[int], done: Mapping[int, str], share: tuple[int, int], whole: int | None) -> list[int]:
@@ -190,17 +203,17 @@ def _nothing(seeds: Sequence[int], batch: Any) -> None:
     """Another process saves them."""
 
 
-def _tell_cost(steps: int, size: int, batches: int, cost: parallel.Cost) -> None:
+def _report_cost(steps: int, size: int, batches: int, cost: parallel.Cost) -> None:
     words = [f"compiled, or read from the cache, in {cost.compile_seconds:.3g} s"]
-    words.append(f"{batches} batches of {size} images")
+    words.append(f"{batches} {'batch' if batches == 1 else 'batches'} of {size} {'image' if size == 1 else 'images'}")
     if cost.device_bytes is not None:
         words.append(f"about {cost.device_bytes / 2**20:.0f} MiB on each device")
     if cost.step_seconds is not None:
         words.append(f"{cost.step_seconds:.3g} s a step, about {cost.step_seconds * steps * batches:.3g} s in all")
-    tqdm.write("; ".join(words))
+    print("; ".join(words))
 
 
-def _tell_precision(trained: assembly.Trained, precision: str) -> float:
+def _report_precision(trained: assembly.Trained, precision: str) -> float:
     """What a precision below float32 does to the score; 0 in float32."""
     if precision == "float32":
         return 0.0
@@ -210,28 +223,29 @@ def _tell_precision(trained: assembly.Trained, precision: str) -> float:
 
 
 def _identity(
-    trained: assembly.Trained,
-    plan: assembly.Plan,
-    seeds: Sequence[int],
-    batch_size: int | None,
-    options: Mapping[str, Any],
+    trained: assembly.Trained, plan: assembly.Plan, seeds: Sequence[int], batch_size: int, how: Making
 ) -> dict[str, Any]:
     """What decides an image besides its seed; in norm mode "batch" that includes its batch."""
     identity = {
         "weights_sha256": trained.digest,
         "model": trained.config.model.to_dict(),
-        "precision": options["precision"],
+        "precision": how.precision,
         **plan.describe(),
     }
+    if how.plugin:
+        identity["plugin"] = [dataclasses.asdict(plugin) for plugin in how.plugin]
     if plan.config.sampling.get("norm", "sample") == "batch":
         identity["batches"] = {"size": batch_size, "seeds": list(seeds)}
     return identity
 
 
-def _tell(trained: assembly.Trained, plan: assembly.Plan, count: int) -> None:
-    strength = "no PDS" if plan.preconditioner.is_identity else f"PDS, alpha {plan.alpha:.4g}"
-    evaluations = "adaptive" if plan.nfe is None else f"{plan.nfe} network evaluations each"
-    print(f"{trained.name}: {count} images of {trained.shape}, N={plan.N} iterations, {evaluations}, {strength}")
+def _description(trained: assembly.Trained, plan: assembly.Plan, count: int) -> str:
+    """What is about to be made."""
+    parts = [f"{trained.name}: {count} {'image' if count == 1 else 'images'} of {trained.shape}"]
+    parts += ["an adaptive solver"] if plan.nfe is None else [f"N={plan.N}", f"{plan.nfe} network evaluations each"]
+    if not plan.preconditioner.is_identity:
+        parts += [f"PDS, alpha {plan.alpha:.4g}" if math.isfinite(plan.alpha) else "PDS"]
+    return ", ".join(parts)
 
 
 def _grid(folder: pathlib.Path, seeds: Sequence[int], most: int = 64) -> pathlib.Path:

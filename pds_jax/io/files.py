@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from pds_jax.types import PdsError
@@ -131,39 +131,48 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def parse_seeds(text: str) -> list[int]:
-    """Read a seed list such as ``"0-63"`` or ``"0-7,12,20-29"``; both ends are included.
+def parse_seeds(text: str, flag: str = "--seeds", noun: str = "seed") -> list[int]:
+    """Read a list of numbers such as ``"0-63"`` or ``"0-7,12,20-29"``, both ends included, in the order given.
 
     >>> parse_seeds("0-3,9")
     [0, 1, 2, 3, 9]
 
-    Args:
-      text: comma-separated seeds and ranges.
-
-    Returns:
-      The seeds in the order given.
-
     Raises:
-      PdsError: malformed, empty, descending or repeated seeds.
+      PdsError: malformed, empty, descending or repeated numbers; the message names ``flag``.
     """
     seeds: list[int] = []
     for part in text.split(","):
         match = _RANGE.match(part)
         if match is None:
-            raise PdsError(f"--seeds={text!r}: {part!r} is neither a seed like 7 nor a range like 0-63")
+            raise PdsError(f"{flag}={text!r}: {part!r} is neither a {noun} like 7 nor a range like 0-63")
         first = int(match[1])
         last = int(match[2]) if match[2] else first
         if last < first:
-            raise PdsError(f"--seeds={text!r}: the range {part.strip()!r} runs backwards")
+            raise PdsError(f"{flag}={text!r}: the range {part.strip()!r} runs backwards")
         if last >= 2**32:
-            raise PdsError(f"--seeds={text!r}: {last} is not below 2^32")
+            raise PdsError(f"{flag}={text!r}: {last} is not below 2^32")
         if len(seeds) + last - first + 1 > _MAX_SEEDS:
-            raise PdsError(f"--seeds={text!r}: more than {_MAX_SEEDS} seeds; split the run")
+            raise PdsError(f"{flag}={text!r}: more than {_MAX_SEEDS} {noun}s; split the run")
         seeds.extend(range(first, last + 1))
     repeated = _first_repeated(seeds)
     if repeated is not None:
-        raise PdsError(f"--seeds={text!r}: seed {repeated} is given twice; each seed makes one image")
+        raise PdsError(f"{flag}={text!r}: {noun} {repeated} is given twice")
     return seeds
+
+
+def format_seeds(seeds: Sequence[int]) -> str:
+    """The text that :func:`parse_seeds` reads as these seeds.
+
+    >>> format_seeds([0, 1, 2, 9])
+    '0-2,9'
+    """
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][1] + 1:
+            runs[-1][1] = seed
+        else:
+            runs.append([seed, seed])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:

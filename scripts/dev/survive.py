@@ -43,6 +43,7 @@ from configs import digits
 from pds_jax import checkpoints, parallel, statistics, training
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import run_lib
+from pds_jax.cli.options import RunOptions, SamplerOptions
 from pds_jax.data import datasets
 from pds_jax.io import files, images
 from pds_jax.metrics import classifier_features, evaluation  # noqa: F401
@@ -84,12 +85,9 @@ def make_model(folder: pathlib.Path) -> None:
 
 def sampling_job(folder: pathlib.Path) -> None:
     """Images of all seeds."""
-    options = {
-        "checkpoint": str(folder.parent / "model"), "raw_weights": False, "seeds": f"0-{SEEDS - 1}",
-        "batch_size": BATCH, "eval_folder": None, "precision": "float32",
-    }
-    overrides = {"sampling.speed_up": 50.0, "pds.alpha": "5"}
-    run_lib.run("sample", None, str(folder), overrides, options)
+    sampler = SamplerOptions(speed_up=50.0, alpha=5.0)
+    weights, seeds = str(folder.parent / "model"), tuple(range(SEEDS))
+    run_lib.run(RunOptions("sample", folder, checkpoint=weights, seeds=seeds, batch_size=BATCH, sampler=sampler))
 
 
 def training_job(folder: pathlib.Path) -> None:

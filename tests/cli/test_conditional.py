@@ -1,6 +1,7 @@
 """The conditional modes on the shipped digits and a tiny colour network."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +12,13 @@ from PIL import Image
 from pds_jax import checkpoints, operators, statistics
 from pds_jax.cli import conditional as conditional_job
 from pds_jax.cli import flags, run_lib
+from pds_jax.cli.options import RunOptions, SamplerOptions
 from pds_jax.io import images
 from pds_jax.models import init_model
 from pds_jax.types import PdsError
 from tests import tiny
 
-OPTIONS = {
-    "raw_weights": False,
-    "seeds": "0-15",
-    "batch_size": 4,
-    "eval_folder": None,
-    "precision": "float32",
-    "guidance": 0.0,
-}
-FEW = {"sampling.speed_up": 250.0, "sampling.corrector": "none"}
+FEW = {"speed_up": 250.0, "corrector": "none"}
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
 MASK = (RNG.random((8, 8)) < 0.5).astype(np.uint8) * 255
@@ -54,9 +48,10 @@ def write(path, array, mode=None):
     image.convert(mode or image.mode).save(path)
 
 
-def run(place, workdir, mode, overrides=None, **options):
-    words = {**OPTIONS, "checkpoint": str(place / "model"), "images": str(place / "given"), **options}
-    run_lib.run(mode, None, str(workdir), {**FEW, **(overrides or {})}, words)
+def run(place, workdir, mode, sampler=None, **options):
+    words = {"checkpoint": str(place / "model"), "images": str(place / "given"), "guidance": 0.0, **options}
+    chosen = SamplerOptions(**FEW | (sampler or {}))
+    run_lib.run(RunOptions(mode, workdir, batch_size=4, sampler=chosen, **words))
     folder = workdir / (options.get("eval_folder") or mode)
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["state"] == "complete" and manifest["identity"]["mode"] == mode
@@ -64,25 +59,25 @@ def run(place, workdir, mode, overrides=None, **options):
     return folder, np.stack([images.load_png(images.seed_path(folder, seed)) for seed in range(count)])
 
 
-def test_the_command_knows_the_modes():
-    assert set(conditional_job.MODES) < set(flags.MODES)
+def test_every_mode_but_that_of_classes_has_its_task():
+    assert {*conditional_job._TASKS, "class_conditional"} == set(flags.CONDITIONAL)
 
 
-@pytest.mark.parametrize("guidance, alpha", [(0.0, "inf"), pytest.param(1.0, "5", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("guidance, alpha", [(0.0, math.inf), pytest.param(1.0, 5.0, marks=pytest.mark.slow)])
 def test_inpainting_keeps_known_pixels_to_the_byte_and_draws_several_results(place, tmp_path, guidance, alpha):
     """3 images, 2 results each, in batches of 4 on four devices."""
     options = {"mask": str(place / "mask.png"), "per_image": 2, "originals": True, "guidance": guidance}
-    folder, found = run(place, tmp_path, "inpaint", {"pds.alpha": alpha}, **options)
+    folder, found = run(place, tmp_path, "inpaint", {"alpha": alpha}, **options)
     for number, result in enumerate(found):
         np.testing.assert_array_equal(result[MASK > 0], PIXELS[number // 2][MASK > 0])
     assert np.abs(found[0].astype(int) - found[1].astype(int))[MASK == 0].max() > 0
     picture = images.load_png(folder / "comparison.png")
     assert picture.shape == (3 * (8 * 8 + 2) + 2, 4 * (8 * 8 + 2) + 2, 3)
     before = (folder / "manifest.json").read_text()
-    run(place, tmp_path, "inpaint", {"pds.alpha": alpha}, **options)
+    run(place, tmp_path, "inpaint", {"alpha": alpha}, **options)
     assert (folder / "manifest.json").read_text() == before
     with pytest.raises(PdsError, match=f"holds another run: guidance was {guidance}"):
-        run(place, tmp_path, "inpaint", {"pds.alpha": alpha}, **{**options, "guidance": 0.5})
+        run(place, tmp_path, "inpaint", {"alpha": alpha}, **{**options, "guidance": 0.5})
 
 
 @pytest.mark.slow
@@ -157,7 +152,7 @@ def test_photographs_of_any_size_are_cropped_when_asked(place, tmp_path):
         ("deblur", {"blur_sigma": 0.0}, "must be positive"),
         ("deblur", {"blur_sigma": 9.0}, "larger than the images"),
         ("class_conditional", {}, "needs --labels"),
-        ("class_conditional", {"labels": "3"}, "no classifier of noised images"),
+        ("class_conditional", {"labels": (3,)}, "no classifier of noised images"),
     ],
 )
 def test_bad_input_is_refused_before_the_run(place, tmp_path, mode, options, match):
@@ -180,13 +175,13 @@ def test_bad_input_is_refused_before_the_run(place, tmp_path, mode, options, mat
 
 def test_an_adaptive_solver_is_refused(place, tmp_path):
     with pytest.raises(PdsError, match="sampling.method=ode takes no condition"):
-        run(place, tmp_path, "inpaint", {"sampling.method": "ode"}, mask=str(place / "mask.png"))
+        run(place, tmp_path, "inpaint", {"method": "ode"}, mask=str(place / "mask.png"))
 
 
 @pytest.mark.slow
 def test_the_label_of_each_digit_is_in_the_manifest_and_mostly_in_the_picture(tmp_path, capsys):
-    words = {**OPTIONS, "checkpoint": "digits", "guidance": 1.0, "seeds": "0-19", "labels": "0-9"}
-    run_lib.run("class_conditional", None, str(tmp_path), {"sampling.speed_up": 20.0}, words)
+    words = {"checkpoint": "digits", "seeds": range(20), "labels": range(10), "batch_size": 4}
+    run_lib.run(RunOptions("class_conditional", tmp_path, sampler=SamplerOptions(speed_up=20.0), **words))
     manifest = json.loads((tmp_path / "class_conditional" / "manifest.json").read_text())
     assert manifest["labels"] == {str(seed): seed % 10 for seed in range(20)}
     agreed = int(capsys.readouterr().out.split("agrees with the label of ")[1].split()[0])
@@ -194,7 +189,7 @@ def test_the_label_of_each_digit_is_in_the_manifest_and_mostly_in_the_picture(tm
 
 
 def test_labels_that_no_class_has_are_refused(tmp_path):
-    words = {**OPTIONS, "checkpoint": "digits", "labels": "7-12"}
+    words = {"checkpoint": "digits", "labels": tuple(range(7, 13)), "sampler": SamplerOptions(**FEW)}
     with pytest.raises(PdsError, match="label 10 of image 3 is not one of the classes 0 to 9"):
-        run_lib.run("class_conditional", None, str(tmp_path), FEW, words)
+        run_lib.run(RunOptions("class_conditional", tmp_path, **words))
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 from pds_jax import checkpoints, statistics
 from pds_jax.cli import evaluate as evaluation_job
 from pds_jax.cli import run_lib
+from pds_jax.cli.options import RunOptions, SamplerOptions
 from pds_jax.data.datasets import digits
 from pds_jax.io import files, images
 from pds_jax.metrics import evaluation
@@ -21,16 +22,7 @@ from pds_jax.train_state import create_train_state, get_optimizer
 from pds_jax.types import PdsError
 from tests import tiny
 
-OPTIONS = {
-    "checkpoint": None,
-    "raw_weights": False,
-    "seeds": "0-15",
-    "batch_size": None,
-    "eval_folder": None,
-    "precision": "float32",
-    "eval_images": 6,
-}
-FEW = {"sampling.speed_up": 250.0, "sampling.corrector": "none"}
+FEW = SamplerOptions(speed_up=250.0, corrector="none")
 
 
 def config(**eval_options):
@@ -59,13 +51,17 @@ def training(tmp_path_factory):
     return workdir
 
 
-def evaluate(workdir, chosen, **options):
-    return evaluation_job.evaluate(chosen, str(workdir), FEW, {**OPTIONS, **options})
+def options(workdir, chosen, **words):
+    return RunOptions("eval", workdir, config=chosen, **{"eval_images": 6, "sampler": FEW, **words})
+
+
+def evaluate(workdir, chosen, **words):
+    return evaluation_job.evaluate(options(workdir, chosen, **words))
 
 
 def test_loss_of_a_range_of_checkpoints_by_the_command(training, capsys):
     """The command line's own function."""
-    run_lib.run("eval", config(), str(training), FEW, {**OPTIONS, "eval_folder": "loss"})
+    run_lib.run(options(training, config(), eval_folder="loss"))
     assert "| checkpoint | loss |" in capsys.readouterr().out
     rows = json.loads((training / "loss" / "results.json").read_text())["rows"]
     assert [row["checkpoint"] for row in rows] == ["1", "2"] and rows[0]["loss"] != rows[1]["loss"]
@@ -137,22 +133,22 @@ def test_bits_per_dimension_are_resumed_batch_by_batch(training):
 
 
 @pytest.mark.parametrize(
-    "eval_options, options, match",
+    "eval_options, words, match",
     [
         ({"begin_ckpt": 3, "end_ckpt": 9}, {}, r"there: 1 \(step 8\), 2 \(step 12\)"),
         ({"enable_loss": False}, {}, "nothing to evaluate"),
         ({"bpd_dataset": "dev", "enable_bpd": True}, {}, "bpd_dataset='dev'"),
         ({"batch_size": 0}, {}, "batch_size=0"),
         ({}, {"eval_images": 0}, "--eval_images=0"),
-        ({"enable_sampling": True}, {"metrics": "fid,fvd"}, r"\['fvd'\] are not known"),
+        ({"enable_sampling": True}, {"metrics": ("fid", "fvd")}, r"\['fvd'\] are not known"),
         ({"enable_sampling": True}, {"ref": "missing.npz"}, "missing.npz"),
         ({"enable_sampling": True, "num_samples": 1}, {}, "num_samples=1 at least 2"),
         ({"enable_sampling": True}, {"extractor": "patches"}, "takes 3 channels"),
     ],
 )
-def test_what_cannot_be_done_is_refused_first(training, eval_options, options, match):
+def test_what_cannot_be_done_is_refused_first(training, eval_options, words, match):
     with pytest.raises(PdsError, match=match):
-        evaluate(training, config(**eval_options), eval_folder="refused", **options)
+        evaluate(training, config(**eval_options), eval_folder="refused", **words)
     assert not (training / "refused").exists()
 
 

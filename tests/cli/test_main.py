@@ -1,5 +1,7 @@
 """The command line itself, as a user types it."""
 
+import dataclasses
+import math
 import pathlib
 import subprocess
 import sys
@@ -7,29 +9,47 @@ import sys
 import pytest
 from absl import flags as absl_flags
 
-from pds_jax.cli import flags, main
+from pds_jax.cli import flags, main, parse
+from pds_jax.cli.help import help_text
+from pds_jax.cli.options import RunOptions, SamplerOptions
+from pds_jax.types import PdsError
 
 ROOT = pathlib.Path(__file__).parents[2]
 HELP = pathlib.Path(__file__).parents[1] / "golden" / "help.txt"
 CONFIG = {"sampling", "pds", "eval", "training", "data", "model"}
+SAMPLE = ("--mode=sample", "--workdir=runs/x")
 
 
 def pds_jax(*words):
     return subprocess.run([sys.executable, "-m", "pds_jax.main", *words], capture_output=True, text=True, timeout=120)
 
 
+def options(*words):
+    values = absl_flags.FlagValues()
+    flags.define(values)
+    overrides = parse.read(["pds_jax", *words], values)
+    return parse.run_options(values, overrides)
+
+
 def test_help_is_the_recorded_text():
     """After a change of flags: ``pds_jax --help > tests/golden/help.txt``, and read it."""
-    assert flags.help_text() == HELP.read_text()
+    assert help_text() == HELP.read_text()
 
 
 def test_help_lists_every_flag_with_an_explanation_within_the_width():
-    text = flags.help_text()
+    text = help_text()
     for flag in flags.table():
-        assert f"--{flag.name}=" in text or f"--[no]{flag.name}\n" in text
+        assert f"--{flag.name}=" in text or f"--[no]{flag.name}\n" in text or f"--[no]{flag.name} " in text
         assert flag.help.endswith("."), f"--{flag.name}: the help is a sentence"
         assert flag.default is not None or flag.field or flag.otherwise or "Required" in flag.help, flag.name
     assert max(map(len, text.splitlines())) <= 115
+
+
+@pytest.mark.parametrize("mode", flags.MODES)
+def test_help_of_a_task_has_its_flags_and_no_other(mode):
+    lines = help_text(mode).splitlines()
+    shown = {line.split("=")[0].removeprefix("  --").removeprefix("[no]") for line in lines if line.startswith("  --")}
+    assert shown == {flag.name for flag in flags.table() if mode in flag.modes}
 
 
 def test_flags_have_one_name_and_set_fields_of_known_sections():
@@ -38,26 +58,38 @@ def test_flags_have_one_name_and_set_fields_of_known_sections():
     assert {flag.field.split(".")[0] for flag in flags.table() if flag.field} <= CONFIG
 
 
-def test_flags_given_become_overrides_and_the_rest_options():
-    values = absl_flags.FlagValues()
-    for flag in flags.table():
-        kind = absl_flags.DEFINE_float if flag.kind is float else absl_flags.DEFINE_string
-        kind(flag.name, flag.default if flag.kind is not bool else None, flag.help, flag_values=values)
-    values(["pds_jax", "--alpha=5", "--radius=3.2", "--checkpoint=photos"])
-    assert flags.overrides(values) == {"pds.alpha": "5", "pds.r": 3.2}
-    assert flags.options(values)["checkpoint"] == "photos" and flags.options(values)["seeds"] == "0-15"
-    fields = {flag.name: flag.field for flag in flags.table()}
-    assert [fields[name] for name in ("grid", "method", "variant", "prior", "predictor", "solenoidal")] == [
-        "sampling.grid", "sampling.method", "sampling.variant", "sampling.prior", "sampling.predictor",
-        "pds.solenoidal",
-    ]  # fmt: skip
-    assert not {"mode", "workdir", "config", "alpha"} & set(flags.options(values))
+def test_every_flag_is_an_option_and_every_option_a_flag():
+    of_the_process = {"cache_dir", "coordinator", "num_processes", "process_id"}
+    fields = {field.name for kind in (RunOptions, SamplerOptions) for field in dataclasses.fields(kind)}
+    known = {flag.option for flag in flags.table() if flag.kind != "override"} - of_the_process
+    assert known == fields - {"sampler", "overrides"}
+
+
+def test_flags_become_typed_options():
+    found = options(
+        *SAMPLE, "--alpha=5", "--radius=3.2", "--nfe=40", "--checkpoint=photos", "--seeds=3,7-8", "--shard=1/4",
+        "--max_batch=auto",
+    )  # fmt: skip
+    assert found.sampler == SamplerOptions(alpha=5.0, r=3.2, nfe=40)
+    assert (found.mode, found.workdir, found.checkpoint) == ("sample", pathlib.Path("runs/x"), "photos")
+    assert (found.seeds, found.shard, found.max_batch, found.precision) == ((3, 7, 8), (1, 4), None, "float32")
+    assert options(*SAMPLE, "--alpha=inf").sampler.alpha == math.inf
+    assert options(*SAMPLE, "--alpha=tune", "--seeds", "0-1").sampler.alpha == "tune"
+    assert options(*SAMPLE) == RunOptions("sample", pathlib.Path("runs/x"))
+    found = options("--mode=class_conditional", "--workdir=x", "--labels=3,1", "--guidance=0")
+    assert found.labels == (3, 1) and found.guidance == 0
+    assert options("--mode=eval", "--workdir=x", "--metrics=fid,kid").metrics == ("fid", "kid")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.labels = None
 
 
 def test_help_is_printed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pds_jax", "--help"])
     main.run()
-    assert capsys.readouterr().out == flags.help_text()
+    assert capsys.readouterr().out == help_text()
+    monkeypatch.setattr(sys, "argv", ["pds_jax", "--mode=deblur", "--help"])
+    main.run()
+    assert capsys.readouterr().out == help_text("deblur")
 
 
 @pytest.mark.parametrize(
@@ -65,14 +97,21 @@ def test_help_is_printed(monkeypatch, capsys):
     [
         (["--config=configs/nope.py"], "configs/nope.py: there is no such file"),
         (["--config=configs/photos.py:speed_up=fast"], "speed_up=fast: not a float"),
-        (["--config=configs/photos.py", "--config.sampling.nosuch=1"], "nosuch"),
-        (["--config.sampling.snr=0.1"], "beside --config=FILE.py"),
         (["--snr=x"], "--snr=x"),
-        (["--sed=1"], "Unknown command line flag 'sed'"),
+        (["--sed=1"], "Unknown command line flag 'sed'; did you mean --seeds?"),
+        (["--corector=none"], "did you mean --corrector?"),
+        (["--nosuchthing"], "Unknown command line flag 'nosuchthing'"),
         (["--mode=fly", "--workdir=x"], "sample|train"),
         (["photos"], "unexpected words ['photos']"),
         ([], "type --mode=sample|train"),
         (["--mode=sample"], "type --workdir=FOLDER, for example"),
+        ([*SAMPLE, "--alpha=5", "--alpha=3"], "--alpha is given twice"),
+        ([*SAMPLE, "--config.sampling.snr"], "--config.sampling.snr: write --config.section.field=value"),
+        ([*SAMPLE, "--grid=edn"], "--grid=edn: use one of uniform|edm"),
+        ([*SAMPLE, "--mask=m.png"], "--mask is not used by --mode=sample (it is for inpaint)"),
+        ([*SAMPLE, "--metrics=fid"], "--metrics is not used by --mode=sample"),
+        (["--mode=train", "--workdir=x", "--seeds=0-3"], "--seeds is not used by --mode=train"),
+        (["--mode=eval", "--workdir=x", "--shard=0/2"], "--shard is not used by --mode=eval"),
     ],
 )
 def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeypatch):
@@ -85,6 +124,55 @@ def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeyp
         main.parse(["pds_jax", *words], values)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and wanted in said and "Traceback" not in said and len(said.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    "word, wanted",
+    [
+        ("--seeds=3-1", "--seeds='3-1': the range '3-1' runs backwards"),
+        ("--seeds=1,1", "--seeds='1,1': seed 1 is given twice"),
+        ("--alpha=strong", "--alpha=strong: use a number above 1"),
+        ("--alpha=1", "above 1"),
+        *((f"--max_batch={text}", f"--max_batch={text}: ") for text in ("0", "-1", "many", "1.5")),
+        ("--shard=3/2", "--shard='3/2'"),
+        ("--plugin=nowhere.py", "--plugin=nowhere.py: No such file"),
+    ],
+)
+def test_a_value_that_cannot_be_used_names_its_flag(word, wanted):
+    with pytest.raises(PdsError) as refusal:
+        options(*SAMPLE, word)
+    assert wanted in str(refusal.value)
+    with pytest.raises(PdsError, match="--labels='a': 'a' is neither a label"):
+        options("--mode=class_conditional", "--workdir=x", "--labels=a")
+
+
+@pytest.mark.parametrize(
+    "override, wanted",
+    [
+        ("sampling.nosuch=1", "no such field"),
+        ("sampling.srn=0.1", "did you mean --config.sampling.snr?"),
+        ("samplng.snr=0.1", "did you mean --config.sampling.snr?"),
+        ("sampling=0.1", "no such field"),
+        ("eval.num_samples=many", "--config.eval.num_samples=many: use a value of type int"),
+        ("eval.num_samples=1.5", "use a value of type int"),
+        ("eval.enable_bpd=maybe", "use a value of type bool"),
+        ("model.ch_mult=1", "use a value of type list, as"),
+    ],
+)
+def test_a_field_that_cannot_be_set_is_named(override, wanted):
+    found = options(*SAMPLE, "--checkpoint=photos", f"--config.{override}")
+    with pytest.raises(PdsError) as refusal:
+        found.configuration()
+    assert wanted in str(refusal.value)
+
+
+def test_fields_are_set_with_and_without_a_file(tmp_path):
+    words = ("--config.sampling.snr=0.1", "--config.model.ch_mult=(1, 2)", "--config.eval.enable_bpd", "true")
+    for more in ((), (f"--config={ROOT}/configs/photos.py",)):
+        config = options(*SAMPLE, "--checkpoint=photos", *words, *more).configuration()
+        assert config.sampling.snr == 0.1 and tuple(config.model.ch_mult) == (1, 2) and config.eval.enable_bpd is True
+    with pytest.raises(PdsError, match="holds no configuration to change; add --config=FILE.py"):
+        options("--mode=sample", f"--workdir={tmp_path}", words[0]).configuration()
 
 
 def test_a_checkpoint_that_is_not_there_is_one_clear_line(tmp_path):

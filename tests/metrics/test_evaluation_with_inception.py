@@ -6,6 +6,7 @@ import pytest
 
 from pds_jax import checkpoints, statistics
 from pds_jax.cli import evaluate as evaluation_job
+from pds_jax.cli.options import RunOptions, SamplerOptions
 from pds_jax.io.images import save_png
 from pds_jax.metrics.extractors import get_extractor
 from pds_jax.metrics.frechet import frechet_distance_from_features
@@ -13,8 +14,6 @@ from pds_jax.metrics.image_sets import open_images
 from pds_jax.models import init_model
 from pds_jax.types import PdsError
 from tests import tiny
-
-OPTIONS = {"raw_weights": False, "batch_size": None, "eval_folder": None, "precision": "float32"}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +33,9 @@ def model(tmp_path_factory):
 
 
 def evaluate(model, workdir, **options):
-    words = {**OPTIONS, "checkpoint": str(model / "model"), **options}
-    few = {"sampling.speed_up": 250.0, "sampling.corrector": "none"}
-    return evaluation_job.evaluate(None, str(workdir), few, words)
+    few = SamplerOptions(speed_up=250.0, corrector="none")
+    checkpoint = str(model / "model")
+    return evaluation_job.evaluate(RunOptions("eval", workdir, checkpoint=checkpoint, sampler=few, **options))
 
 
 def test_too_few_samples_for_an_fid_need_the_flag(model, tmp_path, weights_file):

@@ -1,0 +1,127 @@
+"""Images of many seeds, batch after batch, each of a size that fits into memory."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from pds_jax import parallel, sampling
+from pds_jax.io.images import to_uint8_on_device
+from pds_jax.io.progress import Bar
+from pds_jax.types import PdsError, ScoreFn
+
+MAX_BATCH = 64
+
+Saver = Callable[[Sequence[int], np.ndarray], None]
+# Seeds -> (condition of the sampler or None, score function), for those images.
+Given = Callable[[Sequence[int]], tuple[Any, ScoreFn]]
+OnCost = Callable[[int, int, parallel.Cost], None]  # (images at once, batches still to make, what one costs)
+
+
+@dataclasses.dataclass
+class Batches:
+    """The batches of a run; call it with the seeds still to do. See ``assembly.draw`` and ``parallel.sample``.
+
+    Attributes:
+      steps: of the sampler; 0 if it decides as it goes.
+      size: images at once.
+      compile_seconds: spent on compiling.
+      aside_seconds: spent on compiling and on measuring the cost.
+    """
+
+    sampler: Any
+    steps: int
+    given: Given
+    size: int
+    adapt: bool
+    on_cost: OnCost | None
+    finish: parallel.Finish | None
+    bar: Bar
+    trajectory_every: int = 0
+    compile_seconds: float = 0.0
+    aside_seconds: float = 0.0
+    _warm: int = 0
+
+    def __call__(self, todo: Sequence[int]) -> tuple[list[int], sampling.Run]:
+        """Make the next batch of the seeds to do; which seeds, and the run."""
+        offset = self.bar.done
+        while True:
+            batch = list(todo[: self.size])
+            filled = batch + [batch[-1]] * (self.size - len(batch))  # one program serves the last batch too
+            keys = sampling.image_keys(filled)
+            try:
+                condition, score_fn = self.given(filled)
+                if self._warm != self.size:
+                    self._prepare(keys, score_fn, condition, -(-len(todo) // self.size))
+                return batch, parallel.sample(
+                    self.sampler,
+                    keys,
+                    score_fn,
+                    progress=lambda done, _: self.bar.reach(offset + done),
+                    trajectory_every=self.trajectory_every,
+                    condition=condition,
+                    finish=self.finish,
+                )
+            except parallel.OutOfMemory:
+                if not self.adapt or self.size == 1:
+                    raise
+                self.size //= 2
+                logging.warning("out of memory; going on with %d images at once", self.size)
+
+    def _prepare(self, keys: Any, score_fn: ScoreFn, condition: Any, count: int) -> None:
+        """Compile ahead of the clock, and say what the run will cost."""
+        start = time.perf_counter()
+        parallel.warm_up(self.sampler, keys, score_fn, condition)
+        compiling = time.perf_counter() - start
+        self.compile_seconds += compiling
+        if self.on_cost is not None:
+            cost = parallel.cost(self.sampler, keys, score_fn, condition)
+            self.on_cost(self.size, count, dataclasses.replace(cost, compile_seconds=compiling))
+        self.aside_seconds += time.perf_counter() - start
+        self._warm = self.size
+        self.bar.start(self.bar.done + max(self.steps, 1) * count)
+
+
+class Saving:
+    """Fetches and saves one batch of bytes in another thread, while the devices make the next."""
+
+    def __init__(self, save: Saver | None):
+        """``save`` is called with seeds and images (n, H, W, C) uint8; without it nothing may be added."""
+        self._save = save
+        self._pool = concurrent.futures.ThreadPoolExecutor(1)
+        self._last: concurrent.futures.Future[None] | None = None
+
+    def add(self, images: parallel.Later, batch: Sequence[int]) -> None:
+        """Save a batch made with :func:`bytes_of` as its finish; waits for the one before, and raises what that did."""
+        if self._last is not None:
+            self._last.result()
+        self._last = self._pool.submit(self._fetch_and_save, images, batch)
+
+    def _fetch_and_save(self, images: parallel.Later, batch: Sequence[int]) -> None:
+        assert self._save is not None
+        pixels, finite = (part[: len(batch)] for part in images.fetch())
+        if not finite.all():
+            seed = batch[int(np.argmin(finite))]
+            raise PdsError(f"the image of seed {seed} holds NaN or infinity and cannot be written")
+        self._save(batch, pixels)
+
+    def __enter__(self) -> Saving:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None and self._last is not None:
+            self._last.result()
+
+
+@functools.cache
+def bytes_of(unscale: Callable[[Any], Any]) -> parallel.Finish:
+    """Images in the model's range to bytes, and whether they are finite."""
+    return lambda x: to_uint8_on_device(unscale(x))

@@ -1,0 +1,152 @@
+"""A command line to :class:`RunOptions`; every mistake in it is a PdsError that names the flag."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from absl import flags as absl_flags
+
+from pds_jax.cli import flags
+from pds_jax.cli.help import EXAMPLE
+from pds_jax.cli.options import RunOptions, SamplerOptions, from_flags
+from pds_jax.types import PdsError
+
+# Flags of the process, which the start of the program uses up.
+_OF_THE_PROCESS = ("cache_dir", "coordinator", "num_processes", "process_id")
+_OVERRIDE = re.compile(r"--?config\.([^=]+)(=(.*))?$", re.DOTALL)
+_FLAG = re.compile(r"--?([A-Za-z_][\w.]*)(=.*)?$", re.DOTALL)
+
+
+def read(words: Sequence[str], values: absl_flags.FlagValues) -> list[tuple[str, str]]:
+    """Read the flags into absl's registry, in which they are defined.
+
+    Args:
+      words: the command line, program first.
+      values: the registry.
+
+    Returns:
+      (section.field, text) of each ``--config.section.field=text``.
+
+    Raises:
+      PdsError: an unknown flag (the nearest is named), one given twice or that the mode does not use, a value of
+        another kind, a missing file, or no --mode or --workdir.
+    """
+    words, overrides = _without_overrides(with_installed_configs(words))
+    missing = _missing_config(words)
+    if missing:
+        raise PdsError(f"--config={missing}: there is no such file, here or beside the installed package")
+    _check_names(words, values)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            rest = values(words)
+    except absl_flags.Error as error:
+        # A configuration's own error comes with its traceback; the last line says it.
+        raise PdsError([line.strip() for line in str(error).splitlines() if line.strip()][-1]) from error
+    if len(rest) > 1:
+        raise PdsError(f"unexpected words {rest[1:]}; every option starts with --")
+    for flag in flags.table():
+        if isinstance(flag.kind, tuple) and values[flag.name].value not in (None, *flag.kind):
+            raise PdsError(f"--{flag.name}={values[flag.name].value}: use one of {'|'.join(flag.kind)}")
+    for name, value in (("mode", "|".join(flags.MODES)), ("workdir", "FOLDER")):
+        if values[name].value is None:
+            raise PdsError(f"--{name} is missing: type --{name}={value}, for example\n  {EXAMPLE}")
+    _check_used(_given(values), str(values["mode"].value))
+    return overrides
+
+
+def run_options(values: absl_flags.FlagValues, overrides: Sequence[tuple[str, str]] = ()) -> RunOptions:
+    """What the flags that were read ask for; loads plugins.
+
+    Raises:
+      PdsError: a value that cannot be used; the message names the flag.
+    """
+    fields = {flag.name: flag.option for flag in flags.table() if hasattr(SamplerOptions, flag.option)}
+    words = {name: value for name, value in _given(values).items() if name not in _OF_THE_PROCESS}
+    return from_flags(words | {"overrides": tuple(overrides)}, fields)
+
+
+def _given(values: absl_flags.FlagValues) -> dict[str, Any]:
+    """Flags on the command line and their values."""
+    known = (flag.name for flag in flags.table() if flag.name in values)
+    return {name: values[name].value for name in known if values[name].value is not None}
+
+
+def _check_names(words: Sequence[str], values: absl_flags.FlagValues) -> None:
+    """Refuse what is no flag, and a flag that stands twice."""
+    seen: set[str] = set()
+    for word in words[1:]:
+        match = _FLAG.match(word)
+        if match is None:
+            continue
+        name = match[1] if match[1] in values else (match[1].removeprefix("no"))
+        if name in seen:
+            raise PdsError(f"--{name} is given twice; leave one of the two out")
+        if name in values:
+            seen.add(name)
+        else:
+            near = difflib.get_close_matches(name, [flag.name for flag in flags.table()], 1, 0.5)
+            hint = f"; did you mean --{near[0]}?" if near else ""
+            raise PdsError(f"Unknown command line flag '{match[1]}'{hint}")
+
+
+def _check_used(given: dict[str, Any], mode: str) -> None:
+    """Refuse flags that a mode does not use."""
+    for flag in flags.table():
+        if flag.name in given and mode not in flag.modes:
+            users = ", ".join(flag.modes)
+            raise PdsError(f"--{flag.name} is not used by --mode={mode} (it is for {users}); leave it out")
+
+
+def _without_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The command line without ``--config.section.field=value``, and what these say."""
+    kept: list[str] = []
+    found: list[tuple[str, str]] = []
+    rest = iter(words)
+    for word in rest:
+        match = _OVERRIDE.match(word)
+        if match is None:
+            kept.append(word)
+            continue
+        path, text = match[1], match[3] if match[2] else next(rest, None)
+        if text is None:
+            raise PdsError(f"--config.{path}: write --config.section.field=value")
+        if path in dict(found):
+            raise PdsError(f"--config.{path} is given twice; leave one of the two out")
+        found.append((path, text))
+    return kept, found
+
+
+def with_installed_configs(words: Sequence[str]) -> list[str]:
+    """The command line with ``configs/...`` found beside the installed package where it is not below this folder."""
+    return [head + (_installed(path) if config else path) for head, path, config in _split(words)]
+
+
+def _missing_config(words: Sequence[str]) -> str | None:
+    """The configuration that a command line names but that is not there."""
+    named = [path for _, path, config in _split(words) if config]
+    return next((path for path in named if not os.path.exists(path.partition(":")[0])), None)
+
+
+def _split(words: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """Words as (head with its =, value, whether the value is that of --config)."""
+    for before, word in zip(["", *words], words, strict=False):
+        head, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
+        follows = not head and before.startswith("-") and before.lstrip("-") == "config"
+        yield head + equals, path, (head.lstrip("-") == "config" and bool(equals)) or follows
+
+
+def _installed(path: str) -> str:
+    name, colon, argument = path.partition(":")
+    root = importlib.util.find_spec("configs")
+    if os.path.exists(name) or not name.startswith("configs/") or root is None or root.origin is None:
+        return path
+    place = pathlib.Path(root.origin).parent.parent / name
+    return f"{place}{colon}{argument}" if place.exists() else path

@@ -1,0 +1,88 @@
+"""The M that a configuration describes: section ``pds``, and what its fields exclude.
+
+M comes from the data's statistics and a strength α, from the masks of the released PDS code and α, or from a radius and
+a gain, without data and without α.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pds_jax import preconditioner
+from pds_jax.alpha import alpha_auto, parse_alpha
+from pds_jax.preconditioner import Preconditioner
+from pds_jax.predictors import get_predictor
+from pds_jax.sde_lib import SDE
+from pds_jax.types import PdsError
+
+_ALPHA_OF_THE_PAPERS = 5.0
+
+
+def get_strength(config: Any, sde: SDE, steps: int, statistics: Any) -> float | str:
+    """α of a configuration with "auto" resolved for N = `steps`; infinity for no PDS, or "tune".
+
+    Raises:
+      PdsError: not a number above 1, or there is no α to choose.
+    """
+    pds, options = config.pds, config.sampling
+    value = parse_alpha(pds.alpha)
+    if isinstance(value, str):
+        _check_chosen(config, value)
+    if value == "auto":
+        corrector = options.corrector != "none"
+        n_steps, centered = options.n_steps_each, config.data.centered
+        return float(alpha_auto(sde, steps, corrector, options.snr, n_steps, statistics, centered))
+    if value == math.inf and (pds.freq_mask_path or pds.space_mask_path):
+        return _ALPHA_OF_THE_PAPERS
+    return value
+
+
+def _check_chosen(config: Any, how: str) -> None:
+    """Refuse alpha=auto and alpha=tune where there is no alpha to choose."""
+    options = config.sampling
+    traits = get_predictor(options.predictor)
+    if options.method == "ode" or not traits.uses_M:
+        solver = "method 'ode'" if options.method == "ode" else f"predictor {options.predictor!r}"
+        raise PdsError(f"alpha={how}: {solver} has no noise for M to act on; use alpha=inf, or sde_dpmpp_2m")
+    if config.pds.r:
+        raise PdsError(f"alpha={how}: the two-number filter (radius, lam) has no alpha; leave one of the two out")
+    if how == "auto" and traits.any_grid and options.predictor != "none":
+        raise PdsError(
+            f"alpha=auto removes the lag of predictor reverse_diffusion, which {options.predictor!r} does not have; "
+            "use alpha=tune"
+        )
+
+
+def get_preconditioner(config: Any, shape: tuple[int, int, int], alpha: float, statistics: Any) -> Preconditioner:
+    """M of a configuration for images of a shape (H, W, C), its solenoidal term included.
+
+    Raises:
+      PdsError: fields that exclude each other, filters of another shape, or statistics needed and missing.
+    """
+    m, strength = _filters(config, shape, alpha, statistics), float(config.pds.get("solenoidal", 0.0))
+    return preconditioner.with_solenoidal(m, strength, shape) if strength else m
+
+
+def _filters(config: Any, shape: tuple[int, int, int], alpha: float, statistics: Any) -> Preconditioner:
+    pds = config.pds
+    masks = pds.freq_mask_path or pds.space_mask_path
+    if pds.r and masks:
+        raise PdsError("choose either masks from files or the two-number filter (radius, lam), not both")
+    if pds.r:
+        if not math.isinf(alpha):
+            raise PdsError(f"alpha={alpha:g}: the two-number filter (radius, lam) has no alpha; leave one of them out")
+        return preconditioner.from_radius(shape, pds.r, pds.lam)
+    if masks:
+        m = preconditioner.from_masks(pds.freq_mask_path or None, pds.space_mask_path or None, alpha)
+    elif math.isinf(alpha):
+        return preconditioner.identity()
+    elif statistics is None:
+        raise PdsError(
+            f"alpha={alpha:g} needs the data's statistics: pass --statistics=FILE.npz (make one with "
+            "scripts/make_statistics.py), --freq_mask_path, or the two-number filter --radius and --lam"
+        )
+    else:
+        m = preconditioner.from_statistics(statistics, alpha, pds.filters, pds.recipe)
+    m.check_shape(shape)
+    return m
