@@ -1,0 +1,61 @@
+"""Plans: what is asked for is what runs, or is refused."""
+
+import pytest
+
+from pds_jax import assembly
+from pds_jax.types import PdsError
+
+FEW = {"predictor": "reverse_diffusion", "corrector": "none"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return assembly.load("digits")
+
+
+@pytest.mark.parametrize(
+    "nfe, predictor, corrector, n_steps, expected",
+    [
+        (19, "heun", "none", 1, 10),
+        (20, "heun", "none", 1, 10),
+        (40, "reverse_diffusion", "langevin", 1, 20),
+        (41, "reverse_diffusion", "langevin", 2, 13),
+        (40, "ddim", "none", 5, 40),
+        (40, "none", "ald", 5, 8),
+    ],
+)
+def test_iterations_are_the_most_that_the_evaluations_pay_for(nfe, predictor, corrector, n_steps, expected):
+    assert assembly.iterations(nfe, predictor, corrector, n_steps) == expected
+
+
+@pytest.mark.parametrize("nfe", [19, 20, 21])
+def test_a_plan_of_heun_has_the_evaluations_asked_for_or_one_fewer(digits, nfe):
+    plan = assembly.plan(digits, nfe=nfe, predictor="heun", corrector="none", grid="edm")
+    assert plan.nfe == nfe - (nfe % 2 == 0) and plan.nfe == int(plan.sampler.nfe)
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"nfe": 40, "speed_up": 20}, "nfe=40 and speed_up=20 both"),
+        ({"nfe": 1}, "nfe=1 makes N=1 iterations"),
+        ({"nfe": 100_000}, "at most the model's num_scales"),
+        ({"nfe": 40, "method": "ode"}, "nfe: method 'ode' chooses its steps"),
+        ({"speed_up": 20.0, "method": "ode"}, "speed_up: method 'ode' chooses its steps"),
+        ({"nfe": 40, "predictr": "ddim"}, "unknown sampling option 'predictr'.*did you mean predictor"),
+        ({"nfe": 40, "alpha": 5.0, "r": 2.0, "lam": 1.2}, "has no alpha"),
+        ({"nfe": 40, "alpha": float("inf"), "r": 2.0, "lam": 1.2}, "has no alpha"),
+        ({"nfe": 40, "alpha": "five"}, "alpha=five: use a number above 1"),
+    ],
+)
+def test_options_that_exclude_each_other_or_do_not_exist_are_refused(digits, options, match):
+    with pytest.raises(PdsError, match=match):
+        assembly.plan(digits, **{**FEW, **options})
+
+
+def test_steps_are_reported_in_order_up_to_all_of_them_over_batches(digits):
+    seen = []
+    plan = assembly.plan(digits, nfe=30, **FEW)
+    drawn = assembly.draw(digits, plan, range(3), batch_size=2, on_step=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (60, 60) and [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert drawn.pixels.dtype == "uint8" and drawn.pixels.shape == (3, 8, 8, 1)
