@@ -175,8 +175,8 @@ class Trainer:
             return
         if not parallel.is_first_process():
             return
-        scale = images.visible_scale(drawn.shape[1])
-        images.save_png(self.workdir / "samples" / f"step_{step:07d}.png", images.grid(images.enlarge(drawn, scale)))
+        shown, scale = images.visible(drawn), images.visible_scale(drawn.shape[1])
+        images.save_png(self.workdir / "samples" / f"step_{step:07d}.png", images.grid(images.enlarge(shown, scale)))
 
     def samples(self, params: Any, count: int = 64, steps: int = 50) -> np.ndarray:
         """Draw images to look at, by DPM-Solver++(2M), which needs few evaluations.

@@ -165,6 +165,7 @@ def from_path(
       PdsError: nothing there, a broken file, or files of different sizes or channels (two are named).
     """
     found = image_files.open_images(path, size=size, channels=channels, convert=convert, value_range=value_range)
+    image_files.log(found)
     small = isinstance(found, image_files.FileImages) and len(found) * math.prod(found.shape) <= _KEPT_BYTES
     return PathSource(found, np.concatenate(list(image_files.batches(found))) if small else None)
 

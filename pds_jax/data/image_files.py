@@ -87,7 +87,14 @@ def read_images(
       PdsError: as :func:`open_images`, at once; a file damaged behind its header, when it is reached.
     """
     found = open_images(path, size=size, channels=channels, convert=convert, value_range=value_range)
+    log(found)
     return batches(found, batch_size)
+
+
+def log(images: FileImages | ArrayImages) -> None:
+    """Log in one line what was passed over, if anything was."""
+    if "passed over" in images.summary():
+        logging.warning("%s", images.summary())
 
 
 def batches(images: FileImages | ArrayImages, batch_size: int = 64) -> Iterator[np.ndarray]:
@@ -235,13 +242,11 @@ class FileImages:
 
     @classmethod
     def open(cls, path: pathlib.Path, rule: Rule, value_range: tuple[float, float] | None = None) -> FileImages:
-        """List the files and check every header; what is passed over is logged in one line."""
+        """List the files and check every header."""
         place = places.open_place(path)
         listing = place.listing
         if not listing.names:
             raise PdsError(f"{path} holds no image files; {listing.summary() or 'it is empty'}")
-        if listing.summary():
-            logging.warning("%s: %d images; %s", path, len(listing.names), listing.summary())
         first, shape = listing.names[0], (0, 0, 0)
         for name in _with_progress(listing.names, str(path)):
             other = _inspect(place, name, rule, value_range)

@@ -217,6 +217,9 @@ def _shape(where: str, image: Image.Image, data: bytes, rule: Rule) -> tuple[int
     if rule.size is not None:
         return (*rule.size, channels)
     turned = _orientation(image) in (5, 6, 7, 8)
+    if image.format == "TIFF":  # whose size newer versions of Pillow give upright
+        tags: Any = image.tag_v2  # type: ignore[attr-defined]
+        turned &= (width, height) == (tags.get(256), tags.get(257))
     return (width, height, channels) if turned else (height, width, channels)
 
 

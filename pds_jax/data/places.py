@@ -202,9 +202,10 @@ def open_place(path: str | os.PathLike[str]) -> Place:
     if place.suffix.lower() in suffixes():
         return FilePlace(place)
     with _archive_errors(place):
-        if zipfile.is_zipfile(place):
-            return ZipPlace(place)
-        return TarPlace(place)
+        with open(place, "rb") as file:
+            start = file.read(4)
+        # By its beginning: a .tar with a .zip inside also ends like a .zip.
+        return ZipPlace(place) if start in (b"PK\x03\x04", b"PK\x05\x06") else TarPlace(place)
 
 
 @contextlib.contextmanager

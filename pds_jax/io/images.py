@@ -1,19 +1,22 @@
-"""Images on disk: the one uint8 rule, PNG by seed, grids and strips."""
+"""Images on disk: the one uint8 rule, one file a seed, grids and strips."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import math
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from pds_jax.io.files import atomic_write
+from pds_jax.io.npy import read_npy
 from pds_jax.types import Array, PdsError
 
 
@@ -118,9 +121,71 @@ def save_gif(
     atomic_write(path, lambda file: file.write(data))
 
 
-def seed_path(folder: str | os.PathLike[str], seed: int) -> pathlib.Path:
+def seed_path(folder: str | os.PathLike[str], seed: int, suffix: str = ".png") -> pathlib.Path:
     """Where the image of a seed lives: ``folder/000/000042.png``, at most 1000 files to a folder."""
-    return pathlib.Path(folder) / f"{seed // 1000:03d}" / f"{seed:06d}.png"
+    return pathlib.Path(folder) / f"{seed // 1000:03d}" / f"{seed:06d}{suffix}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFormat:
+    """How the images of a run are written, decided before they are made: PNG where it can hold them, else .npy.
+
+    Attributes:
+      suffix: ".png" or ".npy", one file an image.
+      value_range: (lo, hi) of float32 files; None for uint8.
+    """
+
+    suffix: str = ".png"
+    value_range: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, shape: Sequence[int], value_range: tuple[float, float] | None = None) -> ImageFormat:
+        """The format for images (H, W, C) of a data set with a declared range, or none."""
+        png = shape[-1] in (1, 3) and value_range is None
+        return cls(".png" if png else ".npy", value_range)
+
+    def describe(self) -> dict[str, Any]:
+        """For a manifest."""
+        facts: dict[str, Any] = {"suffix": self.suffix, "dtype": "float32" if self.value_range else "uint8"}
+        return facts | ({"range": list(self.value_range)} if self.value_range else {})
+
+    def size(self, shape: Sequence[int]) -> int:
+        """Bytes of one image (H, W, C), at most."""
+        return math.prod(shape) * (4 if self.value_range else 1) + 1024
+
+    def save(self, folder: str | os.PathLike[str], seed: int, image: np.ndarray) -> str:
+        """Write the image (H, W, C) of a seed, atomically; returns the file's SHA-256."""
+        path = seed_path(folder, seed, self.suffix)
+        if self.suffix == ".png":
+            return save_png(path, image)
+        buffer = io.BytesIO()
+        np.save(buffer, np.asarray(image, np.float32) if self.value_range else to_uint8(image))
+        atomic_write(path, lambda file: file.write(buffer.getvalue()))
+        return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+    def load(self, folder: str | os.PathLike[str], seed: int) -> np.ndarray:
+        """Read what :meth:`save` wrote, (H, W, C) uint8, or float32 in the range."""
+        path = seed_path(folder, seed, self.suffix)
+        return load_png(path) if self.suffix == ".png" else read_npy(path)
+
+
+def visible(images: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    """Images as they can be shown: uint8, gray or RGB; of 2, 4 and more channels each in gray, side by side.
+
+    Args:
+      images: (n, H, W, C) uint8, or float in [0, 1] or the range.
+      value_range: (lo, hi) of float images.
+
+    Returns:
+      (n, H, W, 1 or 3), or (n, H, W C, 1).
+    """
+    if value_range is not None and images.dtype != np.uint8:
+        images = (images - value_range[0]) / (value_range[1] - value_range[0])
+    pixels = to_uint8(images)
+    if pixels.shape[-1] in (1, 3):
+        return pixels
+    count, height, width, channels = pixels.shape
+    return pixels.transpose(0, 1, 3, 2).reshape(count, height, channels * width, 1)
 
 
 def enlarge(images: np.ndarray, scale: int) -> np.ndarray:

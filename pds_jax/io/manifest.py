@@ -15,8 +15,10 @@ import math
 import os
 import pathlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from pds_jax.io import files, images
 from pds_jax.types import PdsError
@@ -49,18 +51,27 @@ def plain(value: Any) -> Any:
 class RunFolder:
     """The output folder of one sampling run."""
 
-    def __init__(self, folder: str | os.PathLike[str], identity: dict[str, Any]):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        identity: dict[str, Any],
+        image_format: images.ImageFormat = images.ImageFormat(),  # noqa: B008 (frozen)
+    ):
         """Open or make the folder.
 
         Args:
           folder: where images and manifest go.
           identity: everything that decides the images except the seeds.
+          image_format: how images are written; in the identity where it is not PNG.
 
         Raises:
           PdsError: the folder holds another run, or cannot be written.
         """
         self.folder = pathlib.Path(folder)
-        self.identity = plain(identity)
+        self.format = image_format
+        # A PNG is what every earlier run wrote, and a run goes on in the folder of an earlier one.
+        self.identity = plain(identity | ({} if image_format.suffix == ".png" else {"files": image_format.describe()}))
+        files.check_writable(self.manifest_path)
         # Listed first: a process that starts at the same time writes its manifest before anything else.
         occupied = self.folder.is_dir() and any(not path.name.startswith(".") for path in self.folder.iterdir())
         if self.manifest_path.exists():
@@ -102,7 +113,7 @@ class RunFolder:
             for seed_text, digest in _dictionary(entries).items():
                 if not (seed_text.isascii() and seed_text.isdigit()):
                     continue  # a name is made of a number, so that it cannot lead out of the folder
-                path = images.seed_path(self.folder, int(seed_text))
+                path = images.seed_path(self.folder, int(seed_text), self.format.suffix)
                 if path.is_file() and files.sha256(path) == digest:
                     good[int(seed_text)] = digest
         return good
@@ -112,16 +123,31 @@ class RunFolder:
 
         Args:
           seeds: one seed an image.
-          batch: (B, H, W, C) uint8 or float in [0, 1].
+          batch: (B, H, W, C) uint8, or float32 in the format's range.
         """
         entries = {
-            str(seed): images.save_png(images.seed_path(self.folder, seed), image)
-            for seed, image in zip(seeds, batch, strict=True)
+            str(seed): self.format.save(self.folder, seed, image) for seed, image in zip(seeds, batch, strict=True)
         }
         first, last = min(map(int, entries)), max(map(int, entries))
         # A batch mended later may have the same ends; it must not take the place of the others' checksums.
         mark = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:8]
         files.write_json(self.folder / "shards" / f"{first:07d}-{last:07d}-{mark}.json", entries)
+
+    def load(self, seed: int) -> Any:
+        """The image (H, W, C) of a seed, as it was written."""
+        return self.format.load(self.folder, seed)
+
+    def visible(self, seeds: Iterable[int]) -> Any:
+        """Images of seeds as they can be shown, see ``images.visible``; (n, H, W, 1 or 3) uint8."""
+        return images.visible(np.stack([self.load(seed) for seed in seeds]), self.format.value_range)
+
+    def check_room(self, count: int, shape: Sequence[int]) -> None:
+        """Refuse before any work what the disk cannot hold: ``count`` images of (H, W, C).
+
+        Raises:
+          PdsError: how much is free and how much is needed.
+        """
+        files.check_writable(self.manifest_path, count * self.format.size(shape))
 
     def part(self, share: tuple[int, int]) -> dict[str, Any]:
         """What the (index, count)-th process noted; nothing if it has not."""
@@ -142,7 +168,14 @@ class RunFolder:
         parts = {path.stem: files.read_json(path) for path in sorted((self.folder / "parts").glob("*-of-*.json"))}
         files.write_json(
             self.manifest_path,
-            {"identity": self.identity, "state": "complete", "versions": versions(), **plain(facts), "parts": parts},
+            {
+                "identity": self.identity,
+                "state": "complete",
+                "files": self.format.describe(),
+                "versions": versions(),
+                **plain(facts),
+                "parts": parts,
+            },
         )
 
 

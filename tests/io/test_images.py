@@ -4,7 +4,7 @@ import pytest
 
 from configs import digits
 from pds_jax.data import datasets
-from pds_jax.io import images
+from pds_jax.io import files, images
 from pds_jax.types import PdsError
 
 
@@ -63,3 +63,35 @@ def test_a_broken_png_is_named(tmp_path):
     (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
     with pytest.raises(PdsError, match="b.png"):
         images.load_png(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("shape", "value_range", "suffix", "dtype"),
+    [
+        ((6, 4, 1), None, ".png", np.uint8),
+        ((6, 4, 3), None, ".png", np.uint8),
+        ((6, 4, 2), None, ".npy", np.uint8),
+        ((6, 4, 4), None, ".npy", np.uint8),
+        ((6, 4, 3), (-1.0, 3.0), ".npy", np.float32),
+    ],
+)
+def test_a_format_that_holds_the_images_is_chosen_beforehand(tmp_path, shape, value_range, suffix, dtype):
+    made = images.ImageFormat.of(shape, value_range)
+    image = np.random.default_rng(0).random(shape).astype(np.float32)
+    image = image * 4 - 1 if value_range else images.to_uint8(image)
+    digest = made.save(tmp_path, 1042, image)
+    path = tmp_path / "001" / f"001042{suffix}"
+    assert files.sha256(path) == digest and path.stat().st_size <= made.size(shape) + 1024
+    found = made.load(tmp_path, 1042)
+    np.testing.assert_array_equal(found, image)
+    assert found.dtype == dtype and made.describe().get("range") == (None if value_range is None else [-1.0, 3.0])
+
+
+def test_channels_that_cannot_be_shown_stand_side_by_side():
+    x = np.arange(2 * 3 * 4 * 2, dtype=np.uint8).reshape(2, 3, 4, 2)
+    shown = images.visible(x)
+    assert shown.shape == (2, 3, 8, 1)
+    np.testing.assert_array_equal(shown[..., :4, 0], x[..., 0])
+    np.testing.assert_array_equal(shown[..., 4:, 0], x[..., 1])
+    assert images.visible(x[..., :1]).shape == (2, 3, 4, 1)
+    np.testing.assert_array_equal(images.visible(np.array([[[[-1.0], [3.0]]]]), (-1.0, 3.0)).ravel(), [0, 255])
