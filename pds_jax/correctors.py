@@ -8,6 +8,7 @@ They differ in the step size ε. Sources: Song et al., ICLR 2021, algorithms 4 a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -43,26 +44,21 @@ def langevin(
     *,
     sde: SDE,
     score_fn: ScoreFn,
-    preconditioner: Preconditioner | None = None,
+    preconditioner: Preconditioner = _IDENTITY,
     snr: float | Array,
     mean_fn: Callable[[Array], Array] = own_norm,
 ) -> tuple[Array, Array]:
     """One Langevin step with ε = 2 a_t (snr ‖n‖/‖g‖)², norms taken after M.
 
     Args:
-      x: (B, H, W, C) float32 images.
-      t: (B,) times.
-      z: (B, H, W, C) standard normal noise.
-      sde: SDE, for a_t (1 for VE).
-      score_fn: score function.
-      preconditioner: M, None for the identity.
+      x, t, z, sde, score_fn, preconditioner: see ``predictors.reverse_diffusion``.
       snr: signal-to-noise ratio, () float32.
       mean_fn: what a norm (B,) is replaced by: :func:`own_norm`, :func:`batch_norm`, or its mean over devices too.
 
     Returns:
       x and x_mean.
     """
-    m = preconditioner or _IDENTITY
+    m = preconditioner
     g, n = m.drift(score_fn(x, t)), m.apply(z)
     ratio = snr * mean_fn(norms(n)) / mean_fn(norms(g))
     return _step(x, g, n, 2 * sde.alphas_at(t) * jnp.square(ratio))
@@ -70,17 +66,10 @@ def langevin(
 
 @register_corrector("ald")
 def ald(
-    x: Array,
-    t: Array,
-    z: Array,
-    *,
-    sde: SDE,
-    score_fn: ScoreFn,
-    preconditioner: Preconditioner | None = None,
-    snr: float | Array,
+    x: Array, t: Array, z: Array, *, sde: SDE, score_fn: ScoreFn, preconditioner: Preconditioner = _IDENTITY, snr: Any
 ) -> tuple[Array, Array]:
     """One step of annealed Langevin dynamics, ε = 2 a_t (snr std(t))²; Args and Returns as :func:`langevin`."""
-    m = preconditioner or _IDENTITY
+    m = preconditioner
     epsilon = 2 * sde.alphas_at(t) * jnp.square(snr * sde.std(t))
     return _step(x, m.drift(score_fn(x, t)), m.apply(z), epsilon)
 
@@ -90,7 +79,5 @@ def _step(x: Array, g: Array, n: Array, epsilon: Array) -> tuple[Array, Array]:
     return x_mean + batch_mul(jnp.sqrt(2 * epsilon), n), x_mean
 
 
-@register_corrector("none", draws=0)
-def none(x: Array, t: Array, z: Array | None) -> tuple[Array, Array]:
-    """No corrector: x stays. A sampler has no row for it."""
-    return x, x
+# It has no row in a table: x stays.
+register_corrector("none", draws=0)(lambda x, t, z: (x, x))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -120,3 +123,60 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse a value that is not among the known ones."""
     if value not in known:
         raise PdsError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+
+def odd_half_plane(w: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray:
+    """(H, W // 2 + 1, C) of a real odd multiplier; by default w(k) = sin(2π(k_h / H + k_w / W)).
+
+    Raises:
+      PdsError: w is not odd.
+    """
+    height, width, _ = shape
+    if w is None:
+        w = np.sin(2 * np.pi * (np.arange(height)[:, None] / height + np.arange(width)[None, :] / width))
+    w = np.broadcast_to(w[:, :, None] if w.ndim == 2 else w, shape).astype(np.float64)
+    rest = (w + reflected(w)) / 2
+    if not np.abs(rest).max() <= 1e-6 * max(np.abs(w).max(), 1e-30):
+        raise PdsError(f"solenoidal multiplier w must be odd, w(-k) = -w(k); its even part is {np.abs(rest).max():g}")
+    return (w - rest)[:, : width // 2 + 1]
+
+
+def digest(leaves: dict[str, Array | None]) -> str | None:
+    """SHA-256 of the float32 filters that are there, in the order of their names as given; None without any."""
+    found = hashlib.sha256()
+    for name, leaf in leaves.items():
+        if leaf is not None:
+            found.update(name.encode() + np.ascontiguousarray(np.asarray(leaf, "<f4")).tobytes())
+    return found.hexdigest() if any(leaf is not None for leaf in leaves.values()) else None
+
+
+def filters_of(
+    r_f: np.ndarray | None, r_a: np.ndarray | None, alpha: float | Array, recipe: str
+) -> tuple[Array | None, Array | None, tuple[int, int, int] | None]:
+    """R (H, W // 2 + 1, C), A (H, W, C) and (H, W, C) from raw statistics (H, W, C); all None for M = I.
+
+    Raises:
+      PdsError: a bad alpha or recipe, statistics of two shapes or that no filter can be made of.
+    """
+    check_choice("recipe", recipe, RECIPES)
+    traced = isinstance(alpha, jax.core.Tracer)
+    if not traced:
+        check_alpha(float(alpha))
+    present = r_f if r_f is not None else r_a
+    if present is None or (not traced and math.isinf(float(alpha))):
+        return None, None, None
+    if r_f is not None and r_a is not None and r_f.shape != r_a.shape:
+        raise PdsError(f"the frequency mask is of images {r_f.shape}, the space mask of images {r_a.shape}")
+    height, width, channels = present.shape
+    level = float32(alpha)
+    freq = None if r_f is None else frequency_filter(even(r_f), level, recipe)[:, : width // 2 + 1]
+    space = None if r_a is None else pixel_filter(r_a, level, recipe)
+    return freq, space, (height, width, channels)
+
+
+def largest_gain(freq: Array | None, space: Array | None) -> Array:
+    """Largest eigenvalue of M Mᵀ: of one filter its largest square, of both that of A F⁻¹ R² F A, found on the host."""
+    if freq is not None and space is not None:
+        return float32(largest_eigenvalue(np.asarray(freq, np.float64), np.asarray(space, np.float64)))
+    leaf = space if freq is None else freq
+    return jnp.float32(1) if leaf is None else jnp.max(jnp.square(leaf))

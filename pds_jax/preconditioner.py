@@ -13,79 +13,32 @@ Source: Ma, Zhu, Feng, Zhang, "Preconditioned Score-based Generative Models", IJ
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-from typing import Any, Protocol
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pds_jax import filters as raw
 from pds_jax import ops
-from pds_jax.alpha import alpha_auto
-from pds_jax.filters import (
-    RECIPES,
-    check_alpha,
-    check_choice,
-    even,
-    float32,
-    frequency_filter,
-    largest_eigenvalue,
-    pixel_filter,
-    raw_mask,
-    reflected,
-    squared_frequency,
-)
+from pds_jax.alpha import alpha_auto  # noqa: F401
+from pds_jax.filters import check_choice, float32
 from pds_jax.types import Array, PdsError
-
-__all__ = [
-    "FILTERS",
-    "RECIPES",
-    "Preconditioner",
-    "alpha_auto",
-    "chain",
-    "flat",
-    "from_masks",
-    "from_radius",
-    "from_statistics",
-    "identity",
-    "lambda_max",
-    "with_solenoidal",
-]
 
 FILTERS = ("freq", "space", "both")
 
 
-class _Label:
+class Label(str):
     """Name of a recipe. All labels are equal, so that another recipe with the same filters compiles nothing."""
 
-    def __init__(self, text: str):
-        self.text = text
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Label)
+        return isinstance(other, Label)
 
     def __hash__(self) -> int:
         return 0
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-class StatisticsLike(Protocol):
-    """The part of ``statistics.Statistics`` that filters are made from."""
-
-    @property
-    def r_f(self) -> np.ndarray:
-        """(H, W, C) log(1 + mean |F x|²)."""
-        ...
-
-    @property
-    def r_a(self) -> np.ndarray:
-        """(H, W, C) mean x²."""
-        ...
 
 
 @flax.struct.dataclass
@@ -106,7 +59,7 @@ class Preconditioner:
     skew: Array | None = None
     alpha: Array | None = None
     shape: tuple[int, int, int] | None = flax.struct.field(pytree_node=False, default=None)
-    recipe: Any = flax.struct.field(pytree_node=False, default=_Label("identity"))
+    recipe: Any = flax.struct.field(pytree_node=False, default=Label("identity"))
 
     @property
     def is_identity(self) -> bool:
@@ -114,13 +67,7 @@ class Preconditioner:
         return self.freq is None and self.space is None and self.skew is None
 
     def apply(self, z: Array) -> Array:
-        """M z = F⁻¹[R ⊙ F[A ⊙ z]].
-
-        Args:
-          z: (B, H, W, C) floating point.
-
-        Returns:
-          (B, H, W, C) float32; z itself if M is the identity.
+        """M z = F⁻¹[R ⊙ F[A ⊙ z]] of z (B, H, W, C); float32, but z itself if M is the identity.
 
         Raises:
           PdsError: z is of another shape than the filters.
@@ -133,7 +80,7 @@ class Preconditioner:
         return z if self.freq is None else self._filter(z, self.freq)
 
     def transpose(self, g: Array) -> Array:
-        """Mᵀ g = A ⊙ F⁻¹[R ⊙ F[g]]; arguments, result and errors as in :meth:`apply`."""
+        """Mᵀ g = A ⊙ F⁻¹[R ⊙ F[g]]; otherwise as :meth:`apply`."""
         if self.freq is None and self.space is None:
             return g
         g = self._checked(g)
@@ -142,7 +89,7 @@ class Preconditioner:
         return g if self.space is None else g * self.space[None]
 
     def gram(self, g: Array) -> Array:
-        """M Mᵀ g; arguments, result and errors as in :meth:`apply`."""
+        """M Mᵀ g; otherwise as :meth:`apply`."""
         if self.freq is None and self.space is None:
             return g
         g = self._checked(g)
@@ -155,7 +102,7 @@ class Preconditioner:
         return self._filter(self._filter(g, self.freq) * square, self.freq)
 
     def drift(self, g: Array) -> Array:
-        """(M Mᵀ + S) g: the drift whose noise is M z; arguments, result and errors as in :meth:`apply`.
+        """(M Mᵀ + S) g: the drift whose noise is M z; otherwise as :meth:`apply`.
 
         Langevin dynamics dx = (M Mᵀ + S) s(x) dτ + √2 M dw leaves the density with score s unchanged for any M and
         any skew-symmetric S. Source: Ma et al., IJCV 2025; proof in docs/theory.md.
@@ -169,10 +116,7 @@ class Preconditioner:
         return self.gram(g) + self._filter(g, jax.lax.complex(jnp.zeros_like(self.skew), self.skew))
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuse images of another shape than the filters.
-
-        Args:
-          shape: (H, W, C) of the images.
+        """Refuse images of another shape (H, W, C) than the filters'.
 
         Raises:
           PdsError: names both shapes.
@@ -186,17 +130,13 @@ class Preconditioner:
     def describe(self) -> dict[str, Any]:
         """What M is, for a manifest: recipe, filters, alpha, shape, sha256 of the float32 filters, λ_max."""
         leaves = {"freq": self.freq, "space": self.space, "skew": self.skew}
-        present = {name: np.asarray(leaf, "<f4") for name, leaf in leaves.items() if leaf is not None}
-        digest = hashlib.sha256()
-        for name, array in present.items():
-            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
         alpha = math.inf if self.alpha is None else float(self.alpha)
         return {
             "recipe": str(self.recipe),
-            "filters": sorted(present),
+            "filters": sorted(name for name, leaf in leaves.items() if leaf is not None),
             "alpha": None if math.isnan(alpha) else ("inf" if math.isinf(alpha) else alpha),
             "shape": None if self.shape is None else list(self.shape),
-            "sha256": digest.hexdigest() if present else None,
+            "sha256": raw.digest(leaves),
             "lambda_max": float(lambda_max(self)),
         }
 
@@ -222,10 +162,7 @@ def identity() -> Preconditioner:
 def flat(gain: float) -> Preconditioner:
     """M = c I: noise times c, drift times c², no transform and no data.
 
-    What is left of PDS without the shape of M: the control that its filters are compared with.
-
-    Args:
-      gain: c > 0; 1 gives the identity.
+    PDS without the shape of M: the control that its filters are compared with. c = 1 is the identity.
 
     Raises:
       PdsError: c not positive or not finite.
@@ -234,12 +171,12 @@ def flat(gain: float) -> Preconditioner:
         raise PdsError(f"flat gain c={gain}: use a finite number > 0, for instance 1.15")
     if gain == 1:
         return identity()
-    recipe = _Label(f"flat({gain:g})")
+    recipe = Label(f"flat({gain:g})")
     return Preconditioner(space=jnp.full((1, 1, 1), gain, jnp.float32), alpha=float32(math.nan), recipe=recipe)
 
 
 def from_statistics(
-    stats: StatisticsLike,
+    stats: Any,
     alpha: float | Array,
     filters: str = "freq",
     recipe: str = "ijcv2025",
@@ -253,17 +190,16 @@ def from_statistics(
     Source: Ma et al., IJCV 2025 (arXiv 2302.06504) and ECCV 2022 (arXiv 2207.02196), and their released code.
 
     Args:
-      stats: statistics of images (H, W, C).
+      stats: with r_f = log(1 + mean |F x|²) and r_a = mean x², both (H, W, C): a ``statistics.Statistics``.
       alpha: strength, > 1; the larger the weaker, infinity gives the identity. May be a traced scalar.
       filters: "freq" (R only), "space" (A only) or "both".
       recipe: "ijcv2025" or "eccv2022".
 
-    Returns:
-      M.
-
     Raises:
       PdsError: alpha ≤ 1 or NaN, unknown filters or recipe, unusable statistics.
     """
+    if isinstance(alpha, str):
+        raise PdsError(f"alpha={alpha!r}: use a number here; auto and tune need a sampler, see pds_jax.plan")
     check_choice("filters", filters, FILTERS)
     return _from_raw(
         np.asarray(stats.r_f) if filters in ("freq", "both") else None,
@@ -280,25 +216,15 @@ def from_masks(
     recipe: str = "ijcv2025",
     shape: tuple[int, int, int] | None = None,
 ) -> Preconditioner:
-    """M from the raw masks of the PyTorch release, made into filters as in :func:`from_statistics`.
+    """M from the raw masks (C, H, W) of the PyTorch release, r_f and r_a, as in :func:`from_statistics`.
 
-    Args:
-      freq: raw frequency mask log(1 + mean |F x|²), (C, H, W), as an array or a .npy path; None or "" for none.
-      space: raw pixel mask mean x², likewise.
-      alpha: see :func:`from_statistics`.
-      recipe: see :func:`from_statistics`.
-      shape: (H, W, C) of the images to be sampled, checked if given.
-
-    Returns:
-      M; the identity if there is no mask.
+    A mask is an array or a .npy path, None or "" for none; `shape` (H, W, C) of the images is checked if given.
 
     Raises:
-      PdsError: unreadable file, pickled objects, a dtype that is not floating point, another shape, values that are
-        negative or not finite, an asymmetric frequency mask, or a bad alpha or recipe.
+      PdsError: a file or values that are no raw mask, an asymmetric frequency mask, or a bad alpha or recipe.
     """
-    return _from_raw(
-        raw_mask(freq, "frequency mask", shape), raw_mask(space, "space mask", shape), alpha, recipe
-    )
+    masks = raw.raw_mask(freq, "frequency mask", shape), raw.raw_mask(space, "space mask", shape)
+    return _from_raw(*masks, alpha, recipe)
 
 
 def from_radius(shape: tuple[int, int, int], r: float, lam: float) -> Preconditioner:
@@ -312,9 +238,6 @@ def from_radius(shape: tuple[int, int, int], r: float, lam: float) -> Preconditi
       r: radius in frequency bins, ≥ 0, for instance 0.1 H.
       lam: gain λ outside it, > 0; 1 gives the identity.
 
-    Returns:
-      M.
-
     Raises:
       PdsError: r negative, λ not positive, or either not finite.
     """
@@ -325,25 +248,19 @@ def from_radius(shape: tuple[int, int, int], r: float, lam: float) -> Preconditi
     if lam == 1:
         return identity()
     height, width, channels = shape
-    inside = squared_frequency(height, width) <= 2 * r * r
-    freq = np.where(inside, 1.0, lam)[:, : width // 2 + 1, None]
+    freq = np.where(raw.squared_frequency(height, width) <= 2 * r * r, 1.0, lam)[:, : width // 2 + 1, None]
     return Preconditioner(
         freq=float32(np.repeat(freq, channels, axis=2)),
         alpha=float32(math.nan),
         shape=(height, width, channels),
-        recipe=_Label(f"radius(r={r:g}, lambda={lam:g})"),
+        recipe=Label(f"radius(r={r:g}, lambda={lam:g})"),
     )
 
 
 def chain(first: Preconditioner, second: Preconditioner) -> Preconditioner:
-    """The product M = M₁ M₂, where it is again a frequency filter after a pixel filter.
+    """The product M = M₁ M₂, M₂ applied first, where it is again a frequency filter after a pixel filter.
 
-    Args:
-      first: M₁, applied last.
-      second: M₂, applied first.
-
-    Returns:
-      M; its solenoidal term is the sum of the two.
+    The solenoidal terms are added.
 
     Raises:
       PdsError: M₁ has a pixel filter and M₂ a frequency filter, or their shapes differ.
@@ -357,106 +274,28 @@ def chain(first: Preconditioner, second: Preconditioner) -> Preconditioner:
             "cannot chain a pixel filter after a frequency filter: M is a frequency filter after a pixel filter; put "
             "the pixel filter second"
         )
+
+    def both(a: Array | None, b: Array | None, join: Any) -> Array | None:
+        return (b if a is None else a) if a is None or b is None else join(a, b)
+
     return Preconditioner(
-        freq=_combined(first.freq, second.freq, jnp.multiply),
-        space=_combined(first.space, second.space, jnp.multiply),
-        skew=_combined(first.skew, second.skew, jnp.add),
+        freq=both(first.freq, second.freq, jnp.multiply),
+        space=both(first.space, second.space, jnp.multiply),
+        skew=both(first.skew, second.skew, jnp.add),
         alpha=float32(math.nan),
         shape=first.shape or second.shape,
-        recipe=_Label(f"{first.recipe} * {second.recipe}"),
-    )
-
-
-def with_solenoidal(
-    m: Preconditioner, strength: float, shape: tuple[int, int, int] | None = None, w: np.ndarray | None = None
-) -> Preconditioner:
-    """Add the skew-symmetric drift S = F⁻¹[i w(k) F[·]], w odd; the noise stays M z.
-
-    By default w(k) = strength · sin(2π(k_h / H + k_w / W)), for which S is the central difference along the diagonal,
-    (S g)(h, w) = strength · (g(h + 1, w + 1) − g(h − 1, w − 1)) / 2.
-    Source: the term S of Ma et al., IJCV 2025; this choice of w is derived, see docs/theory.md.
-
-    Args:
-      m: M.
-      strength: factor of w, finite; 0 leaves M alone.
-      shape: (H, W, C), needed only where M is the identity.
-      w: (H, W) or (H, W, C) real odd function of frequency, zero frequency first, in place of the sine.
-
-    Returns:
-      M with S.
-
-    Raises:
-      PdsError: strength not finite, shape missing, or w not odd.
-    """
-    if not math.isfinite(strength):
-        raise PdsError(f"solenoidal strength {strength}: use a finite number, 0 for none")
-    shape = m.shape if m.shape is not None else shape
-    if shape is None:
-        raise PdsError("the solenoidal term of an identity M needs the image shape (H, W, C)")
-    if strength == 0:
-        return m
-    height, width, channels = shape
-    if w is None:
-        w = np.sin(2 * np.pi * (np.arange(height)[:, None] / height + np.arange(width)[None, :] / width))
-    w = np.broadcast_to(w[:, :, None] if w.ndim == 2 else w, shape).astype(np.float64)
-    even = (w + reflected(w)) / 2
-    if not np.abs(even).max() <= 1e-6 * max(np.abs(w).max(), 1e-30):
-        raise PdsError(f"solenoidal multiplier w must be odd, w(-k) = -w(k); its even part is {np.abs(even).max():g}")
-    odd = strength * (w - even)[:, : width // 2 + 1]
-    skew = float32(odd) if m.skew is None else m.skew + float32(odd)
-    return m.replace(  # type: ignore[attr-defined]
-        skew=skew,
-        shape=(height, width, channels),
-        alpha=float32(math.inf) if m.alpha is None else m.alpha,
-        recipe=_Label(f"{m.recipe} + solenoidal({strength:g})"),
+        recipe=Label(f"{first.recipe} * {second.recipe}"),
     )
 
 
 def lambda_max(m: Preconditioner) -> Array:
-    """Largest eigenvalue of M Mᵀ.
-
-    With one filter it is the largest of its squares; with both, M Mᵀ has the eigenvalues of Mᵀ M = A F⁻¹ R² F A,
-    whose largest is found on the host by Lanczos iteration.
-
-    Args:
-      m: M.
-
-    Returns:
-      () float32.
-    """
-    if m.freq is not None and m.space is not None:
-        return float32(largest_eigenvalue(np.asarray(m.freq, np.float64), np.asarray(m.space, np.float64)))
-    leaf = m.space if m.freq is None else m.freq
-    return jnp.float32(1) if leaf is None else jnp.max(jnp.square(leaf))
+    """Largest eigenvalue of M Mᵀ, () float32."""
+    return raw.largest_gain(m.freq, m.space)
 
 
-def _from_raw(
-    r_f: np.ndarray | None, r_a: np.ndarray | None, alpha: float | Array, recipe: str
-) -> Preconditioner:
+def _from_raw(r_f: np.ndarray | None, r_a: np.ndarray | None, alpha: float | Array, recipe: str) -> Preconditioner:
     """M from raw (H, W, C) statistics of which either may be missing."""
-    check_choice("recipe", recipe, RECIPES)
-    traced = isinstance(alpha, jax.core.Tracer)
-    if not traced:
-        check_alpha(float(alpha))
-    present = r_f if r_f is not None else r_a
-    if present is None or (not traced and math.isinf(float(alpha))):
+    freq, space, shape = raw.filters_of(r_f, r_a, alpha, recipe)
+    if freq is None and space is None:
         return identity()
-    if r_f is not None and r_a is not None and r_f.shape != r_a.shape:
-        raise PdsError(f"the frequency mask is of images {r_f.shape}, the space mask of images {r_a.shape}")
-    if r_f is not None:
-        r_f = even(r_f)
-    height, width, channels = present.shape
-    level = jnp.asarray(alpha, jnp.float32)
-    return Preconditioner(
-        freq=None if r_f is None else frequency_filter(r_f, level, recipe)[:, : width // 2 + 1],
-        space=None if r_a is None else pixel_filter(r_a, level, recipe),
-        alpha=level,
-        shape=(height, width, channels),
-        recipe=_Label(recipe),
-    )
-
-
-def _combined(a: Array | None, b: Array | None, operation: Any) -> Array | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return operation(a, b)
+    return Preconditioner(freq, space, alpha=float32(alpha), shape=shape, recipe=Label(recipe))

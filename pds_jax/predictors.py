@@ -54,7 +54,7 @@ def reverse_diffusion(
     *,
     sde: SDE,
     score_fn: ScoreFn,
-    preconditioner: Preconditioner | None = None,
+    preconditioner: Preconditioner = _IDENTITY,
     probability_flow: bool = False,
     variant: str = "paper",
 ) -> tuple[Array, Array]:
@@ -69,7 +69,7 @@ def reverse_diffusion(
       z: (B, H, W, C) standard normal noise; unused by the probability flow.
       sde: forward SDE.
       score_fn: score function.
-      preconditioner: M, None for the identity.
+      preconditioner: M.
       probability_flow: step the ODE instead, without noise.
       variant: "paper" or "exact".
 
@@ -79,7 +79,7 @@ def reverse_diffusion(
     Raises:
       PdsError: see :func:`score_drift`.
     """
-    m = preconditioner or _IDENTITY
+    m = preconditioner
     if variant == "paper":
         f, G = sde.reverse(score_fn, probability_flow).discretize(x, t)
         x_mean = x - m.drift(f)
@@ -98,7 +98,7 @@ def euler_maruyama(
     *,
     sde: SDE,
     score_fn: ScoreFn,
-    preconditioner: Preconditioner | None = None,
+    preconditioner: Preconditioner = _IDENTITY,
     probability_flow: bool = False,
     variant: str = "paper",
 ) -> tuple[Array, Array]:
@@ -107,7 +107,7 @@ def euler_maruyama(
     Only the score is preconditioned, in both variants: f is the linear drift. Args, Returns and Raises as
     :func:`reverse_diffusion`.
     """
-    m, n = preconditioner or _IDENTITY, jnp.float32(sde.N)
+    m, n = preconditioner, jnp.float32(sde.N)
     f, g = sde.sde(x, t)
     drift = f - batch_mul(jnp.square(g), score_drift(score_fn(x, t), m, variant, probability_flow))
     return _with_noise(x - drift / n, g / jnp.sqrt(n), z, m, probability_flow)
@@ -121,7 +121,7 @@ def ancestral_sampling(
     *,
     sde: SDE,
     score_fn: ScoreFn,
-    preconditioner: Preconditioner | None = None,
+    preconditioner: Preconditioner = _IDENTITY,
     variant: str = "paper",
 ) -> tuple[Array, Array]:
     """Ancestral sampling of SMLD and DDPM.
@@ -129,12 +129,9 @@ def ancestral_sampling(
     VE: x_mean = x + (σ_i² − σ_{i−1}²) M Mᵀ s, noise of deviation √(σ_{i−1}² (σ_i² − σ_{i−1}²)/σ_i²);
     VP: x_mean = (x + β_i M Mᵀ s)/√(1 − β_i), noise of deviation √β_i; the noise is M z.
 
-    Args, Returns and Raises as :func:`reverse_diffusion`; also
-
-    Raises:
-      PdsError: an SDE without ancestral sampling (subVP).
+    Args, Returns and Raises as :func:`reverse_diffusion`; an SDE without ancestral sampling (subVP) is refused.
     """
-    m = preconditioner or _IDENTITY
+    m = preconditioner
     gap, shrink, deviation = sde.ancestral(t)
     mean = x + batch_mul(gap, score_drift(score_fn(x, t), m, variant, False))
     return _with_noise(batch_mul(shrink, mean), deviation, z, m, False)
@@ -145,7 +142,5 @@ def _with_noise(x_mean: Array, scale: Array, z: Array, m: Preconditioner, silent
     return (x_mean if silent else x_mean + batch_mul(scale, m.apply(z))), x_mean
 
 
-@register_predictor("none", draws=0)
-def none(x: Array, t: Array, z: Array | None) -> tuple[Array, Array]:
-    """No predictor: x stays. A sampler has no row for it."""
-    return x, x
+# It has no row in a table: x stays.
+register_predictor("none", draws=0)(lambda x, t, z: (x, x))

@@ -16,6 +16,7 @@ Source: Song et al., ICLR 2021, algorithms 2 and 3; Ma et al., IJCV 2025, algori
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,8 +32,8 @@ from pds_jax.keys import image_keys, normal, typed
 from pds_jax.ode_sampler import ODESampler, get_ode_sampler
 from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.predictors import get_predictor
-from pds_jax.replaying import replay
-from pds_jax.runner import PACE, Run, SamplingDiverged, check_finite, run
+from pds_jax.replaying import replay  # noqa: F401
+from pds_jax.runner import PACE, Run, SamplingDiverged, check_finite, run  # noqa: F401
 from pds_jax.sampler_checks import check_options, checked_moments, image_shape
 from pds_jax.scores import checked, finite, known
 from pds_jax.sde_lib import SDE
@@ -43,132 +44,60 @@ from pds_jax.steps import Step
 from pds_jax.table import CHUNK, Row, Table
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
-__all__ = [
-    "PACE",
-    "Carry",
-    "ODESampler",
-    "PCSampler",
-    "Run",
-    "SamplingDiverged",
-    "check_finite",
-    "check_stability",
-    "get_ode_sampler",
-    "get_pc_sampler",
-    "get_sampling_fn",
-    "image_keys",
-    "replay",
-    "run",
-]
-
+static = functools.partial(flax.struct.field, pytree_node=False)
 Noise = Callable[[Any, Any], Array]  # (iteration, draw) -> (B, H, W, C)
 
 
 @flax.struct.dataclass
 class Carry:
-    """What the loop carries from row to row.
+    """What the loop carries from row to row."""
 
-    Attributes:
-      x: (B, H, W, C) images.
-      x_mean: (B, H, W, C) images before the last noise was added.
-      keys: (B,) one key per image.
-      row: () int32 number of rows done.
-      finite: (B,) int32 number of rows after which the image was still finite.
-      condition: what is known of the images, of ``controllable_generation``, or None.
-      memory: of a multistep predictor, or None.
-    """
-
-    x: Array
-    x_mean: Array
-    keys: Key
-    row: Array
-    finite: Array
-    condition: Any = None
-    memory: Any = None
+    x: Array  # (B, H, W, C) images
+    x_mean: Array  # (B, H, W, C) images before the last noise was added
+    keys: Key  # (B,) one key an image
+    row: Array  # () int32 rows done
+    finite: Array  # (B,) int32 rows after which the image was still finite
+    condition: Any = None  # what is known of the images, of ``controllable_generation``
+    memory: Any = None  # of a multistep predictor
 
 
 @flax.struct.dataclass
 class PCSampler:
-    """A sampler made by :func:`get_pc_sampler`; call it, or run it in chunks with ``runner.run``.
+    """A sampler made by :func:`get_pc_sampler`; call it, or run it in chunks with :func:`run`."""
 
-    Attributes:
-      sde: SDE with the sampler's N levels.
-      preconditioner: M.
-      rows: the table, padded.
-      count: () int32 number of rows.
-      numbers: options of the steps that are numbers, traced.
-      moments: (mean (H, W, C), power (H, W // 2 + 1, C)) of the data in the model's range, or None.
-      shape: (H, W, C) of one image.
-      kinds: the steps that rows name.
-      choices: options of the steps that are not numbers, as pairs.
-      draws: noise draws an iteration.
-      denoise: whether the result is the last x_mean.
-      variant: "paper" or "exact".
-      prior: "standard" or "matched".
-    """
-
-    sde: SDE
+    sde: SDE  # with the sampler's N levels
     preconditioner: Preconditioner
-    rows: Row
-    count: Any
-    numbers: dict[str, Any]
-    moments: Any = None
-    shape: tuple[int, int, int] = flax.struct.field(pytree_node=False, default=(0, 0, 0))
-    kinds: tuple[Step, ...] = flax.struct.field(pytree_node=False, default=())
-    choices: tuple[tuple[str, Any], ...] = flax.struct.field(pytree_node=False, default=())
-    draws: int = flax.struct.field(pytree_node=False, default=1)
-    rises: bool = flax.struct.field(pytree_node=False, default=False)
-    denoise: bool = flax.struct.field(pytree_node=False, default=True)
-    variant: str = flax.struct.field(pytree_node=False, default="paper")
-    prior: str = flax.struct.field(pytree_node=False, default="standard")
+    rows: Row  # the table, padded
+    count: Any  # () int32 rows in it
+    numbers: dict[str, Any]  # options of the steps that are numbers, traced
+    moments: Any = None  # (mean (H, W, C), power (H, W // 2 + 1, C)) of the data in the model's range
+    shape: tuple[int, int, int] = static(default=(0, 0, 0))  # (H, W, C)
+    kinds: tuple[Step, ...] = static(default=())  # the steps that rows name
+    choices: tuple[tuple[str, Any], ...] = static(default=())  # options of the steps that are not numbers
+    draws: int = static(default=1)  # noise draws an iteration
+    rises: bool = static(default=False)  # whether rows add noise before the evaluation
+    denoise: bool = static(default=True)  # whether the result is the last x_mean
+    variant: str = static(default="paper")
+    prior: str = static(default="standard")
 
     @property
     def table(self) -> Table:
         """The rows, on the host; printing it shows what the sampler does."""
-        rows = jax.tree.map(lambda column: np.asarray(column)[: int(self.count)], self.rows)
-        return Table(rows, self.kinds, self.draws)
+        return tables.unpadded(self.rows, int(self.count), self.kinds, self.draws)
 
-    @property
-    def nfe(self) -> Any:
-        """Score evaluations an image: the number of rows."""
-        return self.count
-
-    @property
-    def steps(self) -> int:
-        """Iterations."""
-        return len(self.table.ends)
-
-    @property
-    def times(self) -> np.ndarray:
-        """(N,) time of the first row of each iteration."""
-        table = self.table
-        return table.rows.t[np.concatenate([[0], table.ends[:-1]])]
-
-    @property
-    def predictor(self) -> str:
-        """Name of the predictor."""
-        return next((step.name for step in self.kinds if step.kind == "predictor"), "none")
-
-    @property
-    def corrector(self) -> str:
-        """Name of the corrector."""
-        return next((step.name for step in self.kinds if step.kind == "corrector"), "none")
-
-    @property
-    def mean_fn(self) -> Any:
-        """What the corrector replaces norms by, see ``correctors.NORMS``; None without such a corrector."""
-        return dict(self.choices).get("mean_fn")
+    nfe = property(lambda self: self.count, doc="Score evaluations an image: the number of rows.")
+    steps = property(lambda self: len(self.table.ends), doc="Iterations.")
+    times = property(lambda self: self.table.times, doc="(N,) time of the first row of each iteration.")
+    predictor = property(lambda self: self.table.name_of("predictor"), doc="Name of the predictor.")
+    corrector = property(lambda self: self.table.name_of("corrector"), doc="Name of the corrector.")
+    mean_fn = property(lambda self: dict(self.choices).get("mean_fn"), doc="See ``correctors.NORMS``, or None.")
 
     def with_choice(self, name: str, value: Any) -> PCSampler:
         """The same sampler with another value of an option that is not a number."""
         return dataclasses.replace(self, choices=tuple(sorted({**dict(self.choices), name: value}.items())))
 
     def __call__(self, keys: Key, score_fn: ScoreFn, condition: Any = None) -> tuple[Array, Array]:
-        """Sample one image per key, in one go; pure, so it may be jitted.
-
-        Args:
-          keys: (B,) keys.
-          score_fn: score function, a pytree if this is jitted with it as an argument.
-          condition: what is known of the images, of ``controllable_generation``.
+        """Sample one image per key (B,), in one go; pure, so it may be jitted.
 
         Returns:
           (B, H, W, C) float32 images in the model's range, not clipped, and the NFE per image.
@@ -212,16 +141,12 @@ class PCSampler:
         stop = jnp.minimum(carry.row + rows, self.count)
 
         def advance(carry: Carry) -> Carry:
-            return self.turn(carry, self.noise_of(carry), score_fn)
+            return self.turn(carry, lambda step, draw: normal(carry.keys, step, draw, self.shape), score_fn)
 
         def turn(carry: Carry, _: None) -> tuple[Carry, None]:
             return jax.lax.cond(carry.row < stop, advance, lambda same: same, carry), None
 
         return jax.lax.scan(turn, carry, length=CHUNK)[0]
-
-    def noise_of(self, carry: Carry) -> Noise:
-        """The draws that belong to the images' keys."""
-        return lambda step, draw: normal(carry.keys, step, draw, self.shape)
 
     def turn(self, carry: Carry, noise: Noise, score_fn: ScoreFn) -> Carry:
         """One row: noise added, if it says so; the score; its step; what is known put in."""
@@ -286,8 +211,7 @@ def get_pc_sampler(
     Args:
       sde: SDE with N, the number of iterations (``sde.with_num_scales``, ``time_grids.speed_up``).
       shape: (H, W, C) of one image; of (B, H, W, C), as score_sde has it, the batch is dropped.
-      predictor: name of a predictor.
-      corrector: name of a corrector.
+      predictor, corrector: names.
       snr: signal-to-noise ratio of the corrector, > 0.
       n_steps: corrector steps per time.
       preconditioner: M, None for the identity, which costs nothing.
@@ -305,31 +229,32 @@ def get_pc_sampler(
       **options: options of the predictor or corrector by their own names.
 
     Returns:
-      The sampler, ``sampler(keys, score_fn) -> (x, nfe)``. A predictor of any grid (those of ``solvers``) makes N
-      steps, the last from eps to the data, or with denoise=False N − 1.
+      ``sampler(keys, score_fn) -> (x, nfe)``. A predictor of any grid (those of ``solvers``) makes N steps, the last from
+      eps to the data, or with denoise=False N − 1.
 
     Raises:
-      PdsError: unknown names; N < 2, snr, n_steps or eps out of range; filters or statistics of another shape; an
-        option that predictor, corrector or SDE has no form of; VP with β_i > 1; a setting that must diverge.
+      PdsError: unknown names, values out of range or of another shape, an option that predictor, corrector or SDE has
+        no form of, a setting that must diverge.
     """
     of_image, m = image_shape(shape), preconditioner or identity()
     m.check_shape(of_image)
-    steps = get_predictor(predictor), get_corrector(corrector)
-    given = {"probability_flow": probability_flow, "variant": variant, **options}
+    steps, given = (get_predictor(predictor), get_corrector(corrector)), {**options, "variant": variant}
+    given["probability_flow"] = probability_flow
     check_options(sde, *steps, given, snr=snr, n_steps=n_steps, preconditioner=m, prior=prior, norm=norm, grid=grid)
     times = time_grids.get_grid(grid, sde, sde.default_eps if eps is None else float(eps), int(sde.N))
     # Without a predictor there is no x_mean to return, as in score_sde.
-    table = _table(sde, times, *steps, int(n_steps), bool(denoise), given)
+    table = tables.build(sde, times, *steps, int(n_steps), bool(denoise), given)
     words = {**given, "snr": snr, "mean_fn": mean_fn or NORMS[norm]}
     own = {name: value for name, value in words.items() if any(name in step.options for step in table.kinds)}
     numbers = {name: np.float32(value) for name, value in own.items() if _is_number(value)}
+    needed = prior == "matched" or any(step.needs_statistics for step in table.kinds)
     sampler = PCSampler(
         sde=sde,
         preconditioner=m,
         rows=table.padded(),
         count=np.int32(len(table)),
         numbers=numbers,
-        moments=checked_moments(statistics, of_image) if prior == "matched" or _spectral(table.kinds) else None,
+        moments=checked_moments(statistics, of_image) if needed else None,
         shape=of_image,
         kinds=table.kinds,
         choices=tuple(sorted((name, value) for name, value in own.items() if name not in numbers)),
@@ -342,19 +267,6 @@ def get_pc_sampler(
     if check and steps[0].draws and steps[0].uses_M:
         check_stability(sampler, statistics)
     return sampler
-
-
-def _table(
-    sde: SDE, times: np.ndarray, predictor: Step, corrector: Step, n_steps: int, denoise: bool, options: dict[str, Any]
-) -> Table:
-    if predictor.build is not None:
-        return predictor.build(sde, times, predictor, options)
-    weights = None if predictor.coefficients is None else predictor.coefficients(sde, times, options)
-    return tables.pc(times, predictor, corrector, n_steps, denoise, weights)
-
-
-def _spectral(kinds: tuple[Step, ...]) -> bool:
-    return any(step.needs_statistics for step in kinds)
 
 
 def _is_number(value: Any) -> bool:
@@ -379,14 +291,9 @@ def get_sampling_fn(
         score_sde, and sampling.{speed_up, norm, variant, prior, grid} (defaults where absent).
       sde: SDE of training; its levels are replaced by N = int(config.model.num_scales / speed_up).
       shape: (H, W, C) or (B, H, W, C).
-      preconditioner: M.
+      preconditioner, mean_fn, check: see :func:`get_pc_sampler`.
       eps: last time without speed-up, by default the SDE's.
       statistics: (mean, power) in the model's range, or a ``Statistics``.
-      mean_fn: see :func:`get_pc_sampler`.
-      check: see :func:`get_pc_sampler`.
-
-    Returns:
-      The sampler.
 
     Raises:
       PdsError: unknown method, or what :func:`get_pc_sampler` and :func:`get_ode_sampler` refuse.
@@ -406,22 +313,8 @@ def get_sampling_fn(
         )
     if options.method != "pc":
         raise PdsError(f"unknown config.sampling.method {options.method!r}; known: pc, ode")
-    return get_pc_sampler(
-        sde.with_num_scales(n),
-        shape,
-        options.predictor,
-        options.corrector,
-        snr=options.snr,
-        n_steps=options.n_steps_each,
-        preconditioner=preconditioner,
-        probability_flow=options.probability_flow,
-        denoise=options.noise_removal,
-        eps=eps,
-        variant=options.get("variant", "paper"),
-        prior=prior,
-        norm=options.get("norm", "sample"),
-        mean_fn=mean_fn,
-        grid=options.get("grid", "uniform"),
-        statistics=statistics,
-        check=check,
-    )
+    own = {name: options[name] for name in ("snr", "probability_flow", "variant", "norm", "grid") if name in options}
+    given = {"preconditioner": preconditioner, "mean_fn": mean_fn, "statistics": statistics, "check": check}
+    steps = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
+    level = sde.with_num_scales(n)
+    return get_pc_sampler(level, shape, options.predictor, options.corrector, **steps, **own, **given)

@@ -15,6 +15,7 @@ from typing import Any
 import flax.struct
 import numpy as np
 
+from pds_jax.sde_lib import SDE
 from pds_jax.steps import Step
 from pds_jax.types import PdsError
 
@@ -80,6 +81,15 @@ class Table:
         """(N,) rows done after each iteration."""
         return np.flatnonzero(np.diff(self.rows.step, append=self.rows.step[-1] + 1)) + 1
 
+    @property
+    def times(self) -> np.ndarray:
+        """(N,) time of the first row of each iteration."""
+        return self.rows.t[np.concatenate([[0], self.ends[:-1]])]
+
+    def name_of(self, kind: str) -> str:
+        """Name of the first step of a kind, "predictor" or "corrector"; "none" without one."""
+        return next((step.name for step in self.kinds if step.kind == kind), "none")
+
     def __str__(self) -> str:
         """One line a row."""
         rows = self.rows
@@ -100,6 +110,11 @@ class Table:
             return np.pad(column, [(0, missing)] + [(0, 0)] * (column.ndim - 1))
 
         return Row(**{name: pad(getattr(self.rows, name)) for name in FIELDS})
+
+
+def unpadded(rows: Row, count: int, kinds: tuple[Step, ...], draws: int) -> Table:
+    """The table of the first `count` of padded rows."""
+    return Table(Row(**{name: np.asarray(getattr(rows, name))[:count] for name in FIELDS}), kinds, draws)
 
 
 def from_rows(rows: list[dict[str, Any]], kinds: tuple[Step, ...], draws: int) -> Table:
@@ -165,6 +180,16 @@ def pc(
         own[-1]["pin_after"] = corrections + 1 + (predictor.draws if stages else 0)
         rows += [{"step": i + 1, **row} for row in own]
     return from_rows(rows, kinds, corrections + (predictor.draws if stages else 0))
+
+
+def build(
+    sde: SDE, times: np.ndarray, predictor: Step, corrector: Step, n_steps: int, to_data: bool, options: dict[str, Any]
+) -> Table:
+    """The table of a predictor and a corrector; a predictor may have a table or weights of its own."""
+    if predictor.build is not None:
+        return predictor.build(sde, times, predictor, options)
+    weights = None if predictor.coefficients is None else predictor.coefficients(sde, times, options)
+    return pc(times, predictor, corrector, n_steps, to_data, weights)
 
 
 def iterations(nfe: int, predictor: Step, corrector: Step, n_steps: int = 1, to_data: bool = True) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pds_jax import preconditioner as pc
-from pds_jax import stability
+from pds_jax import solenoidal, stability
 from pds_jax.types import PdsError
 
 SHAPES = [(8, 8, 3), (6, 10, 3), (7, 5, 1), (1, 4, 2)]
@@ -86,7 +86,7 @@ def test_largest_eigenvalue_of_both_filters_by_lanczos():
 
 def test_step_limit_with_a_solenoidal_term():
     """|1 − q (λ + i w)| crosses 1 at q = 2 λ/(λ² + w²); the limit is the worst mode's."""
-    m = pc.with_solenoidal(pc.from_statistics(raw_statistics((6, 10, 3)), 2.2), 1.5)
+    m = solenoidal.with_solenoidal(pc.from_statistics(raw_statistics((6, 10, 3)), 2.2), 1.5)
     lam, w = np.square(np.asarray(m.freq, np.float64)), np.asarray(m.skew, np.float64)
     q = 2 / float(stability.step_limit(m))
     worst = lambda q: np.abs(1 - q * (lam + 1j * w)).max()  # noqa: E731
@@ -96,7 +96,7 @@ def test_step_limit_with_a_solenoidal_term():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_solenoidal_is_skew_and_a_central_difference(shape):
-    m = pc.with_solenoidal(pc.from_statistics(raw_statistics(shape), 3.0, filters="both"), 0.7)
+    m = solenoidal.with_solenoidal(pc.from_statistics(raw_statistics(shape), 3.0, filters="both"), 0.7)
     _, _, gram, drift = dense(m, shape)
     skew = drift - gram
     np.testing.assert_allclose(skew, -skew.T, atol=1e-5)
@@ -109,21 +109,21 @@ def test_solenoidal_is_skew_and_a_central_difference(shape):
 
 def test_solenoidal_beside_the_identity_and_alone():
     shape = (4, 6, 2)
-    m = pc.with_solenoidal(pc.identity(), 0.5, shape=shape)
+    m = solenoidal.with_solenoidal(pc.identity(), 0.5, shape=shape)
     g = jnp.asarray(np.random.default_rng(1).standard_normal((3, *shape)), jnp.float32)
     assert not m.is_identity
     assert m.apply(g) is g and m.gram(g) is g
     difference = (np.roll(g, (-1, -1), (1, 2)) - np.roll(g, (1, 1), (1, 2))) / 2
     np.testing.assert_allclose(m.drift(g), g + 0.5 * difference, atol=1e-6)
-    assert pc.with_solenoidal(m, 0.0) is m
-    freq = pc.with_solenoidal(pc.from_statistics(raw_statistics(shape), 3.0), 0.5)
+    assert solenoidal.with_solenoidal(m, 0.0) is m
+    freq = solenoidal.with_solenoidal(pc.from_statistics(raw_statistics(shape), 3.0), 0.5)
     assert count_fft(freq.drift, g) == 2
     with pytest.raises(PdsError, match="needs the image shape"):
-        pc.with_solenoidal(pc.identity(), 0.5)
+        solenoidal.with_solenoidal(pc.identity(), 0.5)
     with pytest.raises(PdsError, match="must be odd"):
-        pc.with_solenoidal(m, 0.5, w=np.ones((4, 6)))
+        solenoidal.with_solenoidal(m, 0.5, w=np.ones((4, 6)))
     with pytest.raises(PdsError, match="finite"):
-        pc.with_solenoidal(m, math.nan)
+        solenoidal.with_solenoidal(m, math.nan)
 
 
 def test_identity_is_nothing_at_all():
@@ -279,7 +279,7 @@ def test_describe_tells_filters_apart():
     one, same, other = (pc.from_statistics(stats, alpha).describe() for alpha in (5.0, 5.0, 4.0))
     assert one == same and one["sha256"] != other["sha256"]
     assert one["recipe"] == "ijcv2025" and one["alpha"] == 5.0 and one["filters"] == ["freq"]
-    skew = pc.with_solenoidal(pc.from_statistics(stats, 5.0), 0.5).describe()
+    skew = solenoidal.with_solenoidal(pc.from_statistics(stats, 5.0), 0.5).describe()
     assert skew["filters"] == ["freq", "skew"] and skew["alpha"] == 5.0
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pds_jax import alpha, correctors, preconditioner, predictors, sde_lib, solvers, spectral, time_grids
+from pds_jax import alpha, correctors, preconditioner, predictors, sde_lib, solenoidal, solvers, spectral, time_grids
 from pds_jax.models.analytic import FrequencyGaussian
 
 SHAPE = (4, 5, 1)
@@ -96,7 +96,7 @@ def preconditioners():
     power = np.mean(np.abs(np.fft.fft2(raw, axes=(1, 2))) ** 2, axis=0)
     stats = types.SimpleNamespace(r_f=np.log1p(power), r_a=np.mean(raw**2, axis=0))
     freq, both = (preconditioner.from_statistics(stats, 1.5, which) for which in ("freq", "both"))
-    return {"freq": freq, "both": both, "skew": preconditioner.with_solenoidal(both, 0.8)}
+    return {"freq": freq, "both": both, "skew": solenoidal.with_solenoidal(both, 0.8)}
 
 
 # ---- 1 and 2: Langevin dynamics ----
