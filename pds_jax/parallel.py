@@ -441,7 +441,7 @@ def _place(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) ->
     everywhere = False
     if getattr(sampler, "mean_fn", None) is NORMS["batch"]:
         # Every image enters the mean norm, so there may be no padding.
-        sampler = sampler.with_choice("mean_fn", all_device_mean)
+        sampler = dataclasses.replace(sampler, mean_fn=all_device_mean)
         everywhere = jax.process_count() > 1
         if everywhere:
             check_divides(size, "norm=batch: images of a batch")

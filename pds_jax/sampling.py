@@ -15,7 +15,6 @@ Source: Song et al., ICLR 2021, algorithms 2 and 3; Ma et al., IJCV 2025, algori
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,6 +78,7 @@ class PCSampler:
     denoise: bool = static(default=True)  # whether the result is the last x_mean
     variant: str = static(default="paper")
     prior: str = static(default="standard")
+    mean_fn: Callable[[Array], Array] = static(default=NORMS["sample"])
 
     @property
     def table(self) -> Table:
@@ -90,11 +90,6 @@ class PCSampler:
     times = property(lambda self: self.table.times, doc="(N,) time of the first row of each iteration.")
     predictor = property(lambda self: self.table.name_of("predictor"), doc="Name of the predictor.")
     corrector = property(lambda self: self.table.name_of("corrector"), doc="Name of the corrector.")
-    mean_fn = property(lambda self: dict(self.choices).get("mean_fn"), doc="See ``correctors.NORMS``, or None.")
-
-    def with_choice(self, name: str, value: Any) -> PCSampler:
-        """The same sampler with another value of an option that is not a number."""
-        return dataclasses.replace(self, choices=tuple(sorted({**dict(self.choices), name: value}.items())))
 
     def __call__(self, keys: Key, score_fn: ScoreFn, condition: Any = None) -> tuple[Array, Array]:
         """Sample one image per key (B,), in one go; pure, so it may be jitted.
@@ -161,7 +156,7 @@ class PCSampler:
         shift = 0 if known_part is None else row.given
         z = noise(row.step, row.draw + shift) if any(step.draws for step in self.kinds) else None
         words = {"sde": self.sde, "score_fn": known(s), "preconditioner": self.preconditioner, "t_next": t_next,
-                 "moments": self.moments, "memory": carry.memory, "row": row}  # fmt: skip
+                 "moments": self.moments, "memory": carry.memory, "row": row, "mean_fn": self.mean_fn}  # fmt: skip
         branches = [lambda step=step: self._take(step, x, t, z, words) for step in self.kinds]
         x, x_mean, memory = branches[0]() if len(branches) == 1 else jax.lax.switch(row.kind, branches)
         if known_part is not None:
@@ -229,7 +224,7 @@ def get_pc_sampler(
       **options: options of the predictor or corrector by their own names.
 
     Returns:
-      ``sampler(keys, score_fn) -> (x, nfe)``. A predictor of any grid (those of ``solvers``) makes N steps, the last from
+      ``sampler(keys, score_fn) -> (x, nfe)``. A predictor of any grid (``solvers``) makes N steps, the last from
       eps to the data, or with denoise=False N − 1.
 
     Raises:
@@ -244,7 +239,7 @@ def get_pc_sampler(
     times = time_grids.get_grid(grid, sde, sde.default_eps if eps is None else float(eps), int(sde.N))
     # Without a predictor there is no x_mean to return, as in score_sde.
     table = tables.build(sde, times, *steps, int(n_steps), bool(denoise), given)
-    words = {**given, "snr": snr, "mean_fn": mean_fn or NORMS[norm]}
+    words = {**given, "snr": snr}
     own = {name: value for name, value in words.items() if any(name in step.options for step in table.kinds)}
     numbers = {name: np.float32(value) for name, value in own.items() if _is_number(value)}
     needed = prior == "matched" or any(step.needs_statistics for step in table.kinds)
@@ -263,6 +258,7 @@ def get_pc_sampler(
         denoise=bool(denoise) and predictor != "none",
         variant=variant,
         prior=prior,
+        mean_fn=mean_fn or NORMS[norm],
     )
     if check and steps[0].draws and steps[0].uses_M:
         check_stability(sampler, statistics)

@@ -139,7 +139,8 @@ class SDE(abc.ABC):
         Raises:
           PdsError: the SDE has no such step.
         """
-        raise PdsError(f"ancestral_sampling has no form for {type(self).__name__}; use reverse_diffusion")
+        name = type(self).__name__
+        raise PdsError(f"ancestral_sampling is for VE and VP, not {name}; it has no form for {name}: use reverse_diffusion")
 
     def check(self, predictor: str, corrector: str) -> None:
         """Refuse a predictor or corrector that this SDE has no form of.

@@ -17,8 +17,8 @@ import numpy as np
 from pds_jax.types import Array, PdsError, Registry
 
 # What a step may ask for: the SDE; the score at (x, t); M; the time to step to; (mean, power) of the data; what it kept
-# from its last row; the row of the table.
-INPUTS = ("sde", "score_fn", "preconditioner", "t_next", "moments", "memory", "row")
+# from its last row; the row of the table; the mean of norms over images (``correctors.NORMS``).
+INPUTS = ("sde", "score_fn", "preconditioner", "t_next", "moments", "memory", "row", "mean_fn")
 _NEUTRAL = (None, False, "paper")  # values of an option that ask for nothing
 
 
@@ -68,7 +68,9 @@ class Step:
         self.check({name: value for name, value in words.items() if name not in INPUTS})
         if not self.uses_M and not getattr(words.get("preconditioner"), "is_identity", True):
             raise PdsError(f"{self.kind} {self.name!r} does not apply M; leave it out")
-        taken = {name: value for name, value in words.items() if name in self.inputs or name in self.options}
+        taken = {name: words[name] for name in (*self.inputs, *self.options) if name in words}
+        if taken.get("preconditioner", self) is None:
+            del taken["preconditioner"]
         return self.fn(x, t, z, **taken)
 
     def check(self, options: dict[str, Any]) -> None:

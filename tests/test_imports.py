@@ -14,6 +14,7 @@ LEVELS = {
     for level, names in enumerate(
         [
             "types version",
+<<<<<<< HEAD
             "alpha io keys ops plugins scores steps train_state",
             "cache data filters operators replaying sde_lib statistics table",
             "adapters guidance likelihood preconditioner runner spectral time_grids",
@@ -21,6 +22,15 @@ LEVELS = {
             "convert losses sampler_checks solvers strength",
             "checkpoints ode_sampler stability",
             "sampling",
+=======
+            "alpha io keys ops scores steps train_state",
+            "cache data filters operators replaying sde_lib statistics",
+            "adapters guidance likelihood preconditioner spectral table time_grids",
+            "controllable_generation correctors denoisers models predictors runner score_fn solenoidal",
+            "convert losses sampler_checks solvers",
+            "checkpoints ode_sampler stability",
+            "latent sampling",
+>>>>>>> 648cf1f (Norms' mean is an input of the loop)
             "parallel",
             "batches latent metrics training",
             "assembly bench",

@@ -194,12 +194,12 @@ def test_the_registry():
     with pytest.raises(PdsError, match="unknown predictor 'euler'; known: .*euler_maruyama"):
         predictors.get_predictor("euler")
     with pytest.raises(PdsError, match="already"):
-        predictors.register_predictor("none")(predictors.none)
+        predictors.register_predictor("none")(predictors.PREDICTORS["none"])
 
 
 def test_refusals():
     sde = VESDE(N=50)
-    with pytest.raises(PdsError, match="no probability flow"):
+    with pytest.raises(PdsError, match="no probability_flow"):
         step("ancestral_sampling", X, T, Z, sde, score, probability_flow=True)
     with pytest.raises(PdsError, match="not subVPSDE"):
         step("ancestral_sampling", X, T, Z, subVPSDE(N=50), score)
