@@ -140,7 +140,7 @@ class SDE(abc.ABC):
           PdsError: the SDE has no such step.
         """
         name = type(self).__name__
-        raise PdsError(f"ancestral_sampling is for VE and VP, not {name}; it has no form for {name}: use reverse_diffusion")
+        raise PdsError(f"ancestral_sampling is for VE and VP, not {name}: no form for {name}; use reverse_diffusion")
 
     def check(self, predictor: str, corrector: str) -> None:
         """Refuse a predictor or corrector that this SDE has no form of.
