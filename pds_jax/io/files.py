@@ -94,11 +94,11 @@ def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
         with tempfile.TemporaryFile(dir=target.parent):
             free = shutil.disk_usage(target.parent).free
     except OSError as error:
-        raise PdsError(f"cannot write {target}: {error.strerror or error}; choose another place") from error
+        raise PdsError(f"cannot write {target}: {error.strerror or error}; choose another folder") from error
     if free < size:
         raise PdsError(
             f"{target.parent} has {free / 2**20:.0f} MiB free, about {size / 2**20:.0f} MiB are needed; free some "
-            "space or choose another place"
+            "space or choose another folder"
         )
 
 

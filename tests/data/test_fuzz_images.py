@@ -1,6 +1,6 @@
 """Damaged image files: always a PdsError that names the file, or an image of a right shape.
 
-A PNG, and everything inside a .zip or .npz, has checksums: there an image that is read is the undamaged one. In the other
+A PNG, and what lies in a .zip or .npz, has checksums: there an image that is read is the undamaged one. In the other
 formats damage to the pixels cannot be seen; then what is read is what Pillow itself reads.
 """
 
