@@ -30,7 +30,6 @@ from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
 from pds_jax.score_fn import get_score_fn, model_options
-from pds_jax.solenoidal import with_solenoidal
 from pds_jax.types import PdsError, ScoreFn
 
 
@@ -248,52 +247,7 @@ def tune_alpha(
             return None  # diverges
         return spectrum_error(np.clip(found.images, 0.0, 1.0), stats.power)
 
-<<<<<<< HEAD
     return alpha_lib.search(error, alphas)
-=======
-
-def _check_chosen(config: ConfigDict, how: str) -> None:
-    """Refuse alpha=auto and alpha=tune where there is no alpha to choose."""
-    options = config.sampling
-    traits = get_predictor(options.predictor)
-    if options.method == "ode" or not traits.uses_M:
-        solver = "method 'ode'" if options.method == "ode" else f"predictor {options.predictor!r}"
-        raise PdsError(f"alpha={how}: {solver} has no noise for M to act on; use alpha=inf, or sde_dpmpp_2m")
-    if config.pds.r:
-        raise PdsError(f"alpha={how}: the two-number filter (radius, lam) has no alpha; leave one of the two out")
-    if how == "auto" and traits.any_grid and options.predictor != "none":
-        raise PdsError(
-            f"alpha=auto removes the lag of predictor reverse_diffusion, which {options.predictor!r} does not have; "
-            "use alpha=tune"
-        )
-
-
-def _preconditioner(trained: Trained, config: ConfigDict, alpha: float, stats: Any) -> Preconditioner:
-    """M of the configuration, with its solenoidal term."""
-    m, strength = _filters(trained, config, alpha, stats), float(config.pds.get("solenoidal", 0.0))
-    return with_solenoidal(m, strength, trained.shape) if strength else m
-
-
-def _filters(trained: Trained, config: ConfigDict, alpha: float, stats: Any) -> Preconditioner:
-    pds = config.pds
-    if pds.r and (pds.freq_mask_path or pds.space_mask_path):
-        raise PdsError("choose either masks from files or the two-number filter (radius, lam), not both")
-    if pds.r:
-        return preconditioner.from_radius(trained.shape, pds.r, pds.lam)
-    if pds.freq_mask_path or pds.space_mask_path:
-        m = preconditioner.from_masks(pds.freq_mask_path or None, pds.space_mask_path or None, alpha)
-    elif math.isinf(alpha):
-        return preconditioner.identity()
-    elif stats is None:
-        raise PdsError(
-            f"alpha={alpha:g} needs the data's statistics: pass --statistics=FILE.npz (make one with "
-            "scripts/make_statistics.py), --freq_mask_path, or the two-number filter --radius and --lam"
-        )
-    else:
-        m = preconditioner.from_statistics(stats, alpha, pds.filters, pds.recipe)
-    m.check_shape(trained.shape)
-    return m
->>>>>>> a65b691 (Flat M; filters and the solenoidal term in files of their own; the four files of the method are 850 lines)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pds_jax import preconditioner
+from pds_jax import preconditioner, solenoidal
 from pds_jax.alpha import alpha_auto, parse_alpha
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
@@ -61,7 +61,7 @@ def get_preconditioner(config: Any, shape: tuple[int, int, int], alpha: float, s
       PdsError: fields that exclude each other, filters of another shape, or statistics needed and missing.
     """
     m, strength = _filters(config, shape, alpha, statistics), float(config.pds.get("solenoidal", 0.0))
-    return preconditioner.with_solenoidal(m, strength, shape) if strength else m
+    return solenoidal.with_solenoidal(m, strength, shape) if strength else m
 
 
 def _filters(config: Any, shape: tuple[int, int, int], alpha: float, statistics: Any) -> Preconditioner:
