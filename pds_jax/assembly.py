@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from pds_jax import alpha as alpha_lib
 from pds_jax import checkpoints, denoisers, sampling, sde_lib, strength, table
 from pds_jax import statistics as statistics_lib
-from pds_jax.batches import MAX_BATCH, Batches, Given, OnCost, Saver, Saving, bytes_of
+from pds_jax.batches import MAX_BATCH, Batches, Given, OnCost, Saver, Saving, finish_of
 from pds_jax.correctors import get_corrector
-from pds_jax.data import datasets
+from pds_jax.data import arrays, datasets
 from pds_jax.data.shapes import image_shape
 from pds_jax.io.images import to_uint8
 from pds_jax.io.progress import Bar
@@ -245,7 +245,8 @@ def tune_alpha(
             found = draw(trained, candidate, range(first_seed, first_seed + images), label=f"trying alpha={alpha:g}")
         except PdsError:
             return None  # diverges
-        return spectrum_error(np.clip(found.images, 0.0, 1.0), stats.power)
+        images = arrays.to_unit(found.images, datasets.get_range(trained.config))
+        return spectrum_error(np.clip(images, 0.0, 1.0), stats.power)
 
     return alpha_lib.search(error, alphas)
 
@@ -301,7 +302,8 @@ def draw(
         default all, at most 64.
       adapt: halve the batch as often as it does not fit into memory, instead of raising.
       label: of the progress bar.
-      save: called after every batch with its seeds and images (n, H, W, C) uint8, while the next is being made.
+      save: called after every batch with its seeds and images (n, H, W, C), uint8 or, with a declared data.range,
+        float32, clipped; while the next is being made.
       on_cost: called before the first batch with images at once, batches to make, and what one costs.
       on_step: called with (steps done, steps in all) of all batches, between compiled blocks of steps.
       trajectory_every: keep the images so far every so many steps; 0 keeps none.
@@ -316,7 +318,12 @@ def draw(
         raise PdsError("no seeds were given; ask for at least one image")
     unscale = datasets.get_data_inverse_scaler(trained.config)
     given = given or (lambda seeds: (None, trained.score_fn))
-    finish = None if save is None else bytes_of(unscale)
+
+    def show(x: Any) -> Any:
+        return arrays.from_unit(unscale(x), value_range)
+
+    value_range = datasets.get_range(trained.config)
+    finish = None if save is None else finish_of(unscale, value_range)
     size = batch_size or min(MAX_BATCH, len(todo))
     images: list[np.ndarray] = []
     evaluations: list[float] = []
@@ -328,9 +335,9 @@ def draw(
             batch, run = make(todo)
             todo = todo[len(batch) :]
             evaluations.append(float(np.mean(run.nfe)))
-            trajectory = [(step, t, unscale(x[: len(batch)])) for step, t, x in run.trajectory] or trajectory
+            trajectory = [(step, t, show(x[: len(batch)])) for step, t, x in run.trajectory] or trajectory
             if save is None:
-                images.append(np.asarray(unscale(run.x[: len(batch)]), np.float32))
+                images.append(np.asarray(show(run.x[: len(batch)]), np.float32))
             else:
                 saving.add(run.x, batch)
     return Drawn(

@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from pds_jax import parallel, sampling
+from pds_jax.data.arrays import from_unit
 from pds_jax.io.images import to_uint8_on_device
 from pds_jax.io.progress import Bar
 from pds_jax.types import PdsError, ScoreFn
@@ -93,13 +95,13 @@ class Saving:
     """Fetches and saves one batch of bytes in another thread, while the devices make the next."""
 
     def __init__(self, save: Saver | None):
-        """``save`` is called with seeds and images (n, H, W, C) uint8; without it nothing may be added."""
+        """``save`` is called with seeds and images (n, H, W, C); without it nothing may be added."""
         self._save = save
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._last: concurrent.futures.Future[None] | None = None
 
     def add(self, images: parallel.Later, batch: Sequence[int]) -> None:
-        """Save a batch made with :func:`bytes_of` as its finish; waits for the one before, and raises what that did."""
+        """Save a batch made with :func:`finish_of`; waits for the one before, and raises what that did."""
         if self._last is not None:
             self._last.result()
         self._last = self._pool.submit(self._fetch_and_save, images, batch)
@@ -122,6 +124,13 @@ class Saving:
 
 
 @functools.cache
-def bytes_of(unscale: Callable[[Any], Any]) -> parallel.Finish:
-    """Images in the model's range to bytes, and whether they are finite."""
-    return lambda x: to_uint8_on_device(unscale(x))
+def finish_of(unscale: Callable[[Any], Any], value_range: tuple[float, float] | None = None) -> parallel.Finish:
+    """Images in the model's range to bytes, or to float32 in a declared range, and whether they are finite."""
+    if value_range is None:
+        return lambda x: to_uint8_on_device(unscale(x))
+
+    def floats(x: Any) -> tuple[Any, Any]:
+        finite = jnp.all(jnp.isfinite(x), axis=(1, 2, 3))
+        return from_unit(jnp.clip(unscale(x), 0.0, 1.0), value_range), finite
+
+    return floats

@@ -26,6 +26,8 @@ from tqdm import tqdm
 
 from pds_jax import parallel
 from pds_jax.cache import use_compilation_cache
+from pds_jax.data.arrays import to_unit
+from pds_jax.data.datasets import get_range
 from pds_jax.io.files import check_writable, parse_seeds
 from pds_jax.io.manifest import plain
 from pds_jax.metrics import evaluation, reference
@@ -110,7 +112,8 @@ def drawn_sets() -> list[ImageSet]:
     print(f"{trained.name}: N = {plan.N} iterations, NFE = {plan.nfe or 'adaptive'}, alpha = {plan.alpha:.4g}")
 
     def draw(seeds: Sequence[int]) -> np.ndarray:
-        return assembly.draw(trained, plan, seeds, batch_size=len(seeds)).images
+        images = assembly.draw(trained, plan, seeds, batch_size=len(seeds)).images
+        return to_unit(images, get_range(trained.config))
 
     ranges = [parse_seeds(part) for part in _SEEDS.value.split(",")]
     name = f"samples of {trained.name}"

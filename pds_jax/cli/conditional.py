@@ -23,6 +23,7 @@ from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.options import RunOptions
 from pds_jax.data import arrays, datasets, image_files, masks
 from pds_jax.io import images
+from pds_jax.io.manifest import RunFolder
 from pds_jax.metrics import classifier_features
 from pds_jax.types import PdsError, ScoreFn
 
@@ -65,7 +66,8 @@ def restore(options: RunOptions) -> pathlib.Path:
     if options.per_image < 1:
         raise PdsError(f"--per_image={options.per_image}: use at least 1")
     trained = sampling_job.load(options)
-    task = _TASKS[options.mode](_Given(trained, options))
+    given = _Given(trained, options)
+    task = _TASKS[options.mode](given)
     plan = _plan(trained, options)
     per_image, count = options.per_image, len(task.given)
     made = sampling_job.make(
@@ -76,13 +78,13 @@ def restore(options: RunOptions) -> pathlib.Path:
         sampling_job.making(options),
         given=_given(trained, task, per_image, options.guidance),
         identity={"mode": options.mode, "per_image": per_image, "guidance": options.guidance, **task.identity},
-        facts={"per_image": per_image},
+        facts={"per_image": per_image, "given": given.record},
     )
     if made.complete:
         if task.original is not None:
-            _report_errors(place, task, per_image)
+            _report_errors(made, task, per_image)
         columns = "given | results | original" if task.original is not None else "given | results"
-        print(f"Comparison ({columns}): {_compare(place, task, per_image)}")
+        print(f"Comparison ({columns}): {_compare(made, task, per_image)}")
     return place
 
 
@@ -123,6 +125,7 @@ class _Given:
     def __init__(self, trained: assembly.Trained, options: RunOptions):
         self.trained, self.options = trained, options
         self.shape = trained.shape
+        self.record: dict[str, Any] = {"images": options.images, "mask": options.mask}
         self.scale = datasets.get_data_scaler(trained.config)
 
     @property
@@ -162,6 +165,7 @@ class _Given:
                 f"{' or '.join(map(str, allowed))} here; convert them, or use --convert_images"
             )
         print(found.summary())
+        self.record["images"] = found.record
         return arrays.to_unit(found.stored(range(len(found))))
 
     def _test_images(self, count: str) -> np.ndarray:
@@ -179,7 +183,8 @@ def _inpaint(given: _Given) -> Task:
         raise PdsError("--mode=inpaint needs --mask=FILE.png, white where pixels are known and black elsewhere")
     pixels = given.read()
     mask = masks.read_mask(path)
-    print(masks.describe(mask))
+    given.record["mask"] = f"{path}: {masks.describe(mask)}"
+    print(given.record["mask"])
     condition = cg.inpainting(given.scale(pixels), mask)
     shown = np.where(np.asarray(condition.operator.mask) > 0, pixels, np.float32(_UNKNOWN))  # type: ignore[attr-defined]
     return Task(condition, shown, pixels if given.whole else None, _identity(pixels, mask=_digest(mask)))
@@ -241,25 +246,26 @@ def _identity(measured: np.ndarray, **facts: Any) -> dict[str, Any]:
     return {"measured_sha256": _digest(measured), **facts}
 
 
-def _compare(place: pathlib.Path, task: Task, per_image: int) -> pathlib.Path:
+def _compare(folder: RunFolder, task: Task, per_image: int) -> pathlib.Path:
     """Lay given, results and originals side by side."""
     cells: list[np.ndarray] = []
     for row in range(min(len(task.given), _SHOWN)):
-        results = [images.load_png(images.seed_path(place, row * per_image + k)) for k in range(per_image)]
-        cells += [images.to_uint8(task.given[row]), *results]
-        cells += [images.to_uint8(task.original[row])] if task.original is not None else []
+        cells += [images.visible(task.given[row : row + 1])]
+        cells += [folder.visible(range(row * per_image, (row + 1) * per_image))]
+        cells += [images.visible(task.original[row : row + 1])] if task.original is not None else []
     columns = 1 + per_image + (task.original is not None)
-    scale = images.visible_scale(cells[0].shape[0])
-    path = place / "comparison.png"
-    images.save_png(path, images.grid(images.enlarge(np.stack(cells), scale), columns))
+    scale = images.visible_scale(cells[0].shape[1])
+    path = folder.folder / "comparison.png"
+    images.save_png(path, images.grid(images.enlarge(np.concatenate(cells), scale), columns))
     return path
 
 
-def _report_errors(place: pathlib.Path, task: Task, per_image: int) -> None:
+def _report_errors(folder: RunFolder, task: Task, per_image: int) -> None:
     """How far results, and what was given, are from the originals."""
     assert task.original is not None
     count = len(task.original) * per_image
-    results = np.stack([images.load_png(images.seed_path(place, number)) for number in range(count)]) / 255.0
+    made = np.stack([folder.load(number) for number in range(count)])
+    results = arrays.to_unit(made, folder.format.value_range)
     originals = np.repeat(task.original, per_image, axis=0)
     errors = [float(np.sqrt(np.mean(np.square(x - y)))) for x, y in ((results, originals), (task.given, task.original))]
     print(f"RMS difference from the originals, white being 1: {errors[0]:.3g} (of what was given: {errors[1]:.3g})")

@@ -1,4 +1,4 @@
-"""Making the images of a run: one PNG a seed, a grid and a manifest, in a folder that a second run goes on with."""
+"""Making the images of a run: one file a seed, a grid and a manifest, in a folder that a second run goes on with."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from pds_jax import assembly, parallel
 from pds_jax.cli import unused
 from pds_jax.cli.options import RunOptions
+from pds_jax.data import datasets
 from pds_jax.io import files, images
 from pds_jax.io.manifest import RunFolder
 from pds_jax.plugins import Plugin
@@ -112,9 +113,11 @@ def make(
     share = _share(how.shard, together)
     batch_size, adapt = _batch_size(how, -(-len(seeds) // share[1]), together)
     writes = not together or parallel.is_first_process()
-    folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})})
+    image_format = images.ImageFormat.of(trained.shape, datasets.get_range(trained.config))
+    folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
     done = folder.done()
     todo = _todo(seeds, done, share, batch_size if together else None)
+    folder.check_room(len(todo), trained.shape)
     if done:
         print(f"{len(done.keys() & set(seeds))} of {len(seeds)} images are there already")
     print(_description(trained, plan, len(todo)))
@@ -150,7 +153,7 @@ def make(
         return folder
     path = folder.folder / "grid.png"
     if drawn is not None or not folder.complete:  # with nothing to add, the record of the run that made them stays
-        path = _grid(folder.folder, seeds)
+        path = _grid(folder, seeds)
         folder.finish(
             seeds=files.format_seeds(seeds),
             images=len(seeds),
@@ -248,10 +251,9 @@ def _description(trained: assembly.Trained, plan: assembly.Plan, count: int) -> 
     return ", ".join(parts)
 
 
-def _grid(folder: pathlib.Path, seeds: Sequence[int], most: int = 64) -> pathlib.Path:
+def _grid(folder: RunFolder, seeds: Sequence[int], most: int = 64) -> pathlib.Path:
     """Draw the first images as one picture."""
-    shown = [images.load_png(images.seed_path(folder, seed)) for seed in seeds[:most]]
-    path = folder / "grid.png"
-    images.save_png(path, images.grid(images.enlarge(np.stack(shown), images.visible_scale(shown[0].shape[0]))))
+    shown, path = folder.visible(seeds[:most]), folder.folder / "grid.png"
+    images.save_png(path, images.grid(images.enlarge(shown, images.visible_scale(shown.shape[1]))))
     return path
 

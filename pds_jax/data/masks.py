@@ -41,7 +41,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
 
 def describe(mask: np.ndarray) -> str:
     """What a mask says, in one line."""
-    return f"mask: {mask.mean():.1%} of the pixels are known (white, 1), the others (black, 0) are to be found"
+    return f"{mask.mean():.1%} of the pixels are known (white, 1), the others (black, 0) are to be found"
 
 
 def _array(path: pathlib.Path) -> np.ndarray:
