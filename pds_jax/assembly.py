@@ -245,8 +245,8 @@ def tune_alpha(
             found = draw(trained, candidate, range(first_seed, first_seed + images), label=f"trying alpha={alpha:g}")
         except PdsError:
             return None  # diverges
-        images = arrays.to_unit(found.images, datasets.get_range(trained.config))
-        return spectrum_error(np.clip(images, 0.0, 1.0), stats.power)
+        made = arrays.to_unit(found.images, datasets.get_range(trained.config))
+        return spectrum_error(np.clip(made, 0.0, 1.0), stats.power)
 
     return alpha_lib.search(error, alphas)
 
