@@ -52,6 +52,43 @@ def create_train_state(params: Params, optimizer: optax.GradientTransformation) 
     )
 
 
+def resumed_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    step: int,
+    ema_params: Params,
+    count: int,
+    mu: Params,
+    nu: Params,
+) -> TrainState:
+    """The state of a training that another program began.
+
+    Args:
+      params: raw parameters.
+      optimizer: see :func:`get_optimizer`.
+      step: steps done, which the learning rate follows.
+      ema_params: their moving average.
+      count: steps that Adam's moments are of.
+      mu: Adam's average of the gradients, as it is kept, without the correction for its start at zero.
+      nu: the same of their squares.
+
+    Returns:
+      State from which the next step is the one that the other program would have made.
+    """
+    arrays = [jax.tree.map(jnp.asarray, tree) for tree in (params, ema_params, mu, nu)]
+
+    def put(node: Any) -> Any:
+        if isinstance(node, optax.ScaleByAdamState):
+            return node._replace(count=jnp.int32(count), mu=arrays[2], nu=arrays[3])
+        return node._replace(count=jnp.int32(step)) if isinstance(node, optax.ScaleByScheduleState) else node
+
+    state = create_train_state(arrays[0], optimizer)
+    kinds = (optax.ScaleByAdamState, optax.ScaleByScheduleState)
+    opt_state = jax.tree.map(put, state.opt_state, is_leaf=lambda node: isinstance(node, kinds))
+    return TrainState(step=jnp.int32(step), params=arrays[0], ema_params=arrays[1], opt_state=opt_state)
+
+
 def learning_rate(config: Any) -> optax.Schedule:
     """Learning rate after n steps.
 

@@ -12,17 +12,18 @@ import jax
 import numpy as np
 from absl import logging
 
-from pds_jax import checkpoints, losses, parallel, sampling, sde_lib
+from pds_jax import checkpoints, convert, losses, parallel, sampling, sde_lib
 from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
 from pds_jax.data import datasets
 from pds_jax.data.shapes import image_size
 from pds_jax.io import files, images, manifest
 from pds_jax.models import create_model, init_model
-from pds_jax.train_state import TrainState, create_train_state, get_optimizer
+from pds_jax.train_state import TrainState, create_train_state, get_optimizer, resumed_state
 from pds_jax.types import Array, PdsError
 
 _STATISTICS_IMAGES = 20000
+_BEGUN = "begun_from.json"
 # What a resumed run may change.
 _FREE_SECTIONS = ("eval", "sampling", "pds")
 _FREE_FIELDS = (
@@ -36,11 +37,13 @@ _FREE_FIELDS = (
 _ABSENT = {"data.resize": False, "data.convert_images": False, "data.range": []}
 
 
-def train(config: Any, workdir: str) -> None:
+def train(config: Any, workdir: str, checkpoint: str | None = None) -> None:
     """Train the network that a configuration describes; goes on where an earlier run in ``workdir`` stopped.
 
     Args:
       config: see configs/.
+      checkpoint: whole training state of score_sde or score_sde_pytorch to begin from, see
+        ``convert.load_training_state``.
       workdir: gets config.json, statistics.npz, log.jsonl, checkpoints-meta/ (for resuming), checkpoints/
         (snapshots), samples/ (PNG grids) and TensorBoard events.
 
@@ -49,7 +52,7 @@ def train(config: Any, workdir: str) -> None:
       FloatingPointError: the loss is no longer a number; the message has the step.
     """
     try:
-        Trainer(config, workdir).run()
+        Trainer(config, workdir, checkpoint).run()
     except OSError as error:
         raise PdsError(
             f"{error.filename or workdir}: {error.strerror or error}; free some space or choose another --workdir; the "
@@ -60,9 +63,10 @@ def train(config: Any, workdir: str) -> None:
 class Trainer:
     """One training run."""
 
-    def __init__(self, config: Any, workdir: str):
+    def __init__(self, config: Any, workdir: str, checkpoint: str | None = None):
         """Build or restore everything; nothing is trained yet."""
         self.config, self.workdir = config, pathlib.Path(workdir)
+        self.begun = self._begun_elsewhere(checkpoint)
         self.source = datasets.get_source(config, "train")
         self.batch_size = config.training.batch_size
         parallel.check_divides(self.batch_size, "training.batch_size")
@@ -117,9 +121,54 @@ class Trainer:
         state = create_train_state(params, self.optimizer)
         found = self.meta.restore_newest(state)
         if found is None:
-            return state
+            return state if self.begun is None else self._taken_over(self.begun)
         logging.info("going on from step %d of %s", int(found.step), self.workdir)
         return found
+
+    def _begun_elsewhere(self, checkpoint: str | None) -> convert.TrainingState | None:
+        """The state of another program to begin from, if one is given; refuses it where it would not be used."""
+        record = self.workdir / _BEGUN
+        if checkpoint is None:
+            self._refuse_other_programs_folder()
+            return None
+        state = convert.load_training_state(checkpoint, self.config)
+        if state.step >= self.config.training.n_iters:
+            raise PdsError(
+                f"{checkpoint} was saved after {state.step} steps and config.training.n_iters is "
+                f"{self.config.training.n_iters}: there is nothing left to do; set --config.training.n_iters higher"
+            )
+        digest = checkpoints.digest_of(state.params)
+        if (self.workdir / checkpoints.CONFIG).exists():
+            begun = files.read_json(record) if record.exists() else {}
+            if begun.get("sha256_of_parameters") != digest:
+                raise PdsError(f"{self.workdir} holds a training that did not begin from {checkpoint}; choose another")
+        elif parallel.is_first_process():
+            files.write_json(record, {"checkpoint": checkpoint, "step": state.step, "sha256_of_parameters": digest})
+        return state
+
+    def _refuse_other_programs_folder(self) -> None:
+        """A workdir of score_sde must not be begun anew beside its own states."""
+        if (self.workdir / checkpoints.CONFIG).exists():
+            return
+        for folder in ("checkpoints-meta", "checkpoints"):
+            there = sorted(path for path in (self.workdir / folder).glob("checkpoint*") if path.is_file())
+            if there:
+                raise PdsError(
+                    f"{self.workdir} holds states of another program; to go on from one, give it as --checkpoint "
+                    f"({there[-1]}), else choose another --workdir"
+                )
+
+    def _taken_over(self, begun: convert.TrainingState) -> TrainState:
+        logging.info("beginning at step %d of %s", begun.step, begun.report.path)
+        return resumed_state(
+            begun.params,
+            self.optimizer,
+            step=begun.step,
+            ema_params=begun.ema_params,
+            count=begun.count,
+            mu=begun.mu,
+            nu=begun.nu,
+        )
 
     def run(self) -> None:
         """Train to the end, or until SIGTERM, which saves and returns."""

@@ -8,7 +8,7 @@ from pds_jax.types import PdsError
 
 
 def train(options: RunOptions) -> None:
-    """Train in the workdir, or resume the training there; see ``training.train``.
+    """Train in the workdir, from --checkpoint if one is given, or resume the training there; see ``training.train``.
 
     Raises:
       PdsError: no configuration, a bad one, or the folder holds another training.
@@ -27,5 +27,5 @@ def train(options: RunOptions) -> None:
         config.data.convert_images = True
     if options.dtype is not None:
         config.model.dtype = options.dtype
-    training.train(config, str(options.workdir))
+    training.train(config, str(options.workdir), options.checkpoint)
     print(f"Training states, samples and logs are in {options.workdir}")

@@ -15,10 +15,23 @@ import ml_collections
 from pds_jax.convert import adm, dialects, diffusers, edm, orbax_io, safetensors_io, score_sde, score_sde_torch
 from pds_jax.convert.hub import fetch, is_hub_id
 from pds_jax.convert.sniffing import KINDS, sniff
+from pds_jax.convert.training_state import TrainingState, load_training_state
 from pds_jax.convert.tree import ConversionError, Report, template
 from pds_jax.convert.weight_sets import AS_SAVED
 
-__all__ = ["EXPORTS", "KINDS", "ConversionError", "Report", "config_of", "export", "load_checkpoint", "locate", "sniff"]
+__all__ = [
+    "EXPORTS",
+    "KINDS",
+    "ConversionError",
+    "Report",
+    "TrainingState",
+    "config_of",
+    "export",
+    "load_checkpoint",
+    "load_training_state",
+    "locate",
+    "sniff",
+]
 
 EXPORTS = {
     "safetensors": safetensors_io.export,

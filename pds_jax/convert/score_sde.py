@@ -115,6 +115,13 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: boo
     Raises:
       ConversionError: damaged, or of another network.
     """
+    state = read(path)
+    report = Report("score_sde_flax", str(path), "ema" if use_ema else "raw")
+    return from_tree(state, shapes, report, use_ema), report
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Nested dicts of leaves of a file that flax serialised. Raises ConversionError if it is damaged."""
     try:
         with open_plain(path) as file:
             state = decode(file.read())
@@ -122,8 +129,7 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: boo
         raise ConversionError(f"{path}: {error}") from error
     if not isinstance(state, dict):
         raise ConversionError(f"{path}: the file holds one {type(state).__name__}, not a training state")
-    report = Report("score_sde_flax", str(path), "ema" if use_ema else "raw")
-    return from_tree(state, shapes, report, use_ema), report
+    return state
 
 
 def from_tree(

@@ -43,7 +43,7 @@ def from_arrays(
     names, ConversionError if they are not those of the config's network.
     """
     pairs = torch_pairs(config, shapes)
-    expected = Expected([pair.source for pair in pairs], frozen=frozenset(_frozen(pairs)))
+    expected = Expected([pair.source for pair in pairs], frozen=frozen(pairs))
     found = choose(value, kind, expected, report, use_ema, alone=alone)
     if config.model.name.startswith("ncsnv2"):
         report.notes.append(_NCSN_NOTE)
@@ -54,8 +54,9 @@ def from_arrays(
     return params
 
 
-def _frozen(pairs: list[Pair]) -> set[str]:
-    return {pair.source for pair in pairs if pair.target == FROZEN}
+def frozen(pairs: list[Pair]) -> frozenset[str]:
+    """Names of the parameters that never train, which the moving average and the optimiser do not hold."""
+    return frozenset(pair.source for pair in pairs if pair.target == FROZEN)
 
 
 def _check_sigmas(sigmas: Leaf, config: Any, report: Report) -> None:
@@ -93,7 +94,7 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str])
     arrays = to_torch(check_params(params, config), pairs)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     levels = np.linspace(np.log(config.model.sigma_max), np.log(config.model.sigma_min), config.model.num_scales)
-    frozen = _frozen(pairs)
+    never_trains = frozen(pairs)
     state = {
         "optimizer": _fresh_optimizer(config, len(tensors)),
         "model": {f"{PREFIX}{SIGMAS}": torch.from_numpy(np.exp(levels))}
@@ -101,7 +102,7 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str])
         "ema": {
             "decay": float(config.model.ema_rate),
             "num_updates": 0,
-            "shadow_params": [tensor.clone() for name, tensor in tensors.items() if name not in frozen],
+            "shadow_params": [tensor.clone() for name, tensor in tensors.items() if name not in never_trains],
         },
         "step": 0,
     }

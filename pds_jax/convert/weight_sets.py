@@ -148,6 +148,11 @@ def _refuse_other_averages(contents: _Contents) -> None:
             )
 
 
+def arrays_in(value: Any, kind: type, separator: str) -> dict[str, Any]:
+    """Every array of class ``kind`` that a file's contents hold, by its full name without wrappers."""
+    return _collect(value, kind, separator).arrays
+
+
 def _collect(value: Any, kind: type, separator: str) -> _Contents:
     contents = _Contents({}, {})
     _walk(value, kind, separator, (), contents, set())
