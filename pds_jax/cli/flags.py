@@ -76,8 +76,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "checkpoint",
             str,
             "Trained model: photos, digits, a folder with model.safetensors, a training workdir, or an original file "
-            "of score_sde (checkpoint_N), score_sde_pytorch (.pth) or diffusers (folder). With --mode=train, a whole state "
-            "of score_sde or score_sde_pytorch to go on from.",
+            "of score_sde (checkpoint_N), score_sde_pytorch (.pth) or diffusers (folder). With --mode=train, a whole "
+            "state of score_sde or score_sde_pytorch to go on from.",
             "NAME|PATH",
             otherwise="the training in workdir",
             modes=(*_SAMPLES, "train"),
