@@ -172,13 +172,13 @@ def _planned(trained: Trained, config: ConfigDict, check: bool) -> Plan:
         sampling.get_sampling_fn, config, trained.sde, trained.shape, statistics=stats, check=check
     )
     sampler = get_sampler()
-    steps = int(getattr(sampler, "steps", 0))
+    steps = 0 if sampler.nfe is None else sampler.steps
     chosen = strength.get_strength(config, trained.sde, steps, stats)
     alpha = tune_alpha(trained, config, stats) if isinstance(chosen, str) else chosen
     m = strength.get_preconditioner(config, trained.shape, alpha, stats)
     if not m.is_identity:
         sampler = get_sampler(m)
-    count = int(sampler.nfe) if hasattr(sampler, "nfe") else None
+    count = None if sampler.nfe is None else int(sampler.nfe)
     return Plan(sampler, config, steps, count, alpha, m)
 
 

@@ -100,13 +100,13 @@ class Saving:
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._last: concurrent.futures.Future[None] | None = None
 
-    def add(self, images: parallel.Later, batch: Sequence[int]) -> None:
+    def add(self, images: parallel.Deferred, batch: Sequence[int]) -> None:
         """Save a batch made with :func:`finish_of`; waits for the one before, and raises what that did."""
         if self._last is not None:
             self._last.result()
         self._last = self._pool.submit(self._fetch_and_save, images, batch)
 
-    def _fetch_and_save(self, images: parallel.Later, batch: Sequence[int]) -> None:
+    def _fetch_and_save(self, images: parallel.Deferred, batch: Sequence[int]) -> None:
         assert self._save is not None
         pixels, finite = (part[: len(batch)] for part in images.fetch())
         if not finite.all():

@@ -305,7 +305,7 @@ def evaluate_bpd(
       scaler: the map from [0, 1] to the network's range.
       repeats: passes over the set.
       uniform_dequantization: off when the images are continuous or dequantised already.
-      spread: (function, arguments) -> function of a batch on several devices, such as ``parallel.spread``.
+      spread: (function, arguments) -> function of a batch on several devices, such as ``parallel.data_parallel``.
       done: bits/dim and evaluations (2, b) of batches by "repeat-first image"; those in it are not computed again,
         others are put in.
       progress: called with the number of images after each batch.

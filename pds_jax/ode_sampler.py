@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.keys import normal, typed
 from pds_jax.predictors import get_predictor
 from pds_jax.sampler_checks import PRIORS, check_names, checked_moments, image_shape
-from pds_jax.scores import checked
+from pds_jax.scores import checked, finite
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers import adaptive
 from pds_jax.spectral import matched_prior
+from pds_jax.steps import Step
+from pds_jax.table import Carry, Table, from_rows
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
 
@@ -44,16 +47,58 @@ class ODESampler:
     denoise: bool = flax.struct.field(pytree_node=False, default=False)
     prior: str = flax.struct.field(pytree_node=False, default="standard")
 
+    nfe = None  # the solver decides as it goes; a finished carry has it as its rows
+    mean_fn = None
+
+    @property
+    def steps(self) -> int:
+        """1: the whole solution is one step of the loop."""
+        return 1
+
+    @property
+    def table(self) -> Table:
+        """One row, from T to eps."""
+        row = {"step": 1, "t": self.sde.T, "t_next": self.eps}
+        return from_rows([row], (Step("solver", "adaptive", adaptive, draws=0),), 0)
+
     def __call__(self, keys: Key, score_fn: ScoreFn) -> tuple[Array, Array]:
         """Sample one image per key; returns (B, H, W, C) images and the NFE of each, (B,) int32."""
         return self.solve(normal(typed(keys), 0, 0, self.shape), score_fn)
 
+    def init(self, keys: Key, condition: Any = None) -> Carry:
+        """Draw the prior; one image per key (B,)."""
+        if condition is not None:
+            raise PdsError(
+                "an adaptive ODE sampler takes no condition; use predictors and correctors (sampling.method=pc)"
+            )
+        keys = typed(keys)
+        x = self._prior(normal(keys, 0, 0, self.shape))
+        done = jnp.zeros(x.shape[:1], jnp.int32)
+        return Carry(x, x, keys, done, done)
+
+    def run_chunk(self, carry: Carry, rows: int | Array, score_fn: ScoreFn) -> Carry:
+        """Solve; with 0 rows do nothing."""
+
+        def solve(carry: Carry) -> Carry:
+            x, nfe = self._solve(carry.x, score_fn)
+            return Carry(x, x, carry.keys, nfe, finite(x))
+
+        return jax.lax.cond(jnp.asarray(rows) > 0, solve, lambda same: same, carry)
+
+    def result(self, carry: Carry) -> Array:
+        """The images."""
+        return carry.x
+
     def solve(self, z: Array, score_fn: ScoreFn) -> tuple[Array, Array]:
         """Sample from the prior made of standard normal noise z (B, H, W, C); returns as a call does."""
+        return self._solve(self._prior(z), score_fn)
+
+    def _prior(self, z: Array) -> Array:
         if self.prior == "matched":
-            x = matched_prior(z, self.sde, jnp.float32(self.sde.T), self.moments)
-        else:
-            x = z * self.sde.prior_std
+            return matched_prior(z, self.sde, jnp.float32(self.sde.T), self.moments)
+        return z * self.sde.prior_std
+
+    def _solve(self, x: Array, score_fn: ScoreFn) -> tuple[Array, Array]:
         score_fn = checked(score_fn)
         x, nfe = adaptive(x, sde=self.sde, score_fn=score_fn, eps=self.eps, rtol=self.rtol, atol=self.atol)
         if self.denoise:

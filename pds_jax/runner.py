@@ -99,7 +99,7 @@ def run(
             if trajectory_every and done % trajectory_every == 0:
                 trajectory.append((done, float(sampler.times[done - 1]), np.asarray(carry.x_mean)))
         images = result_fn(sampler, carry) if result_fn is not None else sampler.result(carry)
-    return Run(images, int(sampler.nfe), trajectory)
+    return Run(images, carry.row if sampler.nfe is None else int(sampler.nfe), trajectory)
 
 
 def _advance(sampler: Any, carry: Any, rows: int, score_fn: ScoreFn, chunk_fn: Any) -> Any:

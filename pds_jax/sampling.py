@@ -40,24 +40,11 @@ from pds_jax.solvers import Memory
 from pds_jax.spectral import matched_prior
 from pds_jax.stability import check_stability
 from pds_jax.steps import Step
-from pds_jax.table import CHUNK, Row, Table
+from pds_jax.table import CHUNK, Carry, Row, Table
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
 static = functools.partial(flax.struct.field, pytree_node=False)
 Noise = Callable[[Any, Any], Array]  # (iteration, draw) -> (B, H, W, C)
-
-
-@flax.struct.dataclass
-class Carry:
-    """What the loop carries from row to row."""
-
-    x: Array  # (B, H, W, C) images
-    x_mean: Array  # (B, H, W, C) images before the last noise was added
-    keys: Key  # (B,) one key an image
-    row: Array  # () int32 rows done
-    finite: Array  # (B,) int32 rows after which the image was still finite
-    condition: Any = None  # what is known of the images, of ``controllable_generation``
-    memory: Any = None  # of a multistep predictor
 
 
 @flax.struct.dataclass

@@ -17,7 +17,7 @@ import numpy as np
 
 from pds_jax.sde_lib import SDE
 from pds_jax.steps import Step
-from pds_jax.types import PdsError
+from pds_jax.types import Array, Key, PdsError
 
 BLOCK = 4096  # rows; tables of up to as many run the same program
 CHUNK = 50  # most rows of one compiled call; between two calls the host reports progress
@@ -52,6 +52,19 @@ class Row:
     up: Any
     shrink: Any
     coefficients: Any
+
+
+@flax.struct.dataclass
+class Carry:
+    """What the loop carries from row to row."""
+
+    x: Array  # (B, H, W, C) images
+    x_mean: Array  # (B, H, W, C) images before the last noise was added
+    keys: Key  # (B,) one key an image
+    row: Array  # () int32 rows done
+    finite: Array  # (B,) int32 rows after which the image was still finite
+    condition: Any = None  # what is known of the images, of ``controllable_generation``
+    memory: Any = None  # of a multistep predictor
 
 
 _WHOLE = ("kind", "step", "draw", "given", "pin_before", "pin_after")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from pds_jax import checkpoints, convert, losses, parallel, sampling, sde_lib
+from pds_jax import checkpoints, convert, losses, parallel, processes, sampling, sde_lib
 from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
 from pds_jax.data import datasets
@@ -103,17 +103,17 @@ class Trainer:
                             f"{self.workdir} holds a training with {section}.{field}={old.get(field)!r}, now it is "
                             f"{new.get(field)!r}; choose another --workdir"
                         )
-        parallel.wait_for_all("configuration compared")
-        if parallel.is_first_process():
+        processes.wait_for_all("configuration compared")
+        if processes.is_first_process():
             files.write_json(path, now)
 
     def _statistics(self) -> stats_lib.Statistics:
         path = self.workdir / "statistics.npz"
-        if parallel.is_first_process() and not path.exists():
+        if processes.is_first_process() and not path.exists():
             count = min(self.source.size or _STATISTICS_IMAGES, _STATISTICS_IMAGES)
             record = getattr(self.source, "record", {"data_set": self.source.name})
             stats_lib.compute_statistics(datasets.iterate(self.source, 256, count), source=record).save(path)
-        parallel.wait_for_all("statistics")
+        processes.wait_for_all("statistics")
         return stats_lib.load(path)
 
     def _restore(self) -> TrainState:
@@ -142,7 +142,7 @@ class Trainer:
             begun = files.read_json(record) if record.exists() else {}
             if begun.get("sha256_of_parameters") != digest:
                 raise PdsError(f"{self.workdir} holds a training that did not begin from {checkpoint}; choose another")
-        elif parallel.is_first_process():
+        elif processes.is_first_process():
             files.write_json(record, {"checkpoint": checkpoint, "step": state.step, "sha256_of_parameters": digest})
         return state
 
@@ -184,7 +184,7 @@ class Trainer:
         state = parallel.place_state(self.state)
         step = int(self.state.step)
         try:
-            while step < training.n_iters and not parallel.any_process(self._stop):
+            while step < training.n_iters and not processes.any_process(self._stop):
                 count = min(training.n_jitted_steps, training.n_iters - step)
                 state, step_losses = step_fn(state, self._batches(step, count), self.key)
                 before, step = step, step + count
@@ -222,7 +222,7 @@ class Trainer:
         except sampling.SamplingDiverged as error:
             logging.warning("no samples at step %d: %s", step, error)
             return
-        if not parallel.is_first_process():
+        if not processes.is_first_process():
             return
         shown, scale = images.visible(drawn), images.visible_scale(drawn.shape[1])
         images.save_png(self.workdir / "samples" / f"step_{step:07d}.png", images.grid(images.enlarge(shown, scale)))
@@ -320,7 +320,7 @@ class Log:
 
         self._pending: list[tuple[int, Any]] = []
         self._recent: list[float] = []
-        silent = not parallel.is_first_process()
+        silent = not processes.is_first_process()
         self._bar = tqdm(
             total=total, initial=step, desc="training", unit="step", mininterval=10, smoothing=0.1, disable=silent
         )

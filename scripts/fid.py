@@ -73,7 +73,7 @@ def cache_folder() -> str | None:
 def extractor() -> Extractor:
     """The extractor that the flags name."""
     options = {"weights": _WEIGHTS.value, "resize": _RESIZE.value} if _EXTRACTOR.value == "inception" else {}
-    return get_extractor(_EXTRACTOR.value, **options).spread(parallel.spread)
+    return get_extractor(_EXTRACTOR.value, **options).spread(parallel.data_parallel)
 
 
 def image_sets() -> list[ImageSet]:

@@ -282,7 +282,7 @@ def judge_of(table: Table, name: str, out: pathlib.Path) -> Judge:
     network, words = table.networks[name], {}
     if table.extractor == "inception":
         words = {"weights": _WEIGHTS.value}
-    extractor = get_extractor(table.extractor, **words).spread(parallel.spread)
+    extractor = get_extractor(table.extractor, **words).spread(parallel.data_parallel)
     reference_path = by_network(_REF.value, table, "ref").get(name)
     reference = load_reference(reference_path) if reference_path else None
     checkpoint = by_network(_CHECKPOINT.value, table, "checkpoint").get(name) or network.checkpoint

@@ -12,7 +12,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import jax
 import numpy as np
 
-from pds_jax import parallel, sampling, statistics
+from pds_jax import parallel, processes, sampling, statistics
 from pds_jax.types import PdsError
 
 SHAPE = (8, 8, 1)
@@ -26,7 +26,7 @@ def share(folder):
     from pds_jax.models.analytic import PixelGaussian
     from pds_jax.sde_lib import VESDE
 
-    index, count = parallel.process_share()
+    index, count = processes.process_share()
     numbers = np.random.default_rng(0).uniform(size=(41, *SHAPE)).astype(np.float32)
     found = statistics.compute_statistics([numbers], block=16, sums_fn=parallel.sums_fn)
     pixels = np.random.default_rng(1).integers(0, 256, (1300, 4, 4, 1), np.uint8)
@@ -44,31 +44,31 @@ def share(folder):
     assert parallel.cost(sampler, keys, law).step_seconds > 0
     time.perf_counter = clock
     images = parallel.sample(sampler, keys, law).x
-    assert parallel.any_process(index == count - 1) and not parallel.any_process(False)
-    tripled = parallel.spread_everywhere(lambda factor, batch: factor * batch, np.float32(3.0))(numbers[:7])
+    assert processes.any_process(index == count - 1) and not processes.any_process(False)
+    tripled = parallel.data_parallel_everywhere(lambda factor, batch: factor * batch, np.float32(3.0))(numbers[:7])
     np.testing.assert_array_equal(tripled, np.float32(3.0) * numbers[:7])
     decide(index, count)
     arrays = {"mean": moments.mean, "scatter": moments.scatter, "power": found.power, "images": images}
     np.savez(folder / f"share{index}.npz", **arrays)
-    parallel.wait_for_all("shared")
+    processes.wait_for_all("shared")
 
 
 def decide(index, count):
     """The first process decides for all, and an error in one is an error in all."""
-    assert parallel.of_first(lambda: {"process": index, "words": "…" * index}) == {"process": 0, "words": ""}
+    assert processes.from_process_zero(lambda: {"process": index, "words": "…" * index}) == {"process": 0, "words": ""}
 
     def fail(where):
         if index == where:
             raise PdsError(f"process {where} cannot")
 
-    for where, act in ((0, parallel.of_first), (count - 1, parallel.in_all)):
+    for where, act in ((0, processes.from_process_zero), (count - 1, processes.check_on_all_processes)):
         try:
             act(lambda where=where: fail(where))
         except PdsError as error:
             assert str(error) == f"process {where} cannot"
         else:
             raise AssertionError(f"process {index} heard nothing of the error in {where}")
-    parallel.in_all(lambda: None)
+    processes.check_on_all_processes(lambda: None)
 
 
 def train(folder):
@@ -82,7 +82,7 @@ def train(folder):
 
 if __name__ == "__main__":
     if len(sys.argv) > 3:
-        parallel.initialize_distributed(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        processes.initialize_distributed(sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
     if sys.argv[1] == "share":
         share(pathlib.Path(sys.argv[2]))
     else:

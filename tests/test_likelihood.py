@@ -208,7 +208,7 @@ def test_batches_that_are_done_are_not_done_again_and_devices_do_not_matter():
     second = run(done=done, spread=lambda *_: None)  # nothing to compute: what is stored is believed
     np.testing.assert_array_equal(second.per_image[:3], first.per_image[:3])
     assert second.per_image[4] == (7.0 + done["1-3"][0, 1]) / 2
-    np.testing.assert_allclose(run(spread=parallel.spread).per_image, first.per_image, rtol=1e-5)
+    np.testing.assert_allclose(run(spread=parallel.data_parallel).per_image, first.per_image, rtol=1e-5)
 
 
 def test_preconditioners_are_refused_and_the_identity_is_not():

@@ -1,12 +1,11 @@
 import functools
-import gc
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pds_jax import controllable_generation, parallel, preconditioner, sampling, statistics
+from pds_jax import controllable_generation, parallel, preconditioner, processes, sampling, statistics
 from pds_jax.models.analytic import PixelGaussian
 from pds_jax.sde_lib import VESDE
 from pds_jax.types import PdsError
@@ -56,15 +55,23 @@ def test_any_number_of_devices_gives_the_same_images(devices, score_fn, count, s
     np.testing.assert_allclose(found.x, expected, atol=1e-5)
 
 
+def program_text(sampler, keys, score_fn):
+    """The compiled program of one chunk, to look for communication in."""
+    job = parallel._place(sampler, keys, score_fn)
+    init, chunk, _ = parallel._programs(job.count, job.everywhere, job.own)
+    carry = init(job.sampler, job.keys, None)
+    return chunk.lower(job.sampler, carry, jnp.int32(1), job.score_fn).compile().as_text()
+
+
 def test_the_program_of_sample_mode_never_communicates(score_fn):
-    text = parallel.program_text(sampler(), sampling.image_keys(range(8)), score_fn)
+    text = program_text(sampler(), sampling.image_keys(range(8)), score_fn)
     for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter"):
         assert word not in text, word
 
 
 def test_the_program_of_batch_mode_does_communicate(score_fn):
     """So that the test above could fail."""
-    text = parallel.program_text(sampler(norm="batch"), sampling.image_keys(range(8)), score_fn)
+    text = program_text(sampler(norm="batch"), sampling.image_keys(range(8)), score_fn)
     assert "all-reduce" in text
 
 
@@ -130,30 +137,12 @@ def test_what_devices_finish_comes_in_image_order_without_padding(score_fn):
     np.testing.assert_allclose(sums, expected.sum((1, 2, 3)), rtol=1e-5)
 
 
-def test_a_score_is_copied_to_the_devices_once_and_forgotten_with_it(monkeypatch):
-    keys = sampling.image_keys(range(4))
-    copied = []
-    replicate = parallel.replicate
-
-    def counting(tree, count=None):
-        copied.extend(jax.tree.leaves(tree))
-        return replicate(tree, count)
-
-    monkeypatch.setattr(parallel, "replicate", counting)
-    weights = jnp.full(SHAPE, 0.3)
-    score = jax.tree_util.Partial(lambda w, x, t: -x * w[None], weights)
-    first = parallel.sample(sampler(), keys, score).x
-    assert any(leaf is weights for leaf in copied)
-    copied.clear()
-    np.testing.assert_array_equal(parallel.sample(sampler(), keys, score).x, first)
-    assert not any(leaf is weights for leaf in copied)
-    changed = jax.tree_util.Partial(score.func, weights + 0.1)
-    assert np.abs(parallel.sample(sampler(), keys, changed).x - first).max() > 1e-3
-    before = len(parallel._KEPT)
-    del weights, score, changed
-    copied.clear()
-    gc.collect()
-    assert len(parallel._KEPT) == before - 2
+def test_weights_that_are_on_the_devices_stay_there():
+    there = parallel._replicated({"w": jnp.full(SHAPE, 0.3)}, 4)
+    again = parallel._replicated(there, 4)
+    shards = [tree["w"].addressable_shards for tree in (there, again)]
+    pointers = [[shard.data.unsafe_buffer_pointer() for shard in found] for found in shards]
+    assert pointers[0] == pointers[1] and len(set(pointers[0])) == 4
 
 
 def test_arrays_of_numpy_may_change_between_batches():
@@ -220,7 +209,7 @@ def test_any_function_of_images_spreads_over_the_devices(devices, count, size):
         return {"scaled": x * shared["a"][None], "noise": draws}
 
     batch = jnp.arange(3.0 * size).reshape(size, 3), sampling.image_keys(range(size))
-    found, expected = parallel.spread(fn, scale)(batch), fn(scale, batch)
+    found, expected = parallel.data_parallel(fn, scale)(batch), fn(scale, batch)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
 
@@ -251,7 +240,7 @@ def test_a_block_that_does_not_divide_is_filled_up(stats):
 
 def test_gathering_in_one_process_is_the_tree_itself():
     tree = {"a": np.arange(3.0)}
-    assert parallel.gather(tree)[0] is tree and parallel.any_process(True) and not parallel.any_process(False)
+    assert processes.gather(tree)[0] is tree and processes.any_process(True) and not processes.any_process(False)
 
 
 def test_batches_split_in_order():
@@ -289,9 +278,9 @@ def test_a_tree_comes_back_from_one_device_without_a_program_of_all():
 )
 def test_half_a_description_of_several_processes_is_refused(environment, arguments):
     with pytest.raises(PdsError, match="process"):
-        parallel.initialize_distributed(**arguments, environment=environment)
+        processes.initialize_distributed(**arguments, environment=environment)
 
 
 def test_one_process_needs_no_coordinator():
-    assert parallel.initialize_distributed(environment={}) is False
-    assert parallel.process_share() == (0, 1) and parallel.is_first_process()
+    assert processes.initialize_distributed(environment={}) is False
+    assert processes.process_share() == (0, 1) and processes.is_first_process()

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pds_jax import assembly, checkpoints, likelihood, parallel, training
+from pds_jax import assembly, checkpoints, likelihood, parallel, processes, training
 from pds_jax.bench import quality
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.options import RunOptions
@@ -64,7 +64,7 @@ def evaluate(options: RunOptions) -> list[dict[str, Any]]:
     folder = options.workdir / (options.eval_folder or "eval")
     config = options.configuration()
     found = candidates(config, options)
-    found = parallel.of_first(lambda: found)  # a training that goes on may save another in between
+    found = processes.from_process_zero(lambda: found)  # a training that goes on may save another in between
     rows: list[dict[str, Any]] = []
     for number, (label, place) in enumerate(found):
         trained = assembly.load(place, config, use_ema=not options.raw_weights, dtype=options.dtype)
@@ -72,8 +72,8 @@ def evaluate(options: RunOptions) -> list[dict[str, Any]]:
         if number == 0:
             job.check()
         rows.append({"checkpoint": label, **job.run()})
-        parallel.of_first(functools.partial(_write, folder, trained, rows))
-    if parallel.is_first_process():
+        processes.from_process_zero(functools.partial(_write, folder, trained, rows))
+    if processes.is_first_process():
         print(f"\n{table(rows)}\nResults: {folder / 'results.json'}, {folder / 'results.md'}")
     return rows
 
@@ -129,12 +129,12 @@ class Job:
         Raises:
           PdsError: nothing to do, an unknown data set, no Inception weights, a reference that does not fit, …
         """
-        parallel.in_all(self._check)
+        processes.check_on_all_processes(self._check)
         if self.settings.enable_sampling:
             plan = self._plan()
-            if _is_together(plan) and parallel.process_share()[1] > 1:
+            if _is_together(plan) and processes.process_share()[1] > 1:
                 size = self._samples_at_once(plan)
-                parallel.in_all(lambda: parallel.check_divides(size, "norm=batch: images of a batch"))
+                processes.check_on_all_processes(lambda: parallel.check_divides(size, "norm=batch: images of a batch"))
 
     def _check(self) -> None:
         settings = self.settings
@@ -173,7 +173,7 @@ class Job:
         if self.options.plugin:
             identity = {**identity, "plugin": [dataclasses.asdict(plugin) for plugin in self.options.plugin]}
         identity = plain({"weights_sha256": self.trained.digest, "precision": self.options.precision, **identity})
-        stored = parallel.of_first(lambda: _stored_result(path, identity))
+        stored = processes.from_process_zero(lambda: _stored_result(path, identity))
         if stored is not None:
             return stored
         result = plain(compute())
@@ -182,7 +182,7 @@ class Job:
             files.write_json(path, {"identity": identity, "result": result})
             return result
 
-        return parallel.of_first(keep)
+        return processes.from_process_zero(keep)
 
     def _data(self, split: str) -> tuple[datasets.Source, int]:
         """The data set, and how many of its images count."""
@@ -214,7 +214,7 @@ class Job:
             # One image at a time, so that the mean knows nothing of batches.
             return jax.vmap(lambda key, x: loss_fn(key[None], params, x[None]))(*batch)
 
-        compute, scaler = parallel.spread_everywhere(each, score_fn.params), datasets.get_data_scaler(config)
+        compute, scaler = parallel.data_parallel_everywhere(each, score_fn.params), datasets.get_data_scaler(config)
         key, parts, start = jax.random.key(config.seed), [], 0
         with _bar("loss", count) as advance:
             for images in self._batches(source, count):
@@ -252,7 +252,7 @@ class Job:
                 jax.random.key(self.trained.config.seed),
                 scaler=datasets.get_data_scaler(self.trained.config),
                 repeats=_REPEATS[split],
-                spread=parallel.spread_everywhere,
+                spread=parallel.data_parallel_everywhere,
                 done=StoredArrays(self.folder / self.name / "bpd", self._bpd_origin()),
                 progress=advance,
             )
@@ -308,7 +308,7 @@ class Job:
             allow_fewer=allow_fewer,
             subset_size=min(_KID_SUBSET, count, rows),
         )
-        return extractor.spread(parallel.spread), reference, metrics
+        return extractor.spread(parallel.data_parallel), reference, metrics
 
     def _quality(self) -> dict[str, Any]:
         count = self.settings.num_samples
@@ -328,7 +328,7 @@ class Job:
             )
             how = dataclasses.replace(sampling_job.making(self.options), batch_size=self._samples_at_once(plan))
             made = sampling_job.make(self.trained, plan, range(count), self.folder / self.name / "samples", how)
-            parallel.wait_for_all("samples made")
+            processes.wait_for_all("samples made")
             samples = image_sets.select(image_sets.open_images(made.folder), range(count))
             rows = count if against.features is None else len(against.features)
             figures = evaluation.evaluate(
@@ -362,7 +362,7 @@ def training_reference(
       PdsError: the file there is of other features or images.
     """
     path, source = folder / "reference.npz", datasets.get_source(config, "train")
-    if parallel.of_first(path.exists):
+    if processes.from_process_zero(path.exists):
         stored = load_reference(path)
         stored.check(extractor, source.shape)
         return stored
@@ -373,13 +373,13 @@ def training_reference(
         batch_size=_share(min(batch_size, BLOCK)),
         folder=folder / "unfinished",
     )
-    parallel.of_first(lambda: save_reference(path, made))
+    processes.from_process_zero(lambda: save_reference(path, made))
     return made
 
 
 def _share(size: int) -> int:
     """How many of the images of all processes are one's own."""
-    return -(-size // parallel.process_share()[1])
+    return -(-size // processes.process_share()[1])
 
 
 def _is_together(plan: assembly.Plan) -> bool:
@@ -443,7 +443,8 @@ class StoredArrays(collections.UserDict[str, np.ndarray]):
         """Use a folder; ``origin`` is all that decides the arrays besides their name."""
         super().__init__()
         self.folder, self.origin = folder, origin
-        found = parallel.of_first(lambda: {path.stem: self._read(path) for path in sorted(folder.glob("*.npz"))})
+        paths = sorted(folder.glob("*.npz"))
+        found = processes.from_process_zero(lambda: {path.stem: self._read(path) for path in paths})
         self.data = {name: np.asarray(rows, np.float64) for name, rows in found.items() if rows is not None}
 
     def _read(self, path: pathlib.Path) -> list[Any] | None:
@@ -455,7 +456,7 @@ class StoredArrays(collections.UserDict[str, np.ndarray]):
 
     def __setitem__(self, name: str, array: np.ndarray) -> None:
         self.data[name] = array
-        if parallel.is_first_process():
+        if processes.is_first_process():
             path = self.folder / f"{name}.npz"
             files.atomic_write(path, lambda file: np.savez(file, array=array, origin=self.origin))
 
@@ -504,7 +505,7 @@ def _write(folder: pathlib.Path, trained: assembly.Trained, rows: Sequence[Mappi
 def _bar(label: str, total: int) -> Iterator[Callable[[int], Any]]:
     from tqdm import tqdm
 
-    silent = not parallel.is_first_process()
+    silent = not processes.is_first_process()
     with tqdm(total=total, desc=label, unit="image", leave=False, mininterval=0.5, disable=silent) as shown:
         yield shown.update
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
     order_for_memory()
     use_compilation_cache(FLAGS.cache_dir)
-    from pds_jax import parallel
+    from pds_jax import processes
     from pds_jax.cli import parse as parsing
     from pds_jax.cli import run_lib
     from pds_jax.io import files
@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> None:
 
     overrides = [(path, text) for path, _, text in (word.partition("=") for word in argv[1:])]
     try:
-        parallel.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-        with parallel.ending_at_once(), files.stoppable():
+        processes.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        with processes.abort_on_failure(), files.stoppable():
             run_lib.run(parsing.run_options(FLAGS, overrides))
     except files.Stopped:
         print("stopped by SIGTERM: what was finished is saved, the same command goes on from there")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pds_jax import assembly, parallel
+from pds_jax import assembly, parallel, processes
 from pds_jax.cli import unused
 from pds_jax.cli.options import RunOptions
 from pds_jax.data import datasets
@@ -112,7 +112,7 @@ def make(
     together = plan.config.sampling.get("norm", "sample") == "batch"
     share = _share(how.shard, together)
     batch_size, adapt = _batch_size(how, -(-len(seeds) // share[1]), together)
-    writes = not together or parallel.is_first_process()
+    writes = not together or processes.is_first_process()
     image_format = images.ImageFormat.of(trained.shape, datasets.get_range(trained.config))
     folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
     done = folder.done()
@@ -188,8 +188,8 @@ def _share(shard: tuple[int, int], together: bool) -> tuple[int, int]:
     """Which of how many shares of the seeds this process makes: the shard's, dealt to the processes of the run."""
     if together and shard[1] > 1:
         raise PdsError("--norm=batch makes an image depend on its batch, which --shard would cut; use --norm=sample")
-    process, processes = (0, 1) if together else parallel.process_share()
-    return shard[0] * processes + process, shard[1] * processes
+    index, count = (0, 1) if together else processes.process_share()
+    return shard[0] * count + index, shard[1] * count
 
 
 def _todo(seeds: Sequence[int], done: Mapping[int, str], share: tuple[int, int], whole: int | None) -> list[int]:
@@ -198,7 +198,7 @@ def _todo(seeds: Sequence[int], done: Mapping[int, str], share: tuple[int, int],
         return [seed for seed in seeds[share[0] :: share[1]] if seed not in done]
     batches = [seeds[first : first + whole] for first in range(0, len(seeds), whole)]
     needed = np.array([any(seed not in done for seed in batch) for batch in batches], bool)
-    needed = parallel.gather(needed)[0]  # all processes make them together: as the first sees the folder
+    needed = processes.gather(needed)[0]  # all processes make them together: as the first sees the folder
     return [seed for batch, need in zip(batches, needed, strict=True) if need for seed in batch]
 
 

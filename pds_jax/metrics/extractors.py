@@ -48,7 +48,7 @@ class Extractor:
     params: Any = None
 
     def spread(self, spread: Callable[[Network, Any], Callable[[np.ndarray], Outputs]]) -> Extractor:
-        """The same extractor on several devices, such as by ``parallel.spread``; itself where it has no network."""
+        """The same extractor on several devices, as by ``parallel.data_parallel``; itself where it has no network."""
         return self if self.network is None else dataclasses.replace(self, outputs=spread(self.network, self.params))
 
     def __call__(self, images: np.ndarray) -> Any:

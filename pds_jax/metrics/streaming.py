@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax import parallel
+from pds_jax import processes
 from pds_jax.io import files
 from pds_jax.io.npy import read_npz
 from pds_jax.metrics.extractors import Extractor
@@ -143,7 +143,7 @@ def _extract_moments(run: _Pass, folder: str | os.PathLike[str] | None, save_eve
     partial = _Partial(pathlib.Path(folder), run) if folder is not None else None
     digest, moments, start = partial.load() if partial else (hashlib.sha256(), None, 0)
     saved = time.monotonic()
-    index, count = parallel.process_share()
+    index, count = processes.process_share()
     try:
         for block in run.blocks(start):
             if block.start // BLOCK % count == index:
@@ -168,9 +168,9 @@ def _extract_moments(run: _Pass, folder: str | os.PathLike[str] | None, save_eve
 
 def _of_all_processes(moments: FeatureMoments | None) -> FeatureMoments:
     """The moments that all processes found, merged in their order; one of them at least had a block."""
-    dims = max(int(width) for width in parallel.gather(np.int64(0 if moments is None else moments.mean.size)))
+    dims = max(int(width) for width in processes.gather(np.int64(0 if moments is None else moments.mean.size)))
     here = moments or FeatureMoments.empty(dims)
-    parts = parallel.gather((np.int64(here.count), here.mean, here.scatter))
+    parts = processes.gather((np.int64(here.count), here.mean, here.scatter))
     if len(parts) == 1:
         return here
     total = FeatureMoments.empty(dims)
@@ -184,7 +184,7 @@ class _Partial:
 
     def __init__(self, folder: pathlib.Path, run: _Pass):
         self.run = run
-        share = "{} of {}".format(*parallel.process_share())
+        share = "{} of {}".format(*processes.process_share())
         name = f"{os.path.abspath(run.images.name)} {run.images.seeds[0]} {run.extractor.digest} {share}"
         self.path = folder / f"partial-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
 
@@ -231,7 +231,7 @@ def _extract_keeping(
 ) -> Extracted:
     cache = FeatureCache(folder, run.extractor, names) if folder is not None else None
     digest, here = hashlib.sha256(), {}
-    index, count = parallel.process_share()
+    index, count = processes.process_share()
     for block in run.blocks():
         keys = run.images.keys(block)
         for key in keys:
@@ -251,15 +251,15 @@ def _rows_of_all_processes(
     here: dict[int, dict[str, np.ndarray]], names: tuple[str, ...], total: int
 ) -> list[dict[str, np.ndarray]]:
     """The outputs of every block in order, given those of this process by the block's number; one round at a time."""
-    index, count = parallel.process_share()
+    index, count = processes.process_share()
     known = next(iter(here.values()), {})
-    widths = np.max(parallel.gather(np.array([known[name].shape[1] if known else 0 for name in names])), axis=0)
+    widths = np.max(processes.gather(np.array([known[name].shape[1] if known else 0 for name in names])), axis=0)
     parts = []
     for first in range(0, -(-total // BLOCK), count):
         mine = {name: np.zeros((BLOCK, width), np.float32) for name, width in zip(names, widths, strict=True)}
         for name, rows in here.get(first + index, {}).items():
             mine[name][: len(rows)] = rows
-        for number, found in enumerate(parallel.gather(mine), first):
+        for number, found in enumerate(processes.gather(mine), first):
             if number * BLOCK < total:
                 parts.append({name: found[name][: total - number * BLOCK] for name in names})
     return parts

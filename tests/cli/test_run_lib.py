@@ -236,15 +236,15 @@ def test_a_run_says_beforehand_what_it_will_cost(model, tmp_path, capsys):
 @pytest.fixture
 def memory(monkeypatch):
     """Devices that hold two images at once; counts the batches that did not fit."""
-    run, refused = parallel._run, []
+    place, refused = parallel._place, []
 
-    def limited(job, *words, **options):
-        if job.size > 2:
-            refused.append(job.size)
+    def limited(sampler, keys, *words):
+        if len(keys) > 2:
+            refused.append(len(keys))
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 bytes.")
-        return run(job, *words, **options)
+        return place(sampler, keys, *words)
 
-    monkeypatch.setattr(parallel, "_run", limited)
+    monkeypatch.setattr(parallel, "_place", limited)
     return refused
 
 
