@@ -55,7 +55,12 @@ def images() -> tuple[Callable[[], Iterator[np.ndarray]], dict[str, Any], str]:
         raise PdsError("say where the images are: either --images=PATH or --dataset=NAME")
     if _IMAGES.value is not None:
         found = image_files.open_images(
-            _IMAGES.value, size=size(), channels=_CHANNELS.value, convert=_CONVERT.value, value_range=_RANGE.value
+            _IMAGES.value,
+            size=size(),
+            channels=_CHANNELS.value,
+            convert=_CONVERT.value,
+            value_range=_RANGE.value,
+            limit=_LIMIT.value,
         )
         return lambda: image_files.batches(found), found.record, found.summary()
     if _CONVERT.value or _RANGE.value:
@@ -73,6 +78,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     try:
+        if _LIMIT.value is not None and _LIMIT.value < 1:
+            raise PdsError(f"--limit={_LIMIT.value}: use at least one image")
         for path in (_OUT.value, *([pathlib.Path(_MASKS.value) / "freq_mask.npy"] if _MASKS.value else [])):
             check_writable(path)
         batches, record, summary = images()

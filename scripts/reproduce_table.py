@@ -35,6 +35,7 @@ from pds_jax.bench import quality
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_reference
+from pds_jax.data.shapes import image_shape
 from pds_jax.io import files
 from pds_jax.io.manifest import plain
 from pds_jax.metrics import evaluation, simple
@@ -231,13 +232,13 @@ def flops(config: ConfigDict) -> tuple[float, int]:
     """Operations of one network evaluation of one image, by its lowered program, and the bytes of an image."""
     from pds_jax.models import create_model, init_model
 
-    size, channels = config.data.image_size, config.data.num_channels
+    shape = image_shape(config)
     model = create_model(config)
     params = jax.eval_shape(lambda: init_model(jax.random.key(0), config))
-    x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, size, size, channels), (1,)))
+    x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *shape), (1,)))
     apply = jax.jit(lambda params, x, t: model.apply({"params": params}, x, t, train=False))
     analysis: Any = apply.lower(params, x, t).cost_analysis()
-    return float(analysis["flops"]), size * size * channels
+    return float(analysis["flops"]), math.prod(shape)
 
 
 def measured_rate(size: int = 2048) -> float:

@@ -35,6 +35,7 @@ from pds_jax.convert.tree import (
     template,
     to_source,
 )
+from pds_jax.data.shapes import image_size
 from pds_jax.denoisers import iddpm_levels
 from pds_jax.io import files
 
@@ -329,7 +330,7 @@ _SONG_BLOCK = {
 
 def _song_layers(config: Any) -> Iterator[tuple[str, str]]:
     """(class of the flax layer, EDM's name) of SongUNet's layers, in the order in which both make them."""
-    model, size = config.model, config.data.image_size
+    model, size = config.model, image_size(config)[0]
     block, attention = "ResnetBlockBigGANpp", "AttnBlockpp"
     levels = range(len(model.ch_mult))
     place = [f"{size >> level}x{size >> level}" for level in levels]

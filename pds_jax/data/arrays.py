@@ -18,6 +18,7 @@ _PIECE_BYTES = 64 << 20
 _DECLARE = "declare another range (config.data.range=(lo, hi), --range=lo,hi, value_range=(lo, hi))"
 
 Range = tuple[float, float]
+Images = np.ndarray | npy.Rows
 
 
 def checked_range(value_range: Sequence[float] | None) -> Range | None:
@@ -37,12 +38,8 @@ def checked_range(value_range: Sequence[float] | None) -> Range | None:
     return low, high
 
 
-def open_array(path: pathlib.Path, channels: int | None = None) -> tuple[np.ndarray, list[str]]:
+def open_array(path: pathlib.Path) -> tuple[Images, list[str]]:
     """The array (n, H, W, C) of a .npy or .npz, on disk if it is large, and the other arrays of the file.
-
-    Args:
-      path: the file.
-      channels: C, where a choice between arrays is to be made.
 
     Raises:
       PdsError: unreadable, or not exactly one array of images.
@@ -68,7 +65,7 @@ def parse_npy(data: bytes, where: str) -> np.ndarray:
 
 
 def check_images(
-    data: np.ndarray, name: str, value_range: Range | None = None, *, explicit_channels: int | None = None
+    data: Images, name: str, value_range: Range | None = None, *, explicit_channels: int | None = None
 ) -> None:
     """Refuse an array that is not images: shape first, then every value, in pieces of bounded memory.
 
@@ -109,7 +106,7 @@ def check_images(
     _check_values(data, name, value_range or (0.0, 1.0), declared=value_range is not None)
 
 
-def _check_values(data: np.ndarray, name: str, value_range: Range, declared: bool) -> None:
+def _check_values(data: Images, name: str, value_range: Range, declared: bool) -> None:
     lowest, highest = math.inf, -math.inf
     for start, piece in _pieces(data):
         low, high = float(piece.min()), float(piece.max())
@@ -127,10 +124,10 @@ def _check_values(data: np.ndarray, name: str, value_range: Range, declared: boo
         )
 
 
-def _pieces(data: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+def _pieces(data: Images) -> Iterator[tuple[int, np.ndarray]]:
     rows = max(_PIECE_BYTES // max(data[0].nbytes, 1), 1)
     for start in range(0, len(data), rows):
-        yield start, np.asarray(data[start : start + rows])
+        yield start, data[start : start + rows]
 
 
 def to_unit(values: np.ndarray, value_range: Range | None = None) -> np.ndarray:

@@ -34,6 +34,7 @@ def open_images(
     channels: int | None = None,
     convert: bool = False,
     value_range: Sequence[float] | None = None,
+    limit: int | None = None,
 ) -> FileImages | ArrayImages:
     """Open a folder, a .zip or .tar, a single image file, or a .npz or .npy array of images.
 
@@ -45,6 +46,7 @@ def open_images(
       convert: bring files to ``channels`` (by default 3) instead of refusing them, see :class:`pictures.Rule`; gray
         arrays are repeated.
       value_range: (lo, hi) that floating-point arrays lie in, black and white; (0, 1) by default.
+      limit: take the first so many files; the others are not opened.
 
     Raises:
       PdsError: nothing there; files that are broken, of mixed sizes or channels, of several frames, of more than 8 bits
@@ -56,9 +58,9 @@ def open_images(
     if not place.exists():
         raise PdsError(f"{place} does not exist; give a folder, an image, an archive (.zip, .tar), a .npz or a .npy")
     if place.is_file() and place.suffix.lower() in (".npy", ".npz"):
-        data, others = arrays.open_array(place, channels)
+        data, others = arrays.open_array(place)
         return ArrayImages.open(str(place), data, rule, value_range, others)
-    return FileImages.open(place, rule, value_range)
+    return FileImages.open(place, rule, value_range, limit)
 
 
 def read_images(
@@ -135,7 +137,7 @@ class ArrayImages:
     """
 
     name: str
-    data: np.ndarray
+    data: arrays.Images
     positions: Sequence[int] | None = None
     value_range: tuple[float, float] | None = None
     repeat: int = 1
@@ -145,7 +147,7 @@ class ArrayImages:
     def open(
         cls,
         name: str,
-        data: np.ndarray,
+        data: arrays.Images,
         rule: Rule = Rule(),  # noqa: B008 (frozen)
         value_range: tuple[float, float] | None = None,
         others: Sequence[str] = (),
@@ -241,31 +243,42 @@ class FileImages:
     place: places.Place = dataclasses.field(repr=False)
 
     @classmethod
-    def open(cls, path: pathlib.Path, rule: Rule, value_range: tuple[float, float] | None = None) -> FileImages:
+    def open(
+        cls,
+        path: pathlib.Path,
+        rule: Rule,
+        value_range: tuple[float, float] | None = None,
+        limit: int | None = None,
+    ) -> FileImages:
         """List the files and check every header."""
         place = places.open_place(path)
         listing = place.listing
         if not listing.names:
             raise PdsError(f"{path} holds no image files; {listing.summary() or 'it is empty'}")
-        first, shape = listing.names[0], (0, 0, 0)
-        for name in _with_progress(listing.names, str(path)):
+        names = listing.names[:limit]
+        first, shape = names[0], (0, 0, 0)
+        for name in _with_progress(names, str(path)):
             other = _inspect(place, name, rule, value_range)
             if name is first:
                 shape = other
             elif other != shape:
                 raise _mixed(place, first, shape, name, other)
-        return cls(str(path), listing.names, shape, rule, value_range, _seeds(listing.names), place)
+        return cls(str(path), names, shape, rule, value_range, _seeds(names), place)
 
     @property
     def record(self) -> dict[str, Any]:
         """For provenance: what was read, what was passed over and why."""
-        facts = {"path": self.name, **self.place.listing.record(), **self.rule.record(), "images": len(self)}
+        listing = self.place.listing.record()
+        facts = {"path": self.name, "images": len(self), "found": listing["images"], **self.rule.record()}
+        facts["passed_over"] = listing["passed_over"]
         return facts | ({"value_range": list(self.value_range)} if self.value_range else {})
 
     def summary(self) -> str:
         """What was read and what was passed over, in one line."""
         passed = self.place.listing.summary()
-        return f"{self.name}: {len(self)} images of {self.shape}{'; ' + passed if passed else ''}"
+        found = len(self.place.listing.names)
+        count = f"{len(self)} images" + (f" (of {found})" if found > len(self) else "")
+        return f"{self.name}: {count} of {self.shape}{'; ' + passed if passed else ''}"
 
     def __len__(self) -> int:
         return len(self.files)

@@ -14,9 +14,10 @@ import shutil
 import tempfile
 import tokenize
 import warnings
+import weakref
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -113,8 +114,60 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         return np.lib.format.read_array_header_2_0(file)
 
 
-def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
-    """Map one .npy file of any size into memory, read-only; its rows are read when they are used.
+class Rows:
+    """An array in a file, read row by row when it is indexed along its first axis; memory holds what was asked for.
+
+    Attributes:
+      shape: of the array.
+      dtype: of the array.
+    """
+
+    def __init__(self, file: IO[bytes], offset: int, shape: tuple[int, ...], dtype: np.dtype, where: str):
+        """``file`` is open and stays so in a copy; the array is in C order and begins at byte ``offset``."""
+        self.shape, self.dtype, self._offset, self._where = shape, dtype, offset, where
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> np.ndarray:
+        """Rows as an array in memory.
+
+        Raises:
+          PdsError: the file was cut short since it was opened.
+        """
+        if isinstance(index, int):
+            return self[[index]][0]
+        rows = range(*index.indices(len(self))) if isinstance(index, slice) else [int(row) for row in index]
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        raw: Any = found.reshape(-1).view(np.uint8)
+        into, size = memoryview(raw), math.prod(self.shape[1:]) * self.dtype.itemsize
+        first = 0
+        while first < len(rows):
+            last = first + 1  # rows that follow each other are read at once
+            while last < len(rows) and rows[last] == rows[last - 1] + 1:
+                last += 1
+            self._read(into[first * size : last * size], self._offset + rows[first] * size)
+            first = last
+        return found
+
+    def _read(self, into: memoryview, place: int) -> None:
+        while into:
+            data = os.pread(self._descriptor, min(len(into), _PIECE), place)
+            if not data:
+                raise PdsError(f"{self._where} was cut short while it was being read; copy it again")
+            into[: len(data)] = data
+            into, place = into[len(data) :], place + len(data)
+
+
+def map_npy(path: str | os.PathLike[str]) -> np.ndarray | Rows:
+    """Open one .npy file of any size; its rows are read when they are used.
 
     Raises:
       PdsError: missing, empty, truncated or over-long file, not a .npy file, or pickled objects.
@@ -126,27 +179,32 @@ def map_npy(path: str | os.PathLike[str]) -> np.ndarray:
         raise PdsError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def map_npz(path: str | os.PathLike[str]) -> Mapping[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]]:
+# Shape of an array, and what loads it.
+Member = tuple[tuple[int, ...], Callable[[], np.ndarray | Rows]]
+
+
+def map_npz(path: str | os.PathLike[str]) -> Mapping[str, Member]:
     """The arrays of one .npz file of any size: name -> (shape, function that loads it).
 
-    An array stored without compression is mapped from the file, after one pass over its checksum; a compressed one is
-    unpacked into memory, above 256 MiB into a temporary file ($TMPDIR) that goes away with the program.
+    An array stored without compression is read from the file row by row, after one pass over its checksum; a compressed
+    one is unpacked into memory, above 256 MiB into a temporary file ($TMPDIR) that goes away with the program.
 
     Raises:
       PdsError: missing, empty, truncated or damaged file, pickled objects, or no room for unpacking; also when an array
         is loaded.
     """
-    found: dict[str, tuple[tuple[int, ...], Callable[[], np.ndarray]]] = {}
+    found: dict[str, Member] = {}
     with _zip_errors(path), zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             where = f"{path} ({member.filename})"
             with archive.open(member) as file:
                 shape, _, _ = _checked_header(file, member.file_size, where)
-            found[member.filename.removesuffix(".npy")] = (shape, functools.partial(_load_member, path, member, where))
+            load = functools.partial(_load_member, path, member, where)
+            found[member.filename.removesuffix(".npy")] = shape, load
     return found
 
 
-def _load_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, where: str) -> np.ndarray:
+def _load_member(path: str | os.PathLike[str], member: zipfile.ZipInfo, where: str) -> np.ndarray | Rows:
     with _zip_errors(path), zipfile.ZipFile(path) as archive:
         if member.compress_type == zipfile.ZIP_STORED:
             with archive.open(member) as file:
@@ -187,8 +245,8 @@ def spill(stream: IO[bytes], where: str) -> IO[bytes]:
     return file
 
 
-def _map_array(file: IO[bytes], start: int, size: int, where: str) -> np.ndarray:
-    """Map the array that begins at a byte of a real file and is ``size`` bytes long, header included."""
+def _map_array(file: IO[bytes], start: int, size: int, where: str) -> np.ndarray | Rows:
+    """The array that begins at a byte of a real file and is ``size`` bytes long, header included."""
     file.seek(start)
     shape, fortran, dtype = _checked_header(file, size, where)
     offset = file.tell()
@@ -199,8 +257,10 @@ def _map_array(file: IO[bytes], start: int, size: int, where: str) -> np.ndarray
         )
     if not expected:
         return np.empty(shape, dtype)
-    mapped: Any = np.memmap(file, dtype, "r", offset, shape, "F" if fortran else "C")
-    return mapped
+    if fortran and len(shape) > 1:  # its rows lie scattered
+        mapped: Any = np.memmap(file, dtype, "r", offset, shape, "F")
+        return mapped
+    return Rows(file, offset, shape, dtype, where)
 
 
 

@@ -20,6 +20,8 @@ from pds_jax.types import PdsError
 
 STANDARD_COUNT = 50_000
 METRICS = ("fid", "kid", "is", "pr", "dc")
+_KID_SUBSET = 1000
+_IS_SPLITS, _IS_PART = 10, 5000
 _NEIGHBOURS = 5  # of density and coverage; precision and recall take 3
 _NEED_FEATURES = ("kid", "pr", "dc")
 
@@ -158,16 +160,27 @@ def evaluate(
         "n": len(images),
         "reference_n": reference.count if reference is not None else None,
         "images_sha256": found.digest,
-        "notes": _notes(len(images), found.moments.mean.size, metrics, reference),
+        "notes": _notes(len(images), found.moments.mean.size, metrics, reference, subset_size),
     }
 
 
-def _notes(count: int, dims: int, metrics: Sequence[str], reference: Reference | None) -> list[str]:
+def _notes(
+    count: int, dims: int, metrics: Sequence[str], reference: Reference | None, subset_size: int
+) -> list[str]:
+    """What a reader of the figures must know: which of them are of few images, in all or in each of their parts."""
     notes = list(reference.notes) if reference is not None else []
     if count < STANDARD_COUNT:
         notes.append(f"{count} images, fewer than {STANDARD_COUNT}: not comparable with published figures")
     if "fid" in metrics and count <= dims:
         notes.append(f"the covariance of {count} images in {dims} features is singular: FID is biased upwards; see KID")
+    of_reference = reference.count if reference is not None else None
+    if "fid" in metrics and of_reference is not None and of_reference <= dims:
+        notes.append(f"the reference's covariance of {of_reference} images in {dims} features is singular")
+    if "kid" in metrics and subset_size < _KID_SUBSET:
+        notes.append(f"KID is of subsets of {subset_size} images, published figures of {_KID_SUBSET}")
+    if "is" in metrics and count // _IS_SPLITS < _IS_PART:
+        parts = min(_IS_SPLITS, count)
+        notes.append(f"the Inception Score is of {parts} parts of {count // parts} images, published figures of 5000")
     return notes
 
 
@@ -183,7 +196,7 @@ def _kid(found: Extracted, reference: Reference | None, subset_size: int) -> dic
 
 
 def _is(found: Extracted, reference: Reference | None, subset_size: int) -> dict[str, float]:
-    result = inception_score(found.kept["logits"], splits=min(10, len(found.kept["logits"])))
+    result = inception_score(found.kept["logits"], splits=min(_IS_SPLITS, len(found.kept["logits"])))
     return {"is": result.mean, "is_std": result.std}
 
 

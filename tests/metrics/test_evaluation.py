@@ -49,7 +49,11 @@ def test_every_figure_is_that_of_its_own_function(tmp_path):
     assert (got["precision"], got["recall"]) == (pr.precision, pr.recall)
     assert (got["density"], got["coverage"]) == (dc.density, dc.coverage)
     assert (got["n"], got["reference_n"]) == (50, 60)
-    assert got["notes"] == ["50 images, fewer than 50000: not comparable with published figures"]
+    assert got["notes"] == [
+        "50 images, fewer than 50000: not comparable with published figures",
+        "KID is of subsets of 20 images, published figures of 1000",
+        "the Inception Score is of 10 parts of 5 images, published figures of 5000",
+    ]
 
 
 def test_singular_covariances_are_noted():
