@@ -42,6 +42,7 @@ class Trained:
       shape: (H, W, C) of one image.
       statistics: of its data, or None.
       digest: SHA-256 of the weights.
+      notes: what a user should know of how they were read, for example which of two sets.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Trained:
     shape: tuple[int, int, int]
     statistics: statistics_lib.Statistics | None
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -78,7 +80,7 @@ def load(
             config.model.dtype = dtype
     sde, _ = sde_lib.get_sde(config)
     score_fn = _score_fn(config, sde, jax.device_put(found.params), stats)
-    return Trained(str(checkpoint), config, sde, score_fn, image_shape(config), stats, found.digest)
+    return Trained(str(checkpoint), config, sde, score_fn, image_shape(config), stats, found.digest, found.notes)
 
 
 def _score_fn(config: ConfigDict, sde: sde_lib.SDE, params: Any, stats: Any) -> ScoreFn:

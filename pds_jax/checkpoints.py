@@ -184,6 +184,7 @@ class Loaded:
       statistics: of its data, or None.
       digest: SHA-256 of the parameters.
       path: where it came from.
+      notes: what a user should know of how it was read, for example which of two sets of weights.
     """
 
     params: Params
@@ -191,6 +192,7 @@ class Loaded:
     statistics: statistics_lib.Statistics | None
     digest: str
     path: str
+    notes: tuple[str, ...] = ()
 
 
 def digest_of(params: Params) -> str:
@@ -225,7 +227,7 @@ def save_model(
         statistics.save(pathlib.Path(folder) / STATISTICS)
 
 
-def load_model(folder: str | os.PathLike[str], config: Any = None) -> Loaded:
+def load_model(folder: str | os.PathLike[str], config: Any = None, *, use_ema: bool = True) -> Loaded:
     """Read a finished model.
 
     Args:
@@ -245,11 +247,17 @@ def load_model(folder: str | os.PathLike[str], config: Any = None) -> Loaded:
     if not (place / safetensors_io.MODEL).is_file():
         raise PdsError(f"{place} holds no {safetensors_io.MODEL}; give a model's folder, or one of {list(SHIPPED)}")
     config = _copied(config) if config is not None else read_config(place / CONFIG)
-    params, _ = convert.load_checkpoint(place, config)
-    statistics = place / STATISTICS
-    return Loaded(
-        params, config, statistics_lib.load(statistics) if statistics.is_file() else None, digest_of(params), str(place)
-    )
+    return _read(str(place), place, config, use_ema)
+
+
+def _read(name: str, folder: pathlib.Path, config: Any, use_ema: bool) -> Loaded:
+    """A checkpoint and the statistics of its data, if they lie in its folder."""
+    params, report = convert.load_checkpoint(name, config, use_ema=use_ema)
+    for note in report.notes:
+        logging.info("%s: %s", name, note)
+    statistics = folder / STATISTICS
+    stats = statistics_lib.load(statistics) if statistics.is_file() else None
+    return Loaded(params, config, stats, digest_of(params), name, tuple(report.notes))
 
 
 def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema: bool = True) -> Loaded:
@@ -274,19 +282,22 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
         return load_model(shipped, config)
     place = pathlib.Path(text)
     if not place.exists():
-        raise PdsError(f"checkpoint {text!r} is neither a path that exists nor one of {list(SHIPPED)}")
+        hub = "; a model of the Hugging Face Hub is fetched by scripts/convert_checkpoint.py" * convert.is_hub_id(text)
+        raise PdsError(f"checkpoint {text!r} is neither a path that exists nor one of {list(SHIPPED)}{hub}")
     if (place / safetensors_io.MODEL).is_file() or place.name == safetensors_io.MODEL:
-        return load_model(place, config)
+        return load_model(place, config, use_ema=use_ema)
     training = _training_state(place)
     if training is not None:
         return _load_training(*training, config, use_ema)
     if config is None and convert.sniff(place) == "edm":
         config = convert.config_of(place)
     if config is None:
-        raise PdsError(f"{text} carries no configuration of ours; give the one it was trained with as --config")
-    config = _copied(config)
-    params, _ = convert.load_checkpoint(text, config, use_ema=use_ema)
-    return Loaded(params, config, None, digest_of(params), text)
+        kind = convert.sniff(place)  # first whether it is a checkpoint at all
+        raise PdsError(
+            f"{text} ({kind}) carries no configuration of ours; give the one it was trained with, on the command line as "
+            "--config=FILE.py"
+        )
+    return _read(text, place if place.is_dir() else place.parent, _copied(config), use_ema)
 
 
 def config_of(checkpoint: str | os.PathLike[str]) -> ml_collections.ConfigDict | None:

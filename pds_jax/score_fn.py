@@ -228,8 +228,8 @@ def _edm_moments(data_mean: float, sigma_data: float | None) -> tuple[Any, Any]:
 def _moments(statistics: Any, model: Any) -> tuple[Any, Any]:
     if statistics is None:
         raise PdsError(
-            "parametrisation 'wiener' needs the statistics of the training data: pass --statistics, or keep "
-            "statistics.npz beside the checkpoint"
+            "parametrisation 'wiener' needs the statistics of the data that the network was trained on: keep the "
+            "statistics.npz of its training beside the checkpoint"
         )
     if hasattr(statistics, "to_range"):
         if not hasattr(model, "centered"):

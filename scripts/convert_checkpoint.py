@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     try:
         source = convert.locate(FLAGS.src, FLAGS.allow_download)
         config = FLAGS.config or convert.config_of(source)
+        convert.check_export(config, FLAGS.kind)
         params, report = convert.load_checkpoint(source, config, use_ema=not FLAGS.raw_weights)
         print(report)
         error = parity(report.kind, source, config, params) if FLAGS.parity else None

@@ -198,3 +198,47 @@ def test_a_full_disk_is_reported_and_the_states_before_are_unharmed(tmp_path, co
     again.save(2, state)
     assert again.steps() == [1, 2]
     again.close()
+
+
+def test_a_model_without_its_statistics_says_what_is_missing_and_reads_them_beside_it(tmp_path, config, params, stats):
+    """The network of the wiener parametrisation is no score without them, whatever file its weights lie in."""
+    import pds_jax
+
+    with config.unlocked():
+        wiener = type(config)(config.to_dict())
+        wiener.model.parametrisation = "wiener"
+    checkpoints.save_model(tmp_path / "model", params, wiener, None)
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "weights.safetensors")
+    with pytest.raises(PdsError, match="statistics.npz of its training beside the checkpoint"):
+        pds_jax.load(str(tmp_path / "model" / "weights.safetensors"), wiener)
+    stats.save(tmp_path / "model" / "statistics.npz")
+    assert pds_jax.load(str(tmp_path / "model" / "weights.safetensors"), wiener).statistics is not None
+
+
+def test_which_weights_were_read_is_said(tmp_path, config, params):
+    import flax.serialization
+
+    halved = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16) / 2, params)
+    state = {"params": jax.tree.map(np.asarray, params), "params_ema": halved}
+    (tmp_path / "checkpoint_1").write_bytes(flax.serialization.msgpack_serialize(state))
+    found = checkpoints.load_any(tmp_path / "checkpoint_1", config)
+    assert found.digest == checkpoints.digest_of(jax.tree.map(lambda leaf: leaf.astype(np.float32), halved))
+    assert found.notes[0] == "read the moving average 'params_ema', not the raw weights 'params'"
+    assert "are float16; they became float32" in found.notes[1]
+    assert checkpoints.load_any(tmp_path / "checkpoint_1", config, use_ema=False).digest == checkpoints.digest_of(
+        params
+    )
+
+
+def test_a_file_without_configuration_is_called_by_its_kind(tmp_path):
+    import flax.serialization
+
+    path = tmp_path / "checkpoint_1"
+    path.write_bytes(flax.serialization.msgpack_serialize({"a": np.zeros(2)}))
+    with pytest.raises(PdsError, match=r"\(score_sde_flax\) carries no configuration"):
+        checkpoints.load_any(path)
+    path.write_text("<html>")
+    with pytest.raises(PdsError, match="a web page"):
+        checkpoints.load_any(path)
+    with pytest.raises(PdsError, match="Hugging Face Hub is fetched by scripts/convert_checkpoint.py"):
+        checkpoints.load_any("google/ncsnpp-church-256")

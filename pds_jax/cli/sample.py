@@ -41,7 +41,10 @@ def sample(options: RunOptions) -> pathlib.Path:
 def load(options: RunOptions) -> assembly.Trained:
     """The model that the options name."""
     use_ema = not options.raw_weights
-    return assembly.load(options.weights, options.configuration(), use_ema=use_ema, dtype=options.dtype)
+    trained = assembly.load(options.weights, options.configuration(), use_ema=use_ema, dtype=options.dtype)
+    for note in trained.notes:
+        print(f"{trained.name}: {note}")
+    return trained
 
 
 def plan(trained: assembly.Trained, options: RunOptions) -> assembly.Plan:

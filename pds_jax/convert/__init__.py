@@ -25,10 +25,12 @@ __all__ = [
     "ConversionError",
     "Report",
     "TrainingState",
+    "check_export",
     "config_of",
     "export",
     "load_checkpoint",
     "load_training_state",
+    "is_hub_id",
     "locate",
     "sniff",
 ]
@@ -118,6 +120,28 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str],
     Raises:
       PdsError: unknown kind, a network that the kind cannot hold, parameters of another network, or no such place.
     """
+    check_export(config, kind)
+    EXPORTS[kind](params, config, path)
+
+
+def check_export(config: Any, kind: str) -> None:
+    """Refuse, before any weights are read, a network that a kind cannot hold.
+
+    Other programs take the network's output for the score. With another parametrisation it is only part of it, and what
+    makes the score of it (the data's statistics, scales in σ) cannot be folded into weights.
+
+    Raises:
+      PdsError: unknown kind, or what of the configuration has no place there.
+    """
     if kind not in EXPORTS:
         raise ConversionError(f"cannot write kind {kind!r}; known: {', '.join(EXPORTS)}")
-    EXPORTS[kind](params, config, path)
+    parametrisation = config.model.get("parametrisation", "score_sde")
+    if kind in ("score_sde_torch", "diffusers") and parametrisation != "score_sde":
+        raise ConversionError(
+            f"kind {kind!r} holds networks whose output is the score; this one's has the parametrisation "
+            f"{parametrisation!r}, which other programs would read wrongly; use kind 'safetensors'"
+        )
+    if kind == "diffusers":
+        diffusers.check(config)
+    elif kind == "score_sde_torch":
+        score_sde_torch.check(config)

@@ -167,8 +167,7 @@ def from_arrays(
     aliases = {alias: pair.source for pair in pairs for alias in pair.aliases}
     expected = Expected([pair.source for pair in pairs], aliases)
     found = choose(value, kind, expected, report, use_ema, alone=alone)
-    expected_config(config)
-    refuse_narrow_attention(config)
+    check(config)
     return assemble(pairs, {name: leaf(array) for name, array in found.arrays.items()}, shapes, report)
 
 
@@ -307,6 +306,12 @@ def expected_config(config: Any) -> dict[str, Any]:
         "class_embed_type": None,
         "num_class_embeds": None,
     }
+
+
+def check(config: Any) -> None:
+    """Refuse what UNet2DModel cannot be. Raises ConversionError naming the option."""
+    expected_config(config)
+    refuse_narrow_attention(config)
 
 
 def refuse_narrow_attention(config: Any) -> None:

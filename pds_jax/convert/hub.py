@@ -30,7 +30,8 @@ def fetch(name: str, allowed: bool) -> str:
     """
     if not allowed:
         raise ConversionError(
-            f"{name} does not exist here; if it is a model on the Hugging Face Hub, ask for it with --allow_download"
+            f"{name} does not exist here; if it is a model on the Hugging Face Hub, fetch it by "
+            f"scripts/convert_checkpoint.py --src={name} --allow_download, or by allow_download=True"
         )
     try:
         import huggingface_hub

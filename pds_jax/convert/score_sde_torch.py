@@ -6,6 +6,7 @@ trainable parameters, without the frozen Fourier frequencies. Other layouts are 
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 from collections.abc import Callable, Mapping
@@ -75,6 +76,13 @@ def _check_sigmas(sigmas: Leaf, config: Any, report: Report) -> None:
         report.notes.append(f"trained with {len(values)} noise levels, the config has {config.model.num_scales}")
 
 
+def check(config: Any) -> None:
+    """Refuse what score_sde_pytorch has no network for, and a machine without PyTorch. Raises ConversionError."""
+    if importlib.util.find_spec("torch") is None:
+        raise ConversionError("writing a .pth needs PyTorch: pip install 'pds_jax[convert]'")
+    torch_pairs(config, template(config))
+
+
 def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str]) -> None:
     """Write a ``.pth`` that score_sde_pytorch restores: the weights as model and as moving average, a fresh optimizer.
 
@@ -86,10 +94,9 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str])
     Raises:
       PdsError: parameters and configuration do not agree, PyTorch is not installed, or the place cannot be written.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise ConversionError("writing a .pth needs PyTorch: pip install 'pds_jax[convert]'") from error
+    check(config)
+    import torch
+
     pairs = torch_pairs(config, template(config))
     arrays = to_torch(check_params(params, config), pairs)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -71,3 +71,30 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path, config):
     message = [line for line in done.stderr.splitlines() if line.startswith("convert_checkpoint: ")]
     assert len(message) == 1 and ("leaf" if config else "carries no configuration") in message[0]
     assert "Traceback" not in done.stderr and not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("kind", ["score_sde_torch", "diffusers"])
+def test_what_a_kind_cannot_hold_is_one_sentence_before_any_work(tmp_path, kind):
+    """The shipped models' output is not the score by itself."""
+    done = run("--src=checkpoints/digits", f"--out={tmp_path / 'm'}", f"--kind={kind}")
+    assert done.returncode == 2 and not done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("convert_checkpoint: ")]
+    assert len(lines) == 1 and "'wiener'" in lines[0] and "use kind 'safetensors'" in lines[0]
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_network_that_diffusers_lacks_is_refused_before_its_weights_are_read(tmp_path):
+    config = torch_config()
+    convert.export(convert.load_checkpoint(TORCH / "ncsnpp_ve.pth", config)[0], config, tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"damaged")
+    done = run(f"--src={tmp_path / 'm'}", f"--out={tmp_path / 'pipe'}", "--kind=diffusers")
+    assert done.returncode == 2 and not done.stdout
+    assert "diffusers has only NCSN++ with model.progressive='output_skip'" in done.stderr
+
+
+@pytest.mark.parametrize("parametrisation", ["wiener", "edm", "denoiser"])
+@pytest.mark.parametrize("kind", ["score_sde_torch", "diffusers"])
+def test_a_score_that_is_not_the_networks_output_is_not_exported(tmp_path, kind, parametrisation):
+    config = skip_config(parametrisation=parametrisation)
+    with pytest.raises(convert.ConversionError, match=f"parametrisation '{parametrisation}'"):
+        convert.export({}, config, tmp_path / "m", kind)
