@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import pathlib
@@ -73,13 +74,17 @@ def remembered(kind: str, key: str, compute: Callable[[], Any], valid: Callable[
         return compute()
     path = pathlib.Path(folder) / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()}.json"
     with contextlib.suppress(PdsError):
-        value = files.read_json(path)
-        if valid(value):
-            return value
+        entry = files.read_json(path)
+        if isinstance(entry, dict) and entry.get("sha256") == _digest(entry.get("value")) and valid(entry["value"]):
+            return entry["value"]
     value = compute()
     with contextlib.suppress(PdsError):
-        files.write_json(path, value)
+        files.write_json(path, {"value": value, "sha256": _digest(value)})
     return value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def code_digest(folder: str | os.PathLike[str]) -> str:

@@ -6,6 +6,7 @@ known, ``statistics.npz``. ``photos`` and ``digits`` name the ones that ship.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -40,6 +41,10 @@ _NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
 
 # --- training states -------------------------------------------------------------------------------------------
+
+
+# Of messages of tensorstore about a file that may be sound.
+_NO_DAMAGE = ("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "Too many open files", "Permission denied", "Out of memory")
 
 
 class DamagedState(PdsError):
@@ -102,7 +107,7 @@ class TrainingFolder:
             ) from error
 
     def restore_newest(self, template: TrainState) -> TrainState | None:
-        """The newest state that can be read, or None; damaged ones are removed with a warning.
+        """The newest state that can be read, or None; damaged ones are set aside with a warning, as ``damaged-STEP``.
 
         Args:
           template: see :meth:`restore`.
@@ -114,10 +119,22 @@ class TrainingFolder:
             try:
                 return self.restore(step, template)
             except DamagedState as error:
-                logging.warning("%s; going back to an earlier state", error)
-                with quiet():
-                    self._manager.delete(step)
+                aside = self._set_aside(step)
+                logging.warning("%s; it is kept as %s, going back to an earlier state", error, aside)
         return None
+
+    def _set_aside(self, step: int) -> pathlib.Path:
+        """Rename a state that cannot be read, so that its step can be saved again."""
+        aside = self.folder / f"damaged-{step}"
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.folder / f"damaged-{step}-{number}"
+        with contextlib.suppress(FileNotFoundError):  # another process did
+            (self.folder / str(step)).rename(aside)
+        with quiet():
+            self._manager.reload()
+        return aside
 
     def restore(self, step: int, template: TrainState) -> TrainState:
         """Read a state.
@@ -155,8 +172,13 @@ class TrainingFolder:
         try:
             with quiet():
                 tree = self._manager.restore(step, args=self._ocp.args.StandardRestore())
+        except (PermissionError, MemoryError) as error:
+            raise PdsError(f"cannot read step {step} in {self.folder}: {error or 'not enough memory'}") from error
         except Exception as error:  # orbax and tensorstore share no narrower base
-            raise DamagedState(f"step {step} in {self.folder} is missing or damaged: {error}") from error
+            reason = " ".join(str(error).split())[:300]
+            if any(word in reason for word in _NO_DAMAGE):
+                raise PdsError(f"cannot read step {step} in {self.folder}: {reason}") from error
+            raise DamagedState(f"step {step} in {self.folder} is missing or damaged: {reason}") from error
         return jax.tree.map(np.asarray, tree)
 
     def close(self) -> None:
@@ -294,10 +316,13 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
     if config is None:
         kind = convert.sniff(place)  # first whether it is a checkpoint at all
         raise PdsError(
-            f"{text} ({kind}) carries no configuration of ours; give the one it was trained with, on the command line as "
-            "--config=FILE.py"
+            f"{text} ({kind}) carries no configuration of ours; give the one it was trained with, on the command line "
+            "by --config=FILE.py"
         )
-    return _read(text, place if place.is_dir() else place.parent, _copied(config), use_ema)
+    found = _read(text, place if place.is_dir() else place.parent, _copied(config), use_ema)
+    if found.statistics is None:
+        return found
+    return dataclasses.replace(found, notes=(*found.notes, f"the statistics of its data are {STATISTICS} beside it"))
 
 
 def config_of(checkpoint: str | os.PathLike[str]) -> ml_collections.ConfigDict | None:

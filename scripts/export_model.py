@@ -2,12 +2,14 @@
 
     python scripts/export_model.py --workdir=runs/photos --out=checkpoints/photos
 
-Takes the moving average of the newest state (or of --step). The last line on stdout is JSON.
+Takes the moving average of the newest state (or of --step); the result is a folder for --checkpoint. The last line on
+stdout is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -21,11 +23,13 @@ from pds_jax.types import PdsError
 
 
 def read_log(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of log.jsonl, each step once: a resumed run writes steps again that were lost."""
+    """The rows of log.jsonl, each step once: a resumed run writes steps again that were lost; [] without the file."""
     rows = {}
-    for line in (workdir / "log.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        rows[row["step"]] = row
+    path = workdir / "log.jsonl"
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that a killed run did not finish
+            row = json.loads(line)
+            rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
 
 
@@ -42,14 +46,15 @@ def main() -> None:
     found = checkpoints.load_any(state, use_ema=not args.raw_weights)
     checkpoints.save_model(out, found.params, found.config, found.statistics)
     log = read_log(workdir)
-    figures.curves(
-        {"training loss": [(row["step"], row["loss"]) for row in log]},
-        out / "loss.png",
-        xlabel="step",
-        ylabel="loss",
-        title=f"{found.config.data.dataset}: mean loss of the steps since the last point",
-        logx=False,
-    )
+    if log:
+        figures.curves(
+            {"training loss": [(row["step"], row["loss"]) for row in log]},
+            out / "loss.png",
+            xlabel="step",
+            ylabel="loss",
+            title=f"{found.config.data.dataset}: mean loss of the steps since the last point",
+            logx=False,
+        )
     print(
         json.dumps(
             {
@@ -72,4 +77,5 @@ if __name__ == "__main__":
     try:
         main()
     except PdsError as error:
-        sys.exit(f"export_model: {error}")
+        print(f"export_model: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -84,6 +84,13 @@ def test_a_damaged_file_is_not_believed_but_mended(folder, text):
     assert cache.remembered("n", "a", lambda: 3, is_number) == 2
 
 
+def test_another_value_in_a_file_is_not_believed(folder):
+    cache.remembered("n", "a", lambda: 1, is_number)
+    path = next(folder.iterdir())
+    path.write_text(path.read_text().replace('"value": 1', '"value": 7'))
+    assert cache.remembered("n", "a", lambda: 2, is_number) == 2
+
+
 def test_no_folder_and_one_that_cannot_be_written_only_cost_time(folder, monkeypatch):
     monkeypatch.chdir(folder)
     jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")

@@ -110,9 +110,28 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path, state):
     for file in (tmp_path / "2").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    damaged = {file.name: file.stat().st_size for file in (tmp_path / "2").rglob("*") if file.is_file()}
     assert int(folder.restore_newest(state).step) == 1
+    kept = {file.name: file.stat().st_size for file in (tmp_path / "damaged-2").rglob("*") if file.is_file()}
+    assert kept == damaged and folder.steps() == [1]
     folder.save(2, state.replace(step=jnp.int32(2)))  # the damaged one is out of the way
     assert int(folder.restore_newest(state).step) == 2
+    folder.close()
+
+
+@pytest.mark.parametrize("reason", ["PERMISSION_DENIED: no", "RESOURCE_EXHAUSTED: Too many open files"])
+def test_a_state_that_cannot_be_read_for_another_reason_is_not_called_damaged(tmp_path, state, monkeypatch, reason):
+    folder = checkpoints.TrainingFolder(tmp_path)
+    folder.save(1, state)
+
+    def fail(*_, **__):
+        raise ValueError(reason)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder._manager, "restore", fail)
+        with pytest.raises(PdsError, match=f"cannot read step 1.*{reason[:10]}"):
+            folder.restore_newest(state)
+    assert int(folder.restore_newest(state).step) == 0 and folder.steps() == [1]
     folder.close()
 
 

@@ -63,3 +63,11 @@ def test_a_workdir_becomes_a_model(tmp_path, monkeypatch, capsys):
     assert report["sha256_of_parameters"] == found.digest == checkpoints.digest_of(state.ema_params)
     assert report["last_loss"] == 1.0 and report["seconds_of_training"] == 4.0
     assert (tmp_path / "model" / "loss.png").stat().st_size > 1000
+
+    (workdir / "log.jsonl").write_text("\n".join(rows) + '\n{"step": 4, "lo')  # killed while it was written
+    assert [row["step"] for row in script("export_model").read_log(workdir)] == [1, 2, 3]
+    (workdir / "log.jsonl").unlink()
+    monkeypatch.setattr(sys, "argv", [*arguments[:2], f"--out={tmp_path / 'other'}", "--step=3"])
+    script("export_model").main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["last_loss"] is None
+    assert checkpoints.load_any(tmp_path / "other").digest == found.digest

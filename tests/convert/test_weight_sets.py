@@ -158,7 +158,8 @@ def test_weights_alone_are_read_and_said_to_be_no_average(tmp_path, config, aver
     assert report.weights == "raw" and any("no moving average in the file" in note for note in report.notes)
 
 
-def test_a_whole_module_is_read_without_its_class(tmp_path, config, averaged):
+def save_module(named, path):
+    """Pickle a whole torch.nn.Module whose class nobody can import later."""
     torch = need_torch()
 
     class Net(torch.nn.Module):
@@ -170,7 +171,7 @@ def test_a_whole_module_is_read_without_its_class(tmp_path, config, averaged):
     sys.modules["my_model"] = module
     try:
         net = Net()
-        for name, value in tensors(averaged, config).items():
+        for name, value in named.items():
             place = net
             *parents, leaf = name.split(".")
             for parent in parents:
@@ -178,9 +179,13 @@ def test_a_whole_module_is_read_without_its_class(tmp_path, config, averaged):
                     place.add_module(parent, Net())
                 place = getattr(place, parent)
             place.register_parameter(leaf, torch.nn.Parameter(value))
-        torch.save(net, tmp_path / "model.pth")
+        torch.save(net, path)
     finally:
         del sys.modules["my_model"]
+
+
+def test_a_whole_module_is_read_without_its_class(tmp_path, config, averaged):
+    save_module(tensors(averaged, config), tmp_path / "model.pth")
     assert_same_tree(averaged, convert.load_checkpoint(tmp_path / "model.pth", config)[0])
 
 
