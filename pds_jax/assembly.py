@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pds_jax import alpha as alpha_lib
-from pds_jax import checkpoints, denoisers, sampling, sde_lib, strength, table
+from pds_jax import checkpoints, classes, denoisers, sampling, sde_lib, strength, table
 from pds_jax import statistics as statistics_lib
 from pds_jax.batches import MAX_BATCH, Batches, Given, OnCost, Saver, Saving, finish_of
 from pds_jax.correctors import get_corrector
@@ -54,6 +54,16 @@ class Trained:
     digest: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def num_classes(self) -> int:
+        """Classes that the network was trained with; 0 for a network without labels."""
+        return int(self.config.model.get("label_dim", 0))
+
+    @property
+    def default_labels(self) -> str | None:
+        """Labels where nobody chooses: random ones for a network with classes."""
+        return "random" if self.num_classes else None
+
 
 def load(
     checkpoint: str, config: ConfigDict | None = None, *, use_ema: bool = True, dtype: str | None = None
@@ -62,7 +72,8 @@ def load(
 
     Args:
       checkpoint: "photos", "digits", a folder with model.safetensors and config.json, a training workdir, or an
-        original file of score_sde, score_sde_pytorch or diffusers (these need ``config``).
+        original file of score_sde, score_sde_pytorch, diffusers or guided-diffusion (these need ``config``), or a
+        snapshot of EDM.
       config: by default the one that lies with the weights.
       use_ema: the moving average of the weights rather than the raw ones, where both are there.
       dtype: in which the network computes, in place of config.model.dtype; weights and scores stay float32.
@@ -107,6 +118,8 @@ class Plan:
       N: iterations.
       nfe: network evaluations an image; None if the solver decides as it goes.
       alpha: strength of M, infinity for none.
+      guidance: weight of classifier-free guidance, 1 for none.
+      guidance_interval: noise levels std/m_t in (low, high] are guided.
     """
 
     sampler: Any
@@ -115,6 +128,8 @@ class Plan:
     nfe: int | None
     alpha: float
     preconditioner: Preconditioner
+    guidance: float = 1.0
+    guidance_interval: classes.Interval = classes.EVERYWHERE
 
     def describe(self) -> dict[str, Any]:
         """What decides the images besides model and seed, for a manifest."""
@@ -125,6 +140,7 @@ class Plan:
             "preconditioner": self.preconditioner.describe(),
             "N": self.N,
             "nfe": self.nfe,
+            **({} if self.guidance == 1 else {"guidance": self.guidance, "interval": list(self.guidance_interval)}),
         }
 
 
@@ -134,6 +150,8 @@ def plan(
     nfe: int | None = None,
     speed_up: float | None = None,
     alpha: float | str | None = None,
+    guidance: float = 1.0,
+    guidance_interval: classes.Interval = classes.EVERYWHERE,
     check: bool = True,
     **options: Any,
 ) -> Plan:
@@ -145,6 +163,8 @@ def plan(
       speed_up: N = int(num_scales / speed_up). By default the configuration's.
       alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (by the spectrum of a few samples), or
         infinity for none. By default the configuration's.
+      guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
+      guidance_interval: guide at noise levels std/m_t in (low, high] only, in the data's units.
       check: refuse a setting that must diverge.
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
         variant="exact", prior="matched", filters="both".
@@ -160,11 +180,14 @@ def plan(
     if config.sampling.method == "ode" and not nfe is speed_up is None:
         name = "speed_up" if nfe is None else "nfe"
         raise PdsError(f"{name}: method 'ode' chooses its steps itself; leave {name} out, or use method 'pc'")
+    each = classes.evaluations_of(guidance, guidance_interval, trained.config.model, trained.name)
     if nfe is not None:
-        speed_up = _speed_up(config, nfe)
+        speed_up = _speed_up(config, nfe // each)
     if speed_up is not None:
         config.sampling.speed_up = float(speed_up)
-    return _planned(trained, config, check)
+    made = _planned(trained, config, check)
+    count = None if made.nfe is None else each * made.nfe
+    return dataclasses.replace(made, nfe=count, guidance=float(guidance), guidance_interval=guidance_interval)
 
 
 def _planned(trained: Trained, config: ConfigDict, check: bool) -> Plan:
@@ -244,13 +267,24 @@ def tune_alpha(
     def error(alpha: float) -> float | None:
         try:
             candidate = _planned(trained, _with_options(config, {"alpha": alpha}), check=True)
-            found = draw(trained, candidate, range(first_seed, first_seed + images), label=f"trying alpha={alpha:g}")
+            words: dict[str, Any] = {"label": f"trying alpha={alpha:g}", "labels": trained.default_labels}
+            found = draw(trained, candidate, range(first_seed, first_seed + images), **words)
         except PdsError:
             return None  # diverges
         made = arrays.to_unit(found.images, datasets.get_range(trained.config))
         return spectrum_error(np.clip(made, 0.0, 1.0), stats.power)
 
     return alpha_lib.search(error, alphas)
+
+
+def labelled(trained: Trained, plan: Plan, seeds: Sequence[int], labels: classes.Labels) -> Given:
+    """What :func:`draw` takes as ``given``: the score of some of the seeds for their classes, guided as planned.
+
+    Raises PdsError as ``classes.labels_of``.
+    """
+    found = classes.labels_of(labels, seeds, trained.num_classes, trained.name)
+    options = (plan.guidance, plan.guidance_interval)
+    return classes.score_of(trained.score_fn, trained.sde, seeds, found, trained.num_classes, *options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,6 +327,7 @@ def draw(
     on_step: Callable[[int, int], None] | None = None,
     trajectory_every: int = 0,
     given: Given | None = None,
+    labels: classes.Labels = None,
 ) -> Drawn:
     """Make one image a seed; image s depends on s alone, not on its batch (norm mode "sample").
 
@@ -310,16 +345,17 @@ def draw(
       on_step: called with (steps done, steps in all) of all batches, between compiled blocks of steps.
       trajectory_every: keep the images so far every so many steps; 0 keeps none.
       given: seeds -> (condition, score function), see ``controllable_generation``; by default nothing is known.
+      labels: class of each seed, −1 for none; "random" (from the seed) or "none". A network with classes needs them.
 
     Raises:
       OutOfMemory: a batch does not fit, and ``adapt`` is off.
-      PdsError: no seeds, or the samples diverged.
+      PdsError: no seeds, labels that do not fit network and seeds, or the samples diverged.
     """
     todo = [int(seed) for seed in seeds]
     if not todo:
         raise PdsError("no seeds were given; ask for at least one image")
     unscale = datasets.get_data_inverse_scaler(trained.config)
-    given = given or (lambda seeds: (None, trained.score_fn))
+    given = given or labelled(trained, plan, todo, labels)
 
     def show(x: Any) -> Any:
         return arrays.from_unit(unscale(x), value_range)
@@ -336,7 +372,7 @@ def draw(
         while todo:
             batch, run = make(todo)
             todo = todo[len(batch) :]
-            evaluations.append(float(np.mean(run.nfe)))
+            evaluations.append(float(np.mean(run.nfe)) * make.evaluations)
             trajectory = [(step, t, show(x[: len(batch)])) for step, t, x in run.trajectory] or trajectory
             if save is None:
                 images.append(np.asarray(show(run.x[: len(batch)]), np.float32))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from pds_jax import parallel, sampling
+from pds_jax import parallel, sampling, scores
 from pds_jax.data.arrays import from_unit
 from pds_jax.io.images import to_uint8_on_device
 from pds_jax.io.progress import Bar
@@ -36,6 +36,7 @@ class Batches:
       size: images at once.
       compile_seconds: spent on compiling.
       aside_seconds: spent on compiling and on measuring the cost.
+      evaluations: of the network, of one score of the last batch.
     """
 
     sampler: Any
@@ -49,6 +50,7 @@ class Batches:
     trajectory_every: int = 0
     compile_seconds: float = 0.0
     aside_seconds: float = 0.0
+    evaluations: int = 1
     _warm: int = 0
 
     def __call__(self, todo: Sequence[int]) -> tuple[list[int], sampling.Run]:
@@ -60,6 +62,7 @@ class Batches:
             keys = sampling.image_keys(filled)
             try:
                 condition, score_fn = self.given(filled)
+                self.evaluations = scores.evaluations(score_fn)
                 if self._warm != self.size:
                     self._prepare(keys, score_fn, condition, -(-len(todo) // self.size))
                 return batch, parallel.sample(

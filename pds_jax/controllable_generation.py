@@ -33,6 +33,7 @@ import numpy as np
 from pds_jax import operators
 from pds_jax.operators import Operator, conjugate_gradients
 from pds_jax.ops import batch_mul
+from pds_jax.scores import evaluations, lay_out
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import filtered, noise_level, per_mode
 from pds_jax.types import Array, PdsError, ScoreFn
@@ -228,6 +229,11 @@ class GuidedScore:
     scale: Array
     steps: int = flax.struct.field(pytree_node=False)
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the score's own network a call."""
+        return evaluations(self.score_fn)
+
     def __call__(self, x: Array, t: Array) -> Array:
         """Score at x (B, H, W, C), t (B,); float32, shaped as x."""
         m, level = noise_level(self.sde, t)
@@ -254,8 +260,9 @@ class GuidedScore:
 
     def lay_out(self, copy: Layout, split: Layout) -> GuidedScore:
         """Place on devices: copy what all images share, split what belongs to each."""
-        shared = {name: copy(getattr(self, name)) for name in ("score_fn", "sde", "power", "noise_std", "scale")}
-        return dataclasses.replace(self, operator=split(self.operator), y=split(self.y), **shared)
+        shared = {name: copy(getattr(self, name)) for name in ("sde", "power", "noise_std", "scale")}
+        score_fn = lay_out(self.score_fn, copy, split)
+        return dataclasses.replace(self, score_fn=score_fn, operator=split(self.operator), y=split(self.y), **shared)
 
 
 def reconstruction_guidance(
@@ -328,6 +335,11 @@ class ClassScore:
     scale: Array
     num_classes: int = flax.struct.field(pytree_node=False)
 
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the score's own network a call."""
+        return evaluations(self.score_fn)
+
     def __call__(self, x: Array, t: Array) -> Array:
         """Score at x (B, H, W, C), t (B,); float32, shaped as x.
 
@@ -349,8 +361,9 @@ class ClassScore:
 
     def lay_out(self, copy: Layout, split: Layout) -> ClassScore:
         """Place on devices: copy what all images share, split what belongs to each."""
-        shared = {name: copy(getattr(self, name)) for name in ("score_fn", "sde", "logit_fn", "scale")}
-        return dataclasses.replace(self, labels=split(self.labels), **shared)
+        shared = {name: copy(getattr(self, name)) for name in ("sde", "logit_fn", "scale")}
+        score_fn = lay_out(self.score_fn, copy, split)
+        return dataclasses.replace(self, score_fn=score_fn, labels=split(self.labels), **shared)
 
 
 def class_conditional(

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.ops import batch_mul
+from pds_jax.scores import evaluations, lay_out
 from pds_jax.sde_lib import SDE
 from pds_jax.types import Array, PdsError, ScoreFn
 
@@ -54,6 +55,11 @@ def one_hot(labels: Any, num_classes: int) -> np.ndarray:
     return rows * (array >= 0).astype(np.float32)[:, None]
 
 
+def random_classes(seeds: Any, num_classes: int) -> list[int]:
+    """A class for each seed, uniform, from the seed alone."""
+    return [int(np.random.default_rng([int(seed), num_classes]).integers(num_classes)) for seed in seeds]
+
+
 @flax.struct.dataclass
 class ConditionalScore:
     """Score of a network for labels; made by :func:`conditional`.
@@ -69,7 +75,7 @@ class ConditionalScore:
     @property
     def evaluations(self) -> int:
         """Network evaluations a call."""
-        return int(getattr(self.score_fn, "evaluations", 1))
+        return evaluations(self.score_fn)
 
     def __call__(self, x: Array, t: Array) -> Array:
         """Score (B, H, W, C) at x (B, H, W, C), t (B,)."""
@@ -116,7 +122,7 @@ class ClassifierFreeScore:
     @property
     def evaluations(self) -> int:
         """Network evaluations a call; outside of the interval it is half of that, but counts as much."""
-        return 2 * int(getattr(self.score_fn, "evaluations", 1))
+        return 2 * evaluations(self.score_fn)
 
     def __call__(self, x: Array, t: Array) -> Array:
         """Score (B, H, W, C) at x (B, H, W, C), t (B,); both scores come from one evaluation of 2B images."""
@@ -183,7 +189,7 @@ class TwoNetworkScore:
     @property
     def evaluations(self) -> int:
         """Network evaluations a call; outside of the interval it is fewer, but counts as many."""
-        return sum(int(getattr(score, "evaluations", 1)) for score in (self.score_fn, self.worse))
+        return evaluations(self.score_fn) + evaluations(self.worse)
 
     def __call__(self, x: Array, t: Array) -> Array:
         """Score (B, H, W, C) at x (B, H, W, C), t (B,)."""
@@ -194,12 +200,9 @@ class TwoNetworkScore:
 
     def lay_out(self, copy: Layout, split: Layout) -> TwoNetworkScore:
         """Place on devices: copy what all images share, split what belongs to each."""
-
-        def place(score: Any) -> Any:
-            return score.lay_out(copy, split) if hasattr(score, "lay_out") else copy(score)
-
         shared = {name: copy(getattr(self, name)) for name in ("sde", "weight", "low", "high")}
-        return dataclasses.replace(self, score_fn=place(self.score_fn), worse=place(self.worse), **shared)
+        score_fn, worse = (lay_out(score, copy, split) for score in (self.score_fn, self.worse))
+        return dataclasses.replace(self, score_fn=score_fn, worse=worse, **shared)
 
 
 def away_from(
@@ -233,6 +236,12 @@ def _rows(labels: Any) -> Array:
             "guidance.one_hot makes them from classes"
         )
     return jnp.asarray(array, jnp.float32)
+
+
+def check(weight: float, interval: tuple[float, float]) -> None:
+    """Raise PdsError unless the weight is a finite number of at least 0 and the interval 0 <= low < high."""
+    _checked_weight(weight)
+    _checked_interval(interval)
 
 
 def _checked_weight(weight: float) -> Array:

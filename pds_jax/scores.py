@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -43,6 +44,16 @@ def as_pytree(score_fn: ScoreFn) -> ScoreFn:
         return jax.tree_util.Partial(score_fn)
     others = tuple(leaf if array is None else None for leaf, array in zip(leaves, arrays, strict=True))
     return _Closed(arrays, (structure, others))
+
+
+def lay_out(score_fn: Any, copy: Callable[[Any], Any], split: Callable[[Any], Any]) -> Any:
+    """Place a score function on devices: as it says itself, where it knows something of every image, else copied."""
+    return score_fn.lay_out(copy, split) if hasattr(score_fn, "lay_out") else copy(score_fn)
+
+
+def evaluations(score_fn: Any) -> int:
+    """Network evaluations that a call of a score function costs an image; 1 unless it says otherwise."""
+    return int(getattr(score_fn, "evaluations", 1))
 
 
 def checked(score_fn: ScoreFn) -> ScoreFn:

@@ -112,7 +112,7 @@ def drawn_sets() -> list[ImageSet]:
     print(f"{trained.name}: N = {plan.N} iterations, NFE = {plan.nfe or 'adaptive'}, alpha = {plan.alpha:.4g}")
 
     def draw(seeds: Sequence[int]) -> np.ndarray:
-        images = assembly.draw(trained, plan, seeds, batch_size=len(seeds)).images
+        images = assembly.draw(trained, plan, seeds, batch_size=len(seeds), labels=trained.default_labels).images
         return to_unit(images, get_range(trained.config))
 
     ranges = [parse_seeds(part) for part in _SEEDS.value.split(",")]

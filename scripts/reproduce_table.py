@@ -324,7 +324,9 @@ def measure(row: Row, table: Table, judge: Judge, out: pathlib.Path) -> dict[str
         for number in range(table.ranges):
             seeds = range(number * table.images, (number + 1) * table.images)
             how = sampling_job.Making(batch_size=_BATCH.value)
-            made = sampling_job.make(trained, plan, seeds, place / "samples", how)
+            labels = trained.default_labels
+            chosen = {"labels": labels} if labels else {}
+            made = sampling_job.make(trained, plan, seeds, place / "samples", how, labels=labels, identity=chosen)
             figures = judge(select(open_images(made.folder), seeds), out / "unfinished")
             runs.append({"seeds": f"{seeds[0]}-{seeds[-1]}", **figures})
     except FloatingPointError as error:

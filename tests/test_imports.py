@@ -35,6 +35,7 @@ LEVELS = {
     "spectral": 3,
     "table": 3,
     "time_grids": 3,
+    "classes": 4,
     "controllable_generation": 4,
     "correctors": 4,
     "denoisers": 4,

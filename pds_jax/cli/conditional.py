@@ -70,14 +70,18 @@ def restore(options: RunOptions) -> pathlib.Path:
     task = _TASKS[options.mode](given)
     plan = _plan(trained, options)
     per_image, count = options.per_image, len(task.given)
+    labels = sampling_job.in_turn(options.labels, range(count * per_image))
+    score_of = assembly.labelled(trained, plan, range(count * per_image), labels)
+    chosen = {"mode": options.mode, "per_image": per_image, "guidance": options.guidance}
+    chosen |= {} if labels is None else {"labels": options.labels}
     made = sampling_job.make(
         trained,
         plan,
         range(count * per_image),
         place,
         sampling_job.making(options),
-        given=_given(trained, task, per_image, options.guidance),
-        identity={"mode": options.mode, "per_image": per_image, "guidance": options.guidance, **task.identity},
+        given=_given(trained, task, per_image, options.guidance, score_of),
+        identity={**chosen, **task.identity},
         facts={"per_image": per_image, "given": given.record},
     )
     if made.complete:
@@ -99,7 +103,9 @@ def _check_guidance(scale: float) -> None:
         raise PdsError(f"--guidance={scale}: use 1 (theory), or 0 for none")
 
 
-def _given(trained: assembly.Trained, task: Task, per_image: int, scale: float) -> assembly.Given:
+def _given(
+    trained: assembly.Trained, task: Task, per_image: int, scale: float, score_of: assembly.Given
+) -> assembly.Given:
     """Condition and score of the images that seeds belong to."""
     centered, stats = trained.config.data.centered, trained.statistics
     # Without statistics: pixels uniform on the range.
@@ -108,9 +114,10 @@ def _given(trained: assembly.Trained, task: Task, per_image: int, scale: float) 
     def given(seeds: Sequence[int]) -> tuple[Any, ScoreFn]:
         rows = np.asarray(seeds) // per_image
         condition = jax.tree.map(lambda leaf: leaf[rows], task.condition)
+        _, score_fn = score_of(seeds)
         if not scale:
-            return condition, trained.score_fn
-        guided = cg.reconstruction_guidance(trained.score_fn, trained.sde, condition, power=power, scale=scale)
+            return condition, score_fn
+        guided = cg.reconstruction_guidance(score_fn, trained.sde, condition, power=power, scale=scale)
         return condition, guided
 
     return given
@@ -277,7 +284,7 @@ def _report_errors(folder: RunFolder, task: Task, per_image: int) -> None:
 def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
     """Images of classes; the label of a seed is the next of --labels, over and over."""
     seeds, wanted, scale = options.seeds, options.labels, options.guidance
-    if wanted is None:
+    if wanted is None or isinstance(wanted, str):
         raise PdsError("--mode=class_conditional needs --labels, e.g. 3 or 0-9 or 1,4,7")
     trained = sampling_job.load(options)
     if trained.config.data.dataset != "digits":

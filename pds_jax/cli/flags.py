@@ -76,7 +76,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "checkpoint",
             str,
             "Trained model: photos, digits, a folder with model.safetensors, a training workdir, or an original file "
-            "of score_sde (checkpoint_N), score_sde_pytorch (.pth) or diffusers (folder). With --mode=train, a whole "
+            "of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder), EDM (.pkl) or guided-diffusion "
+            "(.pt). With --mode=train, a whole "
             "state of score_sde or score_sde_pytorch to go on from.",
             "NAME|PATH",
             otherwise="the training in workdir",
@@ -305,18 +306,28 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "labels",
             str,
-            "For class_conditional: class of each seed, e.g. 3 or 0-9, over and over.",
-            "LIST",
+            "Class of each image, e.g. 3 or 0-9, over and over; random or none for a network that was trained with "
+            "classes, which needs them.",
+            "LIST|random|none",
             otherwise="none; required by class_conditional",
-            modes=("class_conditional",),
+            modes=_MAKES,
         ),
         Flag(
             "guidance",
             float,
-            "Weight of the gradient of what is given; 0 only puts known parts in place, which is cheaper and biased.",
+            "For sample: weight of classifier-free guidance, which doubles the evaluations; 1 is none. Else the weight "
+            "of the gradient of what is given; 0 only puts known parts in place, which is cheaper and biased.",
             "WEIGHT",
             otherwise="1",
-            modes=CONDITIONAL,
+            modes=_MAKES,
+        ),
+        Flag(
+            "guidance_interval",
+            str,
+            "Guide between these noise levels only, in the range of the model's images.",
+            "LOW,HIGH",
+            otherwise="everywhere",
+            modes=("sample",),
         ),
     ),
     "Judging": (

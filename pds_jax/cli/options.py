@@ -78,8 +78,9 @@ class RunOptions:
     mask: str | None = None
     factor: int = 2
     blur_sigma: float = 1.0
-    labels: tuple[int, ...] | None = None
+    labels: tuple[int, ...] | str | None = None
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
     extractor: str | None = None
     inception_weights: str | None = None
     ref: str | None = None
@@ -141,6 +142,18 @@ def _alpha(text: str) -> float | str:
         raise PdsError(f"--{error}") from None
 
 
+def _labels(text: str) -> tuple[int, ...] | str:
+    return text if text in ("random", "none") else tuple(files.parse_seeds(text, "--labels", "label"))
+
+
+def _interval(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(end) for end in text.split(","))
+    except ValueError:
+        raise PdsError(f"--guidance_interval={text}: write LOW,HIGH, two noise levels such as 0.28,2.9") from None
+    return low, high
+
+
 def _max_batch(text: str) -> int | None:
     if text == "auto":
         return None
@@ -152,7 +165,8 @@ def _max_batch(text: str) -> int | None:
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "workdir": pathlib.Path,
     "seeds": lambda text: tuple(files.parse_seeds(text)),
-    "labels": lambda text: tuple(files.parse_seeds(text, "--labels", "label")),
+    "labels": _labels,
+    "guidance_interval": _interval,
     "shard": files.parse_shard,
     "plugin": lambda text: tuple(load_plugin(path) for path in text.split(",")),
     "metrics": lambda text: tuple(text.split(",")),

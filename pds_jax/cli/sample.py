@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pds_jax import assembly, parallel, processes
+from pds_jax import assembly, classes, parallel, processes
 from pds_jax.cli import unused
 from pds_jax.cli.options import RunOptions
 from pds_jax.data import datasets
@@ -35,7 +35,21 @@ def sample(options: RunOptions) -> pathlib.Path:
     """
     trained = load(options)
     place = options.workdir / (options.eval_folder or "samples")
-    return make(trained, plan(trained, options), options.seeds, place, making(options)).folder
+    labels = in_turn(options.labels, options.seeds)
+    classes.labels_of(labels, options.seeds, trained.num_classes, trained.name)  # refused before a plan is made
+    interval = classes.EVERYWHERE if options.guidance_interval is None else options.guidance_interval
+    made = plan(trained, options, guidance=options.guidance, guidance_interval=interval)
+    chosen: dict[str, Any] = {} if labels is None else {"labels": options.labels}
+    if isinstance(options.labels, tuple):
+        chosen["first_seed"] = options.seeds[0]
+    return make(trained, made, options.seeds, place, making(options), labels=labels, identity=chosen).folder
+
+
+def in_turn(labels: Sequence[int] | str | None, seeds: Sequence[int]) -> Sequence[int] | str | None:
+    """A list of classes dealt to the seeds, over and over; a word stays."""
+    if labels is None or isinstance(labels, str):
+        return labels
+    return [labels[position % len(labels)] for position in range(len(seeds))]
 
 
 def load(options: RunOptions) -> assembly.Trained:
@@ -47,14 +61,14 @@ def load(options: RunOptions) -> assembly.Trained:
     return trained
 
 
-def plan(trained: assembly.Trained, options: RunOptions) -> assembly.Plan:
+def plan(trained: assembly.Trained, options: RunOptions, **guided: Any) -> assembly.Plan:
     """How the options want the model to be sampled.
 
     Raises:
       PdsError: what ``assembly.plan`` refuses, or an option that this sampler does not use.
     """
     start, given = time.perf_counter(), options.sampler.given()
-    made = assembly.plan(trained, **given)
+    made = assembly.plan(trained, **given, **guided)
     unused.check(given, made)
     if made.preconditioner.is_identity:
         print("PDS is off (no --alpha)" if "alpha" not in given else "PDS is off (alpha is infinite)")
@@ -94,6 +108,7 @@ def make(
     how: Making = Making(),
     *,
     given: assembly.Given | None = None,
+    labels: classes.Labels = None,
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> RunFolder:
@@ -105,7 +120,8 @@ def make(
       seeds: which images.
       place: the folder.
       how: batches and shares.
-      given: what is known of the images, see ``assembly.draw``.
+      given: what is known of the images, see ``assembly.draw``; or
+      labels: class of each seed, see there.
       identity: what else decides the images.
       facts: what else the manifest is to say.
 
@@ -117,6 +133,9 @@ def make(
     batch_size, adapt = _batch_size(how, -(-len(seeds) // share[1]), together)
     writes = not together or processes.is_first_process()
     image_format = images.ImageFormat.of(trained.shape, datasets.get_range(trained.config))
+    if given is None:
+        given = assembly.labelled(trained, plan, seeds, labels)
+        facts = {**_labels_record(seeds, labels), **(facts or {})}
     folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
     done = folder.done()
     todo = _todo(seeds, done, share, batch_size if together else None)
@@ -173,6 +192,13 @@ def make(
         )
     print(f"Grid: {path}\nManifest: {folder.manifest_path}\n{len(seeds)} images: {folder.folder}")
     return folder
+
+
+def _labels_record(seeds: Sequence[int], labels: classes.Labels) -> dict[str, Any]:
+    """What the manifest says of the classes: each image's, or how they are chosen."""
+    if labels is None or isinstance(labels, str):
+        return {} if labels is None else {"labels": labels}
+    return {"labels": {str(seed): int(label) for seed, label in zip(seeds, labels, strict=True)}}
 
 
 def _batch_size(how: Making, count: int, together: bool) -> tuple[int, bool]:

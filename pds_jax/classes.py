@@ -1,0 +1,95 @@
+"""Which class each image of a run has, and the score function for some of its seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from pds_jax import guidance
+from pds_jax.sde_lib import SDE
+from pds_jax.types import PdsError, ScoreFn
+
+Interval = tuple[float, float]
+EVERYWHERE: Interval = (0.0, math.inf)
+# Classes in turn, one for each seed, or a word.
+Labels = Sequence[int] | str | None
+
+
+def labels_of(labels: Labels, seeds: Sequence[int], num_classes: int, name: str) -> list[int] | None:
+    """The class of each seed, −1 for none; None for a network without classes.
+
+    ``labels`` is one class for each seed, "random" (from the seed alone), or "none". ``name`` is the network's.
+
+    Raises PdsError: labels for a network without classes, none for one with, another number of them than seeds, or a
+    label that is no class.
+    """
+    if not num_classes:
+        if labels is not None:
+            raise PdsError(f"labels={labels!r}: {name} was trained without classes")
+        return None
+    if labels is None:
+        raise PdsError(
+            f"{name} was trained with {num_classes} classes and needs labels: 0 to {num_classes - 1}, random, or none"
+        )
+    if labels == "random":
+        return guidance.random_classes(seeds, num_classes)
+    if labels == "none":
+        return [-1] * len(seeds)
+    if isinstance(labels, str):
+        raise PdsError(f"labels={labels!r}: give one class for each seed, 'random', or 'none'")
+    if len(labels) != len(seeds):
+        raise PdsError(f"{len(labels)} labels were given for {len(seeds)} seeds; give one each")
+    guidance.one_hot(np.asarray(labels), num_classes)  # refuses what is no class
+    return [int(label) for label in labels]
+
+
+def score_of(
+    score_fn: ScoreFn,
+    sde: SDE,
+    seeds: Sequence[int],
+    labels: Sequence[int] | None,
+    num_classes: int,
+    weight: float = 1.0,
+    interval: Interval = EVERYWHERE,
+) -> Callable[[Sequence[int]], tuple[None, ScoreFn]]:
+    """What ``assembly.draw`` takes as ``given``: some seeds -> (None, the score of their classes, guided).
+
+    ``labels`` is what :func:`labels_of` found for the seeds; weight and interval as in ``guidance.classifier_free``.
+    """
+    if labels is None:
+        return lambda some: (None, score_fn)
+    row_of = dict(zip(seeds, guidance.one_hot(labels, num_classes), strict=True))
+
+    def given(some: Sequence[int]) -> tuple[None, ScoreFn]:
+        rows = np.stack([row_of[seed] for seed in some])
+        if weight == 1:
+            return None, guidance.conditional(score_fn, rows)
+        return None, guidance.classifier_free(score_fn, sde, rows, weight=weight, interval=interval)
+
+    return given
+
+
+def evaluations_of(weight: float, interval: Interval, model: Any, name: str) -> int:
+    """Network evaluations of a score guided with a weight, after refusing what cannot be guided.
+
+    ``model`` is the section of the configuration. Raises PdsError: a weight or an interval that is none, guidance of a
+    network without classes, or an interval without guidance.
+    """
+    guidance.check(weight, interval)
+    if weight == 1:
+        if interval != EVERYWHERE:
+            raise PdsError(f"guidance_interval={interval} limits guidance, which is 1: none")
+        return 1
+    if not model.get("label_dim", 0):
+        raise PdsError(f"guidance={weight:g}: {name} was trained without classes, there is nothing to guide to")
+    if not model.get("label_dropout", 0):
+        logging.warning(
+            "%s was trained without label dropout: it never saw the zero label that guidance=%g leads away from",
+            name,
+            weight,
+        )
+    return 2
