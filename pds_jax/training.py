@@ -184,6 +184,8 @@ class Trainer:
         state = parallel.place_state(self.state)
         step = int(self.state.step)
         try:
+            if step < training.n_iters:
+                self._announce(step_fn, state, step)
             while step < training.n_iters and not processes.any_process(self._stop):
                 count = min(training.n_jitted_steps, training.n_iters - step)
                 state, step_losses = step_fn(state, self._batches(step, count), self.key)
@@ -207,6 +209,34 @@ class Trainer:
             log.close()
         if self._stop:
             logging.info("stopped by SIGTERM; saved at step %d, start again to go on", step)
+
+    def _announce(self, step_fn: Callable[..., Any], state: Any, step: int) -> None:
+        """Print what is trained on what, how fast, until when; tries the first step twice and forgets it."""
+        training, model = self.config.training, self.config.model
+        count = min(training.n_jitted_steps, training.n_iters - step)
+        seconds = []
+        for _ in range(2):  # the first compiles
+            start = time.monotonic()
+            jax.block_until_ready(step_fn(state, self._batches(step, count), self.key))
+            seconds.append(time.monotonic() - start)
+        if not processes.is_first_process():
+            return
+        images, total = self.batch_size * count / seconds[1], self.batch_size * training.n_iters
+        left = (training.n_iters - step) * seconds[1] / count
+        size = self.source.size
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+        lines = (
+            f"Data: {self.source.name}, {'endless' if size is None else f'{size:,}'} images {tuple(self.source.shape)}",
+            f"Network: {model.name}, {parameters:,} parameters ({parameters * 4 / 1e6:.1f} MB), parametrisation "
+            f"{model.get('parametrisation', 'score_sde')}, loss weighting {training.get('loss_weighting', 'sigma')}",
+            f"Steps: {step:,} of {training.n_iters:,} are done, {self.batch_size} images each: {total:,} images in all"
+            + ("" if size is None else f", {total / size:.1f} epochs"),
+            f"Speed: {images:.3g} images a second after {seconds[0] - seconds[1]:.0f} s of compiling; so it "
+            f"ends in {left / 3600:.2g} hours, {end}",
+            f"Saved every {training.snapshot_freq_for_preemption:,} steps: the same command goes on after any stop",
+        )
+        print("\n".join(lines), flush=True)
 
     def _batches(self, step: int, count: int) -> np.ndarray:
         scaler = datasets.get_data_scaler(self.config)

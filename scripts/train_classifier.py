@@ -5,6 +5,9 @@ python scripts/train_classifier.py --data=digits --noise_conditional --steps=400
     --out=checkpoints/digits_classifier_noisy
 python scripts/train_classifier.py --data=fashion --out=checkpoints/fashion_classifier
 
+Beside a classifier of clean images it writes reference.npz, the moments of real images that samples are judged by;
+--reference_only makes that file again for the classifier that lies in --out.
+
 The last line on stdout is JSON: test_accuracy, parameters, seconds.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +28,9 @@ import numpy as np
 import optax
 
 from pds_jax import checkpoints
+from pds_jax.bench import references
 from pds_jax.data import datasets, fashion_mnist
+from pds_jax.metrics import classifier_features
 from pds_jax.models.classifier import Classifier
 from pds_jax.types import PdsError
 
@@ -92,6 +98,13 @@ def accuracy(model: Classifier, params: Any, images: np.ndarray, labels: np.ndar
     return right / len(images)
 
 
+def write_reference(out: str, data: str, images: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> None:
+    """Moments of the data, seen by the classifier in ``out``."""
+    classifier = classifier_features.from_folder(out)
+    train, test = (datasets.to_unit_range(some) for some in (images, held_out))
+    references.make(train, labels, test, classifier, data).save(pathlib.Path(out) / references.FILE)
+
+
 def main() -> None:
     """Train, test, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,11 +114,15 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--noise_conditional", action="store_true")
+    parser.add_argument("--reference_only", action="store_true", help="train nothing")
     args = parser.parse_args()
 
     started, recipe = time.monotonic(), RECIPES[args.data]
     steps, batch_size = args.steps or recipe.steps, args.batch_size or recipe.batch_size
     (images, labels), (test_images, test_labels) = recipe.load("train"), recipe.load("test")
+    if args.reference_only:
+        write_reference(args.out, args.data, images, labels, test_images)
+        return
     model = Classifier(**recipe.model, noise_conditional=args.noise_conditional)
     first = jnp.asarray(datasets.to_unit_range(images[:1]))
     params = model.init(jax.random.key(args.seed), first, jnp.ones(1))["params"]
@@ -151,6 +168,8 @@ def main() -> None:
         **{field: getattr(model, field) for field in fields},
     }
     checkpoints.save_parameters(args.out, params, {**config, "report": report})
+    if not args.noise_conditional:
+        write_reference(args.out, args.data, images, labels, test_images)
     print(json.dumps(report))
 
 

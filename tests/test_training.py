@@ -67,6 +67,22 @@ def test_the_step_is_traced_once(tmp_path):
     assert len(traces) == 1
 
 
+def test_what_is_trained_and_how_long_it_takes_is_said_before_the_first_step(tmp_path, capsys):
+    trainer = training.Trainer(tiny.get_config(), str(tmp_path))
+    batches, drawn = trainer._batches, []
+    trainer._batches = lambda step, count: drawn.append((step, capsys.readouterr().out)) or batches(step, count)
+    trainer.run()
+    assert [step for step, _ in drawn[:4]] == [0, 0, 0, 2]  # two trials, then every step once
+    said = drawn[2][1]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.params))
+    for words in (
+        "digits-train, 1,500 images (8, 8, 1)", f"{parameters:,} parameters", "parametrisation wiener",
+        "0 of 12 are done, 8 images each: 96 images in all, 0.1 epochs", "images a second", "ends in", "every 4 steps",
+    ):  # fmt: skip
+        assert words in said
+    assert not any(text for _, text in drawn[3:])
+
+
 def test_an_interrupted_training_ends_with_the_same_bits(whole, tmp_path):
     config = tiny.get_config()
     config.training.n_iters = 8

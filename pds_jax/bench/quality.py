@@ -1,5 +1,7 @@
 """Figures of merit that need no download: how near samples of a shipped model are to its data.
 
+fashion: Fréchet distances in principal components and in the features of a classifier, classes, power spectrum; from a
+  stored reference, without the data set.
 digits: Fréchet distance in the features of a small classifier, class histogram, power spectrum.
 photos: Fréchet distance in the principal components of patches, sliced Wasserstein distance, power spectrum.
 """
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax.data import datasets, photographs
+from pds_jax.data import datasets, fashion_mnist, photographs
 from pds_jax.metrics import simple
 from pds_jax.types import PdsError
 
@@ -47,15 +49,36 @@ def judge_for(name: str) -> Judge:
     """The judge of a shipped model.
 
     Args:
-      name: "photos" or "digits".
+      name: "fashion", "photos" or "digits".
 
     Raises:
       PdsError: another name.
     """
-    makers = {"photos": _photos, "digits": _digits}
+    makers = {"fashion": _fashion, "photos": _photos, "digits": _digits}
     if name not in makers:
         raise PdsError(f"no figures of merit for {name!r}; known: {sorted(makers)}; use scripts/fid.py")
     return makers[name]()
+
+
+def _fashion() -> Judge:
+    from pds_jax import checkpoints
+    from pds_jax.bench import references
+    from pds_jax.metrics import classifier_features
+
+    reference = references.load(checkpoints.shipped_folder("fashion_classifier") / references.FILE)
+    classifier = classifier_features.load("fashion")
+
+    def real(count: int, offset: int) -> np.ndarray:
+        images, _ = fashion_mnist.fashion("test")
+        order = np.random.Generator(np.random.PCG64(0)).permutation(len(images))
+        return datasets.to_unit_range(images[order[(np.arange(count) + offset) % len(images)]])
+
+    return Judge(
+        f"the {reference.record['train_images']} training images (held_out: the {reference.record['held_out_images']} "
+        "test images, of which the real images here are too)",
+        lambda images: reference.scores(images, classifier),
+        real,
+    )
 
 
 def _photos() -> Judge:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -81,7 +82,12 @@ def load(name: str) -> ClassifierJudge:
     Raises:
       PdsError: it is not there or damaged.
     """
-    params, facts = checkpoints.load_parameters(checkpoints.shipped_folder(f"{name}_classifier"))
+    return from_folder(checkpoints.shipped_folder(f"{name}_classifier"))
+
+
+def from_folder(folder: str | os.PathLike[str]) -> ClassifierJudge:
+    """A classifier that train_classifier.py wrote; PdsError if it is not there or damaged."""
+    params, facts = checkpoints.load_parameters(folder)
     model, shape = from_facts(facts), tuple(facts["shape"])
     return ClassifierJudge(model, jax.tree.map(jnp.asarray, params), (shape[0], shape[1], shape[2]), facts)
 
