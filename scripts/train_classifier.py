@@ -29,7 +29,7 @@ import optax
 
 from pds_jax import checkpoints
 from pds_jax.bench import references
-from pds_jax.data import datasets, fashion_mnist
+from pds_jax.data import arrays, datasets, fashion_mnist
 from pds_jax.metrics import classifier_features
 from pds_jax.models.classifier import Classifier
 from pds_jax.types import PdsError
@@ -47,6 +47,7 @@ class Recipe:
       steps: by default.
       batch_size: by default.
       sigma: least and largest noise of the noise-conditional form.
+      flip: whether images may be mirrored.
     """
 
     load: Callable[[str], tuple[np.ndarray, np.ndarray]]
@@ -54,26 +55,36 @@ class Recipe:
     steps: int
     batch_size: int
     sigma: tuple[float, float]
+    flip: bool = False
 
 
 RECIPES = {
     "digits": Recipe(datasets.digits, {}, steps=3000, batch_size=64, sigma=(0.01, 4.8)),
     "fashion": Recipe(
         fashion_mnist.fashion,
-        {"widths": (32, 64, 128), "pools": (True, True, True), "features": 64},
-        steps=3000,
+        {"widths": (32, 64, 128, 128), "pools": (True, True, True, False), "features": 64, "normalised": True},
+        steps=3500,
         batch_size=128,
         sigma=(0.01, 20.9),
+        flip=True,
     ),
 }
 
 
 def draw_batch(
-    images: np.ndarray, labels: np.ndarray, rng: np.random.Generator, size: int, levels: tuple[float, float] | None
+    images: np.ndarray,
+    labels: np.ndarray,
+    rng: np.random.Generator,
+    size: int,
+    levels: tuple[float, float] | None,
+    flip: bool,
 ) -> tuple:
     """A batch, shifted by up to a pixel (clean form), or noised at a log-uniform level (noise-conditional form)."""
     chosen = rng.integers(0, len(images), size)
-    batch = datasets.to_unit_range(images[chosen])
+    batch = arrays.to_unit(images[chosen])
+    if flip:
+        mirrored = rng.integers(0, 2, size).astype(bool)
+        batch[mirrored] = batch[mirrored, :, ::-1]
     if levels is not None:
         sigma = np.exp(rng.uniform(np.log(levels[0]), np.log(levels[1]), size)).astype(np.float32)
         noise = rng.standard_normal(batch.shape, dtype=np.float32)
@@ -90,7 +101,7 @@ def accuracy(model: Classifier, params: Any, images: np.ndarray, labels: np.ndar
     rng, right = np.random.default_rng(1), 0
     apply = jax.jit(lambda params, x, sigma: model.apply({"params": params}, x, sigma)[0])
     for start in range(0, len(images), _TEST_BATCH):
-        x = datasets.to_unit_range(images[start : start + _TEST_BATCH])
+        x = arrays.to_unit(images[start : start + _TEST_BATCH])
         if noise is not None:
             x = x + np.float32(noise) * rng.standard_normal(x.shape, dtype=np.float32)
         logits = np.asarray(apply(params, x, jnp.full(len(x), noise or 1.0, jnp.float32)))
@@ -101,7 +112,7 @@ def accuracy(model: Classifier, params: Any, images: np.ndarray, labels: np.ndar
 def write_reference(out: str, data: str, images: np.ndarray, labels: np.ndarray, held_out: np.ndarray) -> None:
     """Moments of the data, seen by the classifier in ``out``."""
     classifier = classifier_features.from_folder(out)
-    train, test = (datasets.to_unit_range(some) for some in (images, held_out))
+    train, test = (arrays.to_unit(some) for some in (images, held_out))
     references.make(train, labels, test, classifier, data).save(pathlib.Path(out) / references.FILE)
 
 
@@ -124,7 +135,7 @@ def main() -> None:
         write_reference(args.out, args.data, images, labels, test_images)
         return
     model = Classifier(**recipe.model, noise_conditional=args.noise_conditional)
-    first = jnp.asarray(datasets.to_unit_range(images[:1]))
+    first = jnp.asarray(arrays.to_unit(images[:1]))
     params = model.init(jax.random.key(args.seed), first, jnp.ones(1))["params"]
     optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=1e-4)
     opt_state = optimizer.init(params)
@@ -141,17 +152,18 @@ def main() -> None:
 
     rng = np.random.default_rng(args.seed)
     for number in range(steps):
-        batch = draw_batch(images, labels, rng, batch_size, recipe.sigma if args.noise_conditional else None)
+        levels = recipe.sigma if args.noise_conditional else None
+        batch = draw_batch(images, labels, rng, batch_size, levels, recipe.flip)
         params, opt_state, loss = step(params, opt_state, batch)
         if (number + 1) % 500 == 0 or number + 1 == steps:
             print(f"step {number + 1}: loss {float(loss):.4f}, {time.monotonic() - started:.0f} s", flush=True)
 
-    levels = (0.1, 0.3, 1.0) if args.noise_conditional else ()
+    noises = (0.1, 0.3, 1.0) if args.noise_conditional else ()
     clean = recipe.sigma[0] if args.noise_conditional else None
     report = {
         "test_accuracy": accuracy(model, params, test_images, test_labels, clean),
         "test_accuracy_at_noise": {
-            str(level): accuracy(model, params, test_images, test_labels, level) for level in levels
+            str(level): accuracy(model, params, test_images, test_labels, level) for level in noises
         },
         "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(params))),
         "steps": steps,
@@ -160,7 +172,7 @@ def main() -> None:
         "test_images": len(test_images),
         "seconds": round(time.monotonic() - started, 1),
     }
-    fields = ("widths", "pools", "features", "classes", "noise_conditional")
+    fields = ("widths", "pools", "features", "classes", "normalised", "noise_conditional")
     config = {
         "name": "classifier",
         "data": args.data,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax.data import datasets, fashion_mnist, photographs
+from pds_jax.data import arrays, datasets, fashion_mnist, photographs
 from pds_jax.metrics import simple
 from pds_jax.types import PdsError
 
@@ -71,7 +71,7 @@ def _fashion() -> Judge:
     def real(count: int, offset: int) -> np.ndarray:
         images, _ = fashion_mnist.fashion("test")
         order = np.random.Generator(np.random.PCG64(0)).permutation(len(images))
-        return datasets.to_unit_range(images[order[(np.arange(count) + offset) % len(images)]])
+        return arrays.to_unit(images[order[(np.arange(count) + offset) % len(images)]])
 
     return Judge(
         f"the {reference.record['train_images']} training images (held_out: the {reference.record['held_out_images']} "
