@@ -106,6 +106,12 @@ class Statistics:
         height, width, channels = self.mean.shape
         return height, width, channels
 
+    @property
+    def pixel_moments(self) -> tuple[float, float]:
+        """Mean and deviation of all pixels of all images."""
+        mean = float(self.mean.mean(dtype=np.float64))
+        return mean, float(np.sqrt(max(self.r_a.mean(dtype=np.float64) - mean**2, 0.0)))
+
     def to_range(self, centered: bool) -> tuple[np.ndarray, np.ndarray]:
         """Mean and power in the range that a model works in: μ → 2μ − 1, P → 4P when it is [-1, 1].
 

@@ -42,8 +42,8 @@ class StoredReference:
     def scores(self, images: np.ndarray, classifier: ClassifierJudge) -> dict[str, float]:
         """Spectrum error; Fréchet distances in components and in features (also held out); error of the classes."""
         a = self.arrays
+        logits, features = classifier.run(images)  # refuses another shape
         coordinates = simple.PatchPCA(a["pixel_mean"], a["pixel_basis"]).features(images)
-        logits, features = classifier.run(images)
         share = np.bincount(logits.argmax(axis=1), minlength=len(a["class_share"])) / len(images)
         own = moments(features)
         return {
