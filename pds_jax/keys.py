@@ -23,6 +23,12 @@ def generator() -> contextlib.AbstractContextManager[Any]:
     return jax.threefry_partitionable(True)
 
 
+def use_generator() -> None:
+    """Make the named generator JAX's own in this process, for programs that nothing else shares it with."""
+    jax.config.update("jax_default_prng_impl", GENERATOR)
+    jax.config.update("jax_threefry_partitionable", True)
+
+
 def make_key(seed: int) -> Key:
     """A key of the named generator."""
     return jax.random.key(seed, impl=GENERATOR)

@@ -18,6 +18,7 @@ from pds_jax import statistics as stats_lib
 from pds_jax.data import datasets
 from pds_jax.data.shapes import image_size
 from pds_jax.io import files, images, manifest
+from pds_jax.keys import make_key
 from pds_jax.models import create_model, init_model
 from pds_jax.train_state import TrainState, create_train_state, get_optimizer, resumed_state
 from pds_jax.types import Array, PdsError
@@ -83,7 +84,7 @@ class Trainer:
         self.model = create_model(config)
         self.optimizer = get_optimizer(config)
         self.loss_fn = get_loss_fn(config, self.sde, self.model, self.eps, self.statistics)
-        self.key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        self.key = jax.random.fold_in(make_key(config.seed), 1)
         self.meta = checkpoints.TrainingFolder(self.workdir / "checkpoints-meta", keep=2)
         self.snapshots = checkpoints.TrainingFolder(self.workdir / "checkpoints", keep=None)
         self.state = self._restore()
@@ -117,7 +118,7 @@ class Trainer:
         return stats_lib.load(path)
 
     def _restore(self) -> TrainState:
-        params = init_model(jax.random.fold_in(jax.random.key(self.config.seed), 0), self.config)
+        params = init_model(jax.random.fold_in(make_key(self.config.seed), 0), self.config)
         state = create_train_state(params, self.optimizer)
         found = self.meta.restore_newest(state)
         if found is None:

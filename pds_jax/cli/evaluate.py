@@ -36,6 +36,7 @@ from pds_jax.io import files
 from pds_jax.io.images import to_uint8
 from pds_jax.io.manifest import plain
 from pds_jax.io.npy import read_npz
+from pds_jax.keys import make_key
 from pds_jax.metrics import evaluation, image_sets
 from pds_jax.metrics.extractors import Extractor, get_extractor
 from pds_jax.metrics.reference import Reference, load_reference, save_reference
@@ -215,7 +216,7 @@ class Job:
             return jax.vmap(lambda key, x: loss_fn(key[None], params, x[None]))(*batch)
 
         compute, scaler = parallel.data_parallel_everywhere(each, score_fn.params), datasets.get_data_scaler(config)
-        key, parts, start = jax.random.key(config.seed), [], 0
+        key, parts, start = make_key(config.seed), [], 0
         with _bar("loss", count) as advance:
             for images in self._batches(source, count):
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(start, start + len(images)))
@@ -249,7 +250,7 @@ class Job:
                 self._likelihood(),
                 self.trained.score_fn,
                 lambda: self._batches(source, count),
-                jax.random.key(self.trained.config.seed),
+                make_key(self.trained.config.seed),
                 scaler=datasets.get_data_scaler(self.trained.config),
                 repeats=_REPEATS[split],
                 spread=parallel.data_parallel_everywhere,

@@ -38,8 +38,10 @@ def main(argv: Sequence[str]) -> None:
     from pds_jax.cli import parse as parsing
     from pds_jax.cli import run_lib
     from pds_jax.io import files
+    from pds_jax.keys import use_generator
     from pds_jax.types import PdsError
 
+    use_generator()
     overrides = [(path, text) for path, _, text in (word.partition("=") for word in argv[1:])]
     try:
         processes.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)

@@ -19,6 +19,7 @@ from pds_jax.cli.options import RunOptions
 from pds_jax.data import datasets
 from pds_jax.io import files, images
 from pds_jax.io.manifest import RunFolder
+from pds_jax.keys import GENERATOR
 from pds_jax.plugins import Plugin
 from pds_jax.score_fn import precision_effect
 from pds_jax.types import PdsError
@@ -262,6 +263,7 @@ def _identity(
         "weights_sha256": trained.digest,
         "model": trained.config.model.to_dict(),
         "precision": how.precision,
+        "generator": GENERATOR,
         **plan.describe(),
     }
     if how.plugin:

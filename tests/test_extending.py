@@ -1,0 +1,120 @@
+"""SDEs, predictors and correctors of a user's own work everywhere, without an edit of the package."""
+
+import pathlib
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pds_jax
+from pds_jax import likelihood, losses, preconditioner, sampling, sde_lib
+from pds_jax.models.analytic import PixelGaussian
+from pds_jax.ops import batch_mul
+from pds_jax.plugins import load_plugin
+from pds_jax.types import PdsError
+
+SHAPE = (4, 4, 1)
+PLUGIN = pathlib.Path(__file__).parent / "plugins" / "my_parts.py"
+load_plugin(PLUGIN)
+
+
+@flax.struct.dataclass
+class Decorated(sde_lib.SDE):
+    """The same as the plugin's cosine SDE, as a flax dataclass."""
+
+    angle: float = 1.5
+    N: int = 1000
+
+    def sde(self, x, t):
+        beta = 2 * self.angle * jnp.tan(self.angle * t)
+        return batch_mul(-0.5 * beta, x), jnp.sqrt(beta)
+
+    def mean_scale(self, t):
+        return jnp.cos(self.angle * t)
+
+    def std(self, t):
+        return jnp.sin(self.angle * t)
+
+
+def cosine(N=60):  # noqa: N803
+    return sde_lib.SDES["cosine"](N=N)
+
+
+def law(sde):
+    return PixelGaussian.create(sde, np.full(SHAPE, 0.3, np.float32), np.full(SHAPE, 0.25, np.float32))
+
+
+@pytest.mark.parametrize("make", [cosine, lambda: Decorated(N=60), lambda: sde_lib.SDES["subvesde"](0.01, 5.0, 60)])
+def test_an_sde_of_ones_own_is_sampled_to_the_law_of_the_data(make):
+    sde = make()
+    m = preconditioner.from_radius(SHAPE, 1.0, 1.1)
+    for predictor, M in (("euler_maruyama", None), ("reverse_diffusion", m), ("dpmpp_2m", None)):
+        options = {"preconditioner": M, "variant": "exact"} if M is not None else {}
+        sampler = sampling.get_pc_sampler(sde, SHAPE, predictor, "none", eps=1e-3, **options)
+        x = sampling.run(sampler, sampling.image_keys(range(500)), law(sde)).x
+        assert abs(np.mean(x) - 0.3) < 0.08 and abs(np.std(x) / 0.5 - 1) < 0.12, predictor
+
+
+def test_another_value_of_its_numbers_compiles_nothing():
+    traced = []
+
+    @jax.jit
+    def std(sde, t):
+        traced.append(1)
+        return sde.std(t)
+
+    t = jnp.array([0.5])
+    first, second = std(cosine(), t), std(sde_lib.SDES["cosine"](1.4, 20), t)
+    assert len(traced) == 1 and float(first[0]) != float(second[0])
+    assert int(cosine().with_num_scales(7).N) == 7
+
+
+def test_its_likelihood_is_the_density_of_the_gaussian():
+    sde = sde_lib.SDES["cosine"](1.56)
+    zero = PixelGaussian.create(sde, np.zeros(SHAPE, np.float32), np.full(SHAPE, 0.25, np.float32))
+    data = np.random.default_rng(0).normal(0, 0.5, (2, *SHAPE)).astype(np.float32)
+    bpd, _, _ = likelihood.get_likelihood_fn(sde, lambda x: x, eps=1e-4)(jax.random.key(0), zero, data)
+    density = np.square(data / 0.5).mean((1, 2, 3)) / 2 + np.log(2 * np.pi * 0.25) / 2
+    np.testing.assert_allclose(bpd, density / np.log(2) + 8, atol=5e-3)
+
+
+def test_a_loss_of_it_has_a_gradient():
+    from flax import linen as nn
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, label, train=False):
+            return nn.Conv(1, (3, 3))(x) * jnp.cos(label / 999)[:, None, None, None]
+
+    net, x = Net(), jnp.ones((2, *SHAPE))
+    params = net.init(jax.random.key(0), x, jnp.ones(2))["params"]
+    loss_fn = losses.get_sde_loss_fn(cosine(), net, train=True, eps=1e-3)
+    keys = jax.random.split(jax.random.key(1), 2)
+    value, grad = jax.value_and_grad(loss_fn, argnums=1)(keys, params, x)
+    assert np.isfinite(value) and all(np.abs(g).max() > 0 for g in jax.tree.leaves(grad))
+
+
+def test_options_reach_the_steps_that_take_them_and_no_other():
+    sde, keys = sde_lib.VESDE(0.01, 5.0, 20), sampling.image_keys(range(3))
+
+    def draw(**options):
+        sampler = sampling.get_pc_sampler(sde, SHAPE, "half_noise", "small_step", snr=0.1, eps=1e-3, **options)
+        return np.asarray(sampling.run(sampler, keys, law(sde)).x)
+
+    assert np.abs(draw(amount=0.5) - draw()).max() == 0
+    assert np.abs(draw(amount=0.9) - draw()).max() > 1e-2
+    for options, name in (({"variant": "exact"}, "variant"), ({"strength": 2.0}, "strength")):
+        with pytest.raises(PdsError, match=f"'half_noise' has no {name} option; it takes amount"):
+            draw(**options)
+    with pytest.raises(PdsError, match="did you mean half_noise"):
+        sampling.get_pc_sampler(sde, SHAPE, "half_nose")
+
+
+def test_it_can_be_named_in_a_plan():
+    trained = pds_jax.load("digits")
+    plan = pds_jax.plan(trained, nfe=12, predictor="half_noise", corrector="small_step")
+    assert plan.nfe == 12 and plan.sampler.table.name_of("corrector") == "small_step"
+    drawn = pds_jax.draw(trained, plan, seeds=range(2))
+    assert np.isfinite(drawn.images).all()
