@@ -65,7 +65,7 @@ class Batches:
                 self.evaluations = scores.evaluations(score_fn)
                 if self._warm != self.size:
                     self._prepare(keys, score_fn, condition, -(-len(todo) // self.size))
-                return batch, parallel.sample(
+                run = parallel.sample(
                     self.sampler,
                     keys,
                     score_fn,
@@ -74,11 +74,23 @@ class Batches:
                     condition=condition,
                     finish=self.finish,
                 )
+                self._check_solved(filled, run)
+                return batch, run
             except parallel.OutOfMemory:
                 if not self.adapt or self.size == 1:
                     raise
                 self.size //= 2
                 logging.warning("out of memory; going on with %d images at once", self.size)
+
+    @staticmethod
+    def _check_solved(seeds: Sequence[int], run: sampling.Run) -> None:
+        """Refuse images that an adaptive solver gave up."""
+        solved = np.broadcast_to(np.asarray(run.nfe) >= 0, len(seeds))
+        if not solved.all():
+            raise sampling.SamplingDiverged(
+                f"the adaptive solver gave up on the image of seed {seeds[int(np.argmin(solved))]}: the flow of this "
+                "network is too steep for it; use --method=pc, e.g. --predictor=dpmpp_2m --corrector=none"
+            )
 
     def _prepare(self, keys: Any, score_fn: ScoreFn, condition: Any, count: int) -> None:
         """Compile ahead of the clock, and say what the run will cost."""

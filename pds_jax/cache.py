@@ -29,16 +29,19 @@ def use_compilation_cache(folder: str | None) -> None:
     """Keep compiled programs between runs; called before any array exists.
 
     Args:
-      folder: where; None for the user's cache folder, empty to turn it off.
+      folder: where; empty to turn it off; None for what JAX_COMPILATION_CACHE_DIR says, else the user's cache folder.
     """
-    if folder == "":
-        return
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pds_jax", "xla")
-    jax.config.update("jax_compilation_cache_dir", folder or default)
+    ambient = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
+    folder = ambient if folder is None else folder
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    if not folder:
+        return
     # Else absl prints a line for every kind of device that is not there.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
     # A start has a dozen small programs too, each of which is compiled in longer than it is read.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.01)
 
 
 def order_for_memory() -> None:

@@ -114,7 +114,7 @@ def abort_on_failure() -> Iterator[None]:
         if not jax.distributed.is_initialized():
             raise
         stopped = isinstance(error, Stopped)
-        print("stopped by SIGTERM" if stopped else f"pds_jax: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"stopped by {error}" if stopped else f"pds_jax: {type(error).__name__}: {error}", file=sys.stderr)
         if not isinstance(error, PdsError | FloatingPointError | Stopped):
             traceback.print_exc()
         sys.stdout.flush()

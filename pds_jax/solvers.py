@@ -37,6 +37,7 @@ from pds_jax.steps import Step
 from pds_jax.types import Array, ScoreFn
 
 _IDENTITY = identity()
+GIVEN_UP = -(2**20)  # stands for the number of evaluations where the adaptive solver gives up
 _FIRST_STEP = 1e-3  # of the adaptive solver, as a share of the time: so short that it is never rejected
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
 
@@ -280,10 +281,10 @@ def adaptive(
       eps: () last time.
       rtol: () relative tolerance.
       atol: () absolute tolerance.
-      max_steps: steps after which diffrax raises.
+      max_steps: steps after which the solver gives an image up.
 
     Returns:
-      (B, H, W, C) images at eps and (B,) int32 evaluations of the score.
+      (B, H, W, C) images at eps and (B,) int32 evaluations of the score; NaN and GIVEN_UP if it was given up.
     """
     import diffrax  # only here: the fixed-step samplers do not need it
 
@@ -300,9 +301,12 @@ def adaptive(
             y0=start,
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=lambda e: jnp.max(jnp.abs(e))),
             max_steps=max_steps,
+            throw=False,
         )
+        solved = solution.result == diffrax.RESULTS.successful
         # Dopri5 reuses its last stage: six evaluations a step and one at the start.
-        return solution.ys[0], (6 * solution.stats["num_steps"] + 1).astype(jnp.int32)
+        nfe = jnp.where(solved, 6 * solution.stats["num_steps"] + 1, GIVEN_UP).astype(jnp.int32)
+        return jnp.where(solved, solution.ys[0], jnp.nan), nfe
 
     return jax.vmap(solve)(x)
 

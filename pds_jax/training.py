@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +17,13 @@ from pds_jax import statistics as stats_lib
 from pds_jax.data import datasets
 from pds_jax.data.shapes import image_size
 from pds_jax.io import files, images, manifest
+from pds_jax.io.progress import Bar
 from pds_jax.keys import make_key
 from pds_jax.models import create_model, init_model
 from pds_jax.train_state import TrainState, create_train_state, get_optimizer, resumed_state
 from pds_jax.types import Array, PdsError
 
+SNAPSHOTS = "snapshots"  # folder of the grids; "samples" is that of --mode=sample
 _STATISTICS_IMAGES = 20000
 _BEGUN = "begun_from.json"
 # What a resumed run may change.
@@ -38,7 +39,10 @@ _FREE_FIELDS = (
 _ABSENT = {"data.resize": False, "data.convert_images": False, "data.range": []}
 
 
-def train(config: Any, workdir: str, checkpoint: str | None = None) -> None:
+OnLog = Callable[[int, dict[str, float]], None]  # (step, loss and steps per second since the last call)
+
+
+def train(config: Any, workdir: str, checkpoint: str | None = None, *, on_log: OnLog | None = None) -> None:
     """Train the network that a configuration describes; goes on where an earlier run in ``workdir`` stopped.
 
     Args:
@@ -46,14 +50,15 @@ def train(config: Any, workdir: str, checkpoint: str | None = None) -> None:
       checkpoint: whole training state of score_sde or score_sde_pytorch to begin from, see
         ``convert.load_training_state``.
       workdir: gets config.json, statistics.npz, log.jsonl, checkpoints-meta/ (for resuming), checkpoints/
-        (snapshots), samples/ (PNG grids) and TensorBoard events.
+        (snapshots), snapshots/ (PNG grids of samples) and TensorBoard events.
+      on_log: called in the first process with what log.jsonl gets, every config.training.log_freq steps.
 
     Raises:
       PdsError: bad configuration, or the folder holds another training.
       FloatingPointError: the loss is no longer a number; the message has the step.
     """
     try:
-        Trainer(config, workdir, checkpoint).run()
+        Trainer(config, workdir, checkpoint).run(on_log)
     except OSError as error:
         raise PdsError(
             f"{error.filename or workdir}: {error.strerror or error}; free some space or choose another --workdir; the "
@@ -88,7 +93,7 @@ class Trainer:
         self.meta = checkpoints.TrainingFolder(self.workdir / "checkpoints-meta", keep=2)
         self.snapshots = checkpoints.TrainingFolder(self.workdir / "checkpoints", keep=None)
         self.state = self._restore()
-        self._stop = False
+        self._stop = ""
 
     def _keep_config(self) -> None:
         path = self.workdir / "config.json"
@@ -123,7 +128,7 @@ class Trainer:
         found = self.meta.restore_newest(state)
         if found is None:
             return state if self.begun is None else self._taken_over(self.begun)
-        logging.info("going on from step %d of %s", int(found.step), self.workdir)
+        print(f"resuming at step {int(found.step)} of {self.workdir}")
         return found
 
     def _begun_elsewhere(self, checkpoint: str | None) -> convert.TrainingState | None:
@@ -171,8 +176,12 @@ class Trainer:
             nu=begun.nu,
         )
 
-    def run(self) -> None:
-        """Train to the end, or until SIGTERM, which saves and returns."""
+    def run(self, on_log: OnLog | None = None) -> None:
+        """Train to the end, or until SIGTERM or Ctrl-C, which save and return."""
+        with files.on_stop(lambda name: setattr(self, "_stop", name)):
+            self._run(on_log)
+
+    def _run(self, on_log: OnLog | None) -> None:
         training = self.config.training
         step_fn = parallel.make_train_step(
             self.loss_fn,
@@ -180,14 +189,13 @@ class Trainer:
             ema_rate=self.config.model.ema_rate,
             ema_warmup=bool(self.config.model.get("ema_warmup", False)),
         )
-        old_handler = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_stop", True))
-        log = Log(self.workdir, int(self.state.step), training.n_iters)
+        log = Log(self.workdir, int(self.state.step), training.n_iters, on_log)
         state = parallel.place_state(self.state)
         step = int(self.state.step)
         try:
             if step < training.n_iters:
                 self._announce(step_fn, state, step)
-            while step < training.n_iters and not processes.any_process(self._stop):
+            while step < training.n_iters and not processes.any_process(bool(self._stop)):
                 count = min(training.n_jitted_steps, training.n_iters - step)
                 state, step_losses = step_fn(state, self._batches(step, count), self.key)
                 before, step = step, step + count
@@ -204,12 +212,11 @@ class Trainer:
             self.state = parallel.unreplicate(state)
             self.meta.save(step, self.state)
         finally:
-            signal.signal(signal.SIGTERM, old_handler)
             self.meta.close()
             self.snapshots.close()
             log.close()
         if self._stop:
-            logging.info("stopped by SIGTERM; saved at step %d, start again to go on", step)
+            print(f"stopped by {self._stop}: saved at step {step}; the same command resumes from there")
 
     def _announce(self, step_fn: Callable[..., Any], state: Any, step: int) -> None:
         """Print what is trained on what, how fast, until when; tries the first step twice and forgets it."""
@@ -256,7 +263,7 @@ class Trainer:
         if not processes.is_first_process():
             return
         shown, scale = images.visible(drawn), images.visible_scale(drawn.shape[1])
-        images.save_png(self.workdir / "samples" / f"step_{step:07d}.png", images.grid(images.enlarge(shown, scale)))
+        images.save_png(self.workdir / SNAPSHOTS / f"step_{step:07d}.png", images.grid(images.enlarge(shown, scale)))
 
     def samples(self, params: Any, count: int = 64, steps: int = 50) -> np.ndarray:
         """Draw images to look at, by DPM-Solver++(2M), which needs few evaluations.
@@ -339,22 +346,13 @@ def _output_scale(config: Any, moments: Any) -> Callable[[Array], Array]:
 class Log:
     """Losses on the screen, in log.jsonl and in TensorBoard; finds the first loss that is no number."""
 
-    def __init__(self, workdir: pathlib.Path, step: int, total: int):
-        """Open the log.
-
-        Args:
-          workdir: folder of the run.
-          step: steps done before.
-          total: steps in all.
-        """
-        from tqdm import tqdm
-
+    def __init__(self, workdir: pathlib.Path, step: int, total: int, on_log: OnLog | None = None):
+        """Open the log of a run of `total` steps, of which `step` are done."""
         self._pending: list[tuple[int, Any]] = []
         self._recent: list[float] = []
         silent = not processes.is_first_process()
-        self._bar = tqdm(
-            total=total, initial=step, desc="training", unit="step", mininterval=10, smoothing=0.1, disable=silent
-        )
+        self._bar, self._on_log = Bar("training", "step", silent=silent), on_log
+        self._bar.start(total, step)
         # Every process reads its losses, to stop at one that is no number; the first writes them.
         self._file = None if silent else open(workdir / "log.jsonl", "a", buffering=1)
         self._board = None if silent else _board(workdir / "tensorboard")
@@ -377,7 +375,7 @@ class Log:
             )
         self._recent += host.tolist()
         self.step = first + len(host)
-        self._bar.update(len(host))
+        self._bar.advance(len(host))
 
     def check(self) -> None:
         """Read every loss so far.
@@ -399,7 +397,9 @@ class Log:
             self._file.write(f'{{"step": {self.step}, "loss": {loss:.8g}, "steps_per_second": {rate:.4g}}}\n')
             self._board.add_scalar("loss", loss, self.step)
             self._board.add_scalar("steps_per_second", rate, self.step)
-        self._bar.set_postfix(loss=f"{loss:.4f}")
+        if self._on_log is not None and processes.is_first_process():
+            self._on_log(self.step, {"loss": loss, "steps_per_second": rate})
+        self._bar.note(loss=f"{loss:.4f}")
         self._recent, self._clock, self._last = [], now, self.step
 
     def close(self) -> None:

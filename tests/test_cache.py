@@ -7,6 +7,29 @@ import pytest
 from pds_jax import cache
 
 
+@pytest.mark.parametrize(
+    "folder, variable, expected",
+    [
+        (None, "/ambient", "/ambient"),
+        (None, "", None),
+        ("/given", "/ambient", "/given"),
+        ("", "/ambient", None),
+        (None, None, "/home/pds_jax/xla"),
+    ],
+)
+def test_the_flag_the_environment_and_the_users_folder_decide_in_this_order(monkeypatch, folder, variable, expected):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", variable)
+    try:
+        cache.use_compilation_cache(folder)
+        assert jax.config.jax_compilation_cache_dir == expected
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 @pytest.fixture
 def flags(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--some=1")

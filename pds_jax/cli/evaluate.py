@@ -15,7 +15,6 @@ first process decides what is there already and writes the results; the others g
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -36,6 +35,7 @@ from pds_jax.io import files
 from pds_jax.io.images import to_uint8
 from pds_jax.io.manifest import plain
 from pds_jax.io.npy import read_npz
+from pds_jax.io.progress import Bar
 from pds_jax.keys import make_key
 from pds_jax.metrics import evaluation, image_sets
 from pds_jax.metrics.extractors import Extractor, get_extractor
@@ -217,12 +217,12 @@ class Job:
 
         compute, scaler = parallel.data_parallel_everywhere(each, score_fn.params), datasets.get_data_scaler(config)
         key, parts, start = make_key(config.seed), [], 0
-        with _bar("loss", count) as advance:
+        with _bar("loss", count) as bar:
             for images in self._batches(source, count):
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(start, start + len(images)))
                 parts.append(compute((keys, jnp.asarray(scaler(images)))))
                 start += len(images)
-                advance(len(images))
+                bar.advance(len(images))
         values = np.concatenate(parts).astype(np.float64)
         return {"loss": float(values.mean()), "loss_std_err": _std_err(values), "loss_images": count}
 
@@ -245,7 +245,7 @@ class Job:
     def _bpd(self) -> dict[str, Any]:
         split = self.settings.bpd_dataset.lower()
         source, count = self._data(split)
-        with _bar("bits/dim", count * _REPEATS[split]) as advance:
+        with _bar("bits/dim", count * _REPEATS[split]) as bar:
             found = likelihood.evaluate_bpd(
                 self._likelihood(),
                 self.trained.score_fn,
@@ -255,7 +255,7 @@ class Job:
                 repeats=_REPEATS[split],
                 spread=parallel.data_parallel_everywhere,
                 done=StoredArrays(self.folder / self.name / "bpd", self._bpd_origin()),
-                progress=advance,
+                progress=bar.advance,
             )
         return {
             "bpd": found.mean,
@@ -502,13 +502,10 @@ def _write(folder: pathlib.Path, trained: assembly.Trained, rows: Sequence[Mappi
     files.atomic_write(folder / "results.md", lambda file: file.write(table(rows).encode()))
 
 
-@contextlib.contextmanager
-def _bar(label: str, total: int) -> Iterator[Callable[[int], Any]]:
-    from tqdm import tqdm
-
-    silent = not processes.is_first_process()
-    with tqdm(total=total, desc=label, unit="image", leave=False, mininterval=0.5, disable=silent) as shown:
-        yield shown.update
+def _bar(label: str, total: int) -> Bar:
+    bar = Bar(label, "image", silent=not processes.is_first_process())
+    bar.start(total)
+    return bar
 
 
 def _stored_result(path: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -37,20 +37,24 @@ def main(argv: Sequence[str]) -> None:
     from pds_jax import processes
     from pds_jax.cli import parse as parsing
     from pds_jax.cli import run_lib
+    from pds_jax.cli.failures import check_ambient, explain
     from pds_jax.io import files
     from pds_jax.keys import use_generator
-    from pds_jax.types import PdsError
 
     use_generator()
     overrides = [(path, text) for path, _, text in (word.partition("=") for word in argv[1:])]
     try:
+        check_ambient(FLAGS.precision)
         processes.initialize_distributed(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         with processes.abort_on_failure(), files.stoppable():
             run_lib.run(parsing.run_options(FLAGS, overrides))
-    except files.Stopped:
-        print("stopped by SIGTERM: what was finished is saved, the same command goes on from there")
-    except (PdsError, FloatingPointError) as error:
-        _refuse(str(error))
+    except files.Stopped as signal:
+        print(f"stopped by {signal}: what was finished is saved, the same command resumes from there")
+    except Exception as error:
+        message = explain(error, FLAGS.mode)
+        if message is None:
+            raise
+        _refuse(message)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -65,7 +69,11 @@ def run() -> None:
         print(help_text(modes[0] if modes else None), end="")
         return
     flags.define()
-    app.run(main, flags_parser=parse)
+    try:
+        app.run(main, flags_parser=parse)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C before anything was finished, or by a second one", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

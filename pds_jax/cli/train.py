@@ -28,4 +28,4 @@ def train(options: RunOptions) -> None:
     if options.dtype is not None:
         config.model.dtype = options.dtype
     training.train(config, str(options.workdir), options.checkpoint)
-    print(f"Training states, samples and logs are in {options.workdir}")
+    print(f"Training states, snapshots of samples and log.jsonl are in {options.workdir}")

@@ -25,24 +25,43 @@ _MAX_JSON = 256 << 20
 
 
 class Stopped(BaseException):
-    """SIGTERM came; no ``except Exception`` is to swallow it."""
+    """SIGTERM or Ctrl-C came; no ``except Exception`` is to swallow it. Its text names the signal."""
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Raise :class:`Stopped` in the block when SIGTERM comes; elsewhere than in the main thread do nothing."""
+def on_stop(act: Callable[[str], None]) -> Iterator[None]:
+    """Call ``act`` with the signal's name when the first SIGTERM or SIGINT (Ctrl-C) comes; a second one acts as before.
+
+    Elsewhere than in the main thread nothing is done.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def stop(*_: object) -> None:
-        raise Stopped
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def stop(number: int, _: object) -> None:
+        restore()
+        act(signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        restore()
+
+
+def _raise_stopped(name: str) -> None:
+    raise Stopped(name)
+
+
+def stoppable() -> contextlib.AbstractContextManager[None]:
+    """Raise :class:`Stopped` in the block when SIGTERM or Ctrl-C comes."""
+    return on_stop(_raise_stopped)
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:

@@ -18,9 +18,11 @@ import platform
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from pds_jax.io import files, images
+from pds_jax.keys import GENERATOR
 from pds_jax.types import PdsError
 from pds_jax.version import __version__
 
@@ -33,6 +35,19 @@ def versions() -> dict[str, str]:
     for name in _PACKAGES:
         found[name] = importlib.metadata.version(name)
     return found
+
+
+def in_force() -> dict[str, Any]:
+    """What the environment and JAX's settings were: they decide speed and rounding, not what is drawn."""
+    settings = {"x64": "jax_enable_x64", "matmul_precision": "jax_default_matmul_precision"}
+    settings |= {"compilation_cache": "jax_compilation_cache_dir"}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_", "PDS_JAX_"))}
+    return {
+        "platform": jax.default_backend(),
+        "generator": GENERATOR,
+        **{name: getattr(jax.config, setting, None) for name, setting in settings.items()},
+        "environment": dict(sorted(variables.items())),
+    }
 
 
 def plain(value: Any) -> Any:
@@ -173,6 +188,7 @@ class RunFolder:
                 "state": "complete",
                 "files": self.format.describe(),
                 "versions": versions(),
+                "in_force": in_force(),
                 **plain(facts),
                 "parts": parts,
             },

@@ -30,9 +30,10 @@ class Bar:
         self._started = time.time()
         self._bar: Any = None
 
-    def start(self, total: int) -> None:
+    def start(self, total: int, done: int | None = None) -> None:
         """Begin, or begin again, to count towards a total; the rate is measured from here."""
         self.total, self._started = total, time.time()
+        self.done = self.done if done is None else done
         if self._bar is not None:
             self._bar.total = total
 
@@ -52,6 +53,11 @@ class Bar:
         """Note that so many more steps are done."""
         self.reach(self.done + count)
 
+    def note(self, **values: str) -> None:
+        """Show values beside the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix(values)
+
     def _made(self, before: int) -> Any:
         from tqdm import tqdm
 
@@ -67,5 +73,9 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()

@@ -30,16 +30,17 @@ def test_bad_shards_are_refused(text):
         files.parse_shard(text)
 
 
-def test_sigterm_leaves_the_block_and_the_handler_returns(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_the_block_and_the_handler_returns(tmp_path, number):
+    before = signal.getsignal(number)
 
     def stopped_while_writing(file):
         file.write(b"half")
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    with pytest.raises(files.Stopped), files.stoppable():
+    with pytest.raises(files.Stopped, match=number.name), files.stoppable():
         files.atomic_write(tmp_path / "a", stopped_while_writing)
-    assert not os.listdir(tmp_path) and signal.getsignal(signal.SIGTERM) is before
+    assert not os.listdir(tmp_path) and signal.getsignal(number) is before
 
 
 def test_a_full_disk_is_reported_and_leaves_nothing(tmp_path):
