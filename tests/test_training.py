@@ -104,7 +104,11 @@ def test_one_device_and_four_give_the_same_training(whole, tmp_path, monkeypatch
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "local_devices", lambda: one)
-    monkeypatch.setattr(jax, "pmap", lambda f, **options: pmap(f, devices=one, **options))
+
+    def on_one(f, *axis, **options):
+        return pmap(f, *axis, **{**options, "devices": one})
+
+    monkeypatch.setattr(jax, "pmap", on_one)
     training.train(tiny.get_config(), str(tmp_path))
     assert_same(final_params(tmp_path, 12), final_params(whole, 12), rtol=1e-3, atol=1e-4)
 

@@ -182,6 +182,7 @@ def make(
             images=len(seeds),
             nfe=plan.nfe if drawn is None else drawn.nfe,
             devices=[str(device) for device in jax.devices()],
+            generator=GENERATOR,
             precision=how.precision,
             precision_effect=None if drawn is None else effect,
             batch_size=None if drawn is None else drawn.batch_size,

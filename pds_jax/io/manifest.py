@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from pds_jax.io import files, images
-from pds_jax.keys import GENERATOR
 from pds_jax.types import PdsError
 from pds_jax.version import __version__
 
@@ -44,7 +43,6 @@ def in_force() -> dict[str, Any]:
     variables = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_", "PDS_JAX_"))}
     return {
         "platform": jax.default_backend(),
-        "generator": GENERATOR,
         **{name: getattr(jax.config, setting, None) for name, setting in settings.items()},
         "environment": dict(sorted(variables.items())),
     }
