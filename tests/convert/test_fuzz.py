@@ -6,14 +6,17 @@ tree is whole, finite, and differs in no more numbers than bytes were touched; w
 
 import shutil
 import time
+import zipfile
 
 import numpy as np
 import pytest
-from convert_cases import CHECKPOINT_1, PIPE, TORCH, flax_config, need_torch, skip_config, torch_config
+from convert_cases import CHECKPOINT_1, PIPE, TORCH, flax_config, need_torch, random_params, skip_config, torch_config
 from mutations import mutations
+from test_diffusers import shard, weights_file
+from test_weight_sets import harmless
 
 from pds_jax import convert
-from pds_jax.convert.tree import flatten
+from pds_jax.convert.tree import flatten, template
 from pds_jax.types import PdsError
 
 SECONDS = 20.0
@@ -57,7 +60,43 @@ def ours(folder):
     return folder / "model" / "model.safetensors", folder / "model", torch_config(), True
 
 
-IMPORTERS = (torch_zip, torch_gzip, torch_legacy, flax_state, diffusers_weights, diffusers_config, ours)
+def diffusers_index(folder):
+    shutil.copytree(PIPE, folder / "pipe")
+    return shard(folder / "pipe"), folder / "pipe", skip_config(), True
+
+
+def diffusers_half(folder):
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(PIPE, folder / "pipe")
+    plain = weights_file(folder / "pipe")
+    half = plain.with_name("diffusion_pytorch_model.fp16.safetensors")
+    save_file({name: value.astype(np.float16) for name, value in load_file(plain).items()}, half)
+    plain.unlink()
+    return half, folder / "pipe", skip_config(), False
+
+
+def bare_safetensors(folder):
+    from safetensors.torch import save_file
+
+    torch = need_torch()
+    state = torch.load(TORCH / "ncsnpp_ve.pth", weights_only=False)["model"]
+    save_file({"module." + name: value.contiguous() for name, value in state.items()}, folder / "weights.safetensors")
+    return folder / "weights.safetensors", folder / "weights.safetensors", torch_config(), False
+
+
+IMPORTERS = (
+    torch_zip,
+    torch_gzip,
+    torch_legacy,
+    flax_state,
+    diffusers_weights,
+    diffusers_config,
+    diffusers_index,
+    diffusers_half,
+    bare_safetensors,
+    ours,
+)
 
 
 def fuzz(importer, folder, count):
@@ -93,6 +132,94 @@ def test_damaged_files_are_errors(importer, tmp_path):
 @pytest.mark.parametrize("importer", IMPORTERS, ids=lambda importer: importer.__name__)
 def test_five_hundred_damaged_files_are_errors(importer, tmp_path):
     fuzz(importer, tmp_path, 500)
+
+
+def is_tree(params, config):
+    """Whether it is whole and finite; which numbers it holds nobody can tell after such a change."""
+    flat = flatten(params)
+    shapes = template(config)
+    return list(flat) == list(shapes) and all(
+        flat[name].shape == shape and np.isfinite(flat[name]).all() for name, shape in shapes.items()
+    )
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_damaged_pickles_with_right_checksums_are_errors_or_whole(tmp_path, count):
+    """The pickle of a file with many objects beside the weights, in an archive made anew around it."""
+    torch, config = need_torch(), torch_config()
+    state = torch.load(TORCH / "ncsnpp_ve.pth", weights_only=False)
+    torch.save({**harmless(), **state}, tmp_path / "model.pth")
+    with zipfile.ZipFile(tmp_path / "model.pth") as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = next(name for name in entries if name.endswith("/data.pkl"))
+    errors = 0
+    for what, damaged, _ in mutations(entries[name], count, seed=1):
+        with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:
+            for entry, data in {**entries, name: damaged}.items():
+                archive.writestr(entry, data)
+        start = time.perf_counter()
+        try:
+            params, report = convert.load_checkpoint(tmp_path / "model.pth", config)
+            assert is_tree(params, config) and report.weights == "ema", what
+        except PdsError:
+            errors += 1
+        assert time.perf_counter() - start < SECONDS, what
+    assert errors > count / 6
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # reads that nobody waits for
+@pytest.mark.parametrize("count", [24, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("use_ocdbt", [True, False])
+def test_damaged_folders_of_orbax_are_errors_or_whole(tmp_path, use_ocdbt, count):
+    """Each mutation hits another file of the folder; orbax keeps no checksum of the numbers."""
+    import orbax.checkpoint as ocp
+
+    config = flax_config()
+    params = random_params(config)
+    with ocp.PyTreeCheckpointer(use_ocdbt=use_ocdbt) as writer:
+        writer.save(tmp_path / "c", {"params": params})
+    files = sorted(file for file in (tmp_path / "c").rglob("*") if file.is_file() and file.stat().st_size > 8)
+    rng = np.random.default_rng(0)
+    errors = 0
+    for number in range(count):
+        file = files[rng.integers(len(files))]
+        data = file.read_bytes()
+        ((what, damaged, _),) = mutations(data, 1, seed=number) if number % 2 else overwritten(data, number)
+        file.write_bytes(damaged)
+        start = time.perf_counter()
+        try:
+            found, _ = convert.load_checkpoint(tmp_path / "c", config)
+            assert is_tree(found, config), what
+        except PdsError:
+            errors += 1
+        finally:
+            file.write_bytes(data)
+        assert time.perf_counter() - start < SECONDS, what
+    assert errors > 0
+
+
+def overwritten(data, seed):
+    rng = np.random.default_rng(seed)
+    start = int(rng.integers(len(data)))
+    damaged = data[:start] + rng.bytes(min(16, len(data) - start)) + data[start + 16 :]
+    yield f"overwritten {seed}", damaged, 16
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("importer", [torch_zip, torch_legacy, flax_state], ids=lambda importer: importer.__name__)
+def test_damaged_training_states_are_errors_or_whole(tmp_path, importer, count):
+    file, path, config, _ = importer(tmp_path)
+    data = file.read_bytes()
+    errors = 0
+    for what, damaged, _ in mutations(data, count, seed=2):
+        file.write_bytes(damaged)
+        try:
+            state = convert.load_training_state(path, config)
+            trees = (state.params, state.ema_params, state.mu, state.nu)
+            assert all(is_tree(tree, config) for tree in trees), what
+        except PdsError:
+            errors += 1
+    assert errors > count / 3
 
 
 def stray_values(rng):
