@@ -41,7 +41,9 @@ def leaves(path: str | os.PathLike[str]) -> dict[str, Leaf]:
         file = safe_open(path, framework="numpy")  # open for as long as a leaf is held: a thousand openings take long
         expected = (file.metadata() or {}).get(_CHECKSUM)
         if expected is not None and expected != _checksum(sorted(file.keys()), file.get_tensor):
-            raise ConversionError("its checksum is wrong, a bit of it has changed; get it again")
+            raise ConversionError(
+                "its checksum is wrong: it is damaged, or another program changed its numbers and kept its header"
+            )
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, not a dict
         return {
             name: Leaf(

@@ -19,7 +19,16 @@ from typing import IO, Any
 
 import numpy as np
 
-from pds_jax.convert.pickles import ANY_CLASS, STORAGE_DTYPES, Constant, Machine, Storage, Tensor
+from pds_jax.convert.pickles import (
+    ANY_CLASS,
+    STORAGE_DTYPES,
+    Constant,
+    Function,
+    Machine,
+    OtherObject,
+    Storage,
+    Tensor,
+)
 from pds_jax.convert.tree import ConversionError, Leaf
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -146,6 +155,9 @@ class _Storages(dict[str, Storage]):
     def remember(self, fields: Any) -> Any:
         if isinstance(fields, tuple) and fields[:1] == ("module",):  # a class with its program text
             return fields[1] if len(fields) > 1 else None
+        kind = fields[1] if isinstance(fields, tuple) and len(fields) > 1 else None
+        if isinstance(kind, Function):  # of numbers that no weights are in, quantised ones for example
+            return OtherObject("storage", {})
         storage = _storage(fields)
         if self.setdefault(storage.key, storage) != storage:
             raise ConversionError(f"storage {storage.key!r} is described in two ways")

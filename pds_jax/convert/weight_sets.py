@@ -25,7 +25,7 @@ ROOT = "the file's top level"
 _MAX_DEPTH = 64
 _MAX_VISITS = 1_000_000
 _AVERAGES = frozenset("average averages averaged avg shadow shadows swa polyak".split())
-_RAW_WORDS = frozenset("online raw student".split())
+_RAW_WORDS = frozenset("online raw student backup collected stored original".split())
 _NO_AVERAGES = frozenset("email schema cinema".split())
 _TRAINING = frozenset("opt optim optims optimizer optimizers optimiser adam grad grads gradients mu nu moments".split())
 # What diffusion models register beside their weights: it follows from the config.
@@ -172,13 +172,25 @@ def _walk(value: Any, kind: type, separator: str, path: tuple[str, ...], out: _C
         return
     if id(value) in above or len(path) > _MAX_DEPTH or not isinstance(value, Mapping | list | tuple | OtherObject):
         return
-    if isinstance(value, list | tuple) and any(isinstance(item, kind) for item in value):
-        out.lists["/".join(path)] = list(value)
+    values = _as_list(value, "/".join(path))
+    if values is not None and any(isinstance(item, kind) for item in values):
+        out.lists["/".join(path)] = values
         return
     above.add(id(value))
     for key, child in _children(value):
         _walk(child, kind, separator, (*path, key), out, above)
     above.discard(id(value))
+
+
+def _as_list(value: Any, place: str) -> list[Any] | None:
+    """A list or tuple; in a moving average also a dictionary whose keys count from 0."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, Mapping) and value and is_average(place):
+        counted = [str(number) for number in range(len(value))]
+        if [str(key) for key in value] == counted:
+            return list(value.values())
+    return None
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -253,7 +265,7 @@ def _listed(lists: Mapping[str, list[Any]], kind: type, expected: Expected, raw:
     """
     found = []
     for place, values in lists.items():
-        if not is_average(place) or "collected" in place or _is_training(place):
+        if not is_average(place) or _is_training(place):
             continue
         if not all(isinstance(value, kind) for value in values):
             raise ConversionError(f"the list {place!r} holds other things than tensors; for the raw weights {RAW}")
@@ -297,7 +309,8 @@ def _name_states_of_lists(value: Any, raw: list[WeightSet], averages: list[Weigh
 
 
 def _pick(averages: list[WeightSet], raw: list[WeightSet], use_ema: bool, report: Report) -> WeightSet:
-    wanted, others = (averages, raw) if use_ema else (raw, averages)
+    apart = [found for found in raw if not _in_average(found.where)] or raw  # not a copy that an average's object keeps
+    wanted, others = (averages, raw) if use_ema else (apart, averages)
     if not wanted and not use_ema:
         raise ConversionError(
             f"the raw weights are asked for; the file holds the moving average {others[0].where!r} only"
@@ -318,6 +331,10 @@ def _pick(averages: list[WeightSet], raw: list[WeightSet], use_ema: bool, report
     elif use_ema and not chosen.average:
         report.notes.append(f"no moving average in the file: read the weights {chosen.where!r} as they are")
     return chosen
+
+
+def _in_average(place: str) -> bool:
+    return any(is_average(part) for part in re.split(r"[./]", place))
 
 
 def _different(sets: list[WeightSet]) -> list[WeightSet]:

@@ -8,6 +8,7 @@ import enum
 import pathlib
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -114,6 +115,12 @@ WITH_BOTH = {
         "net": {name.replace(".Conv_0.", "._orig_mod.Conv_0._orig_mod."): value for name, value in r.items()},
         "ema_net": e,
     },
+    "an average that keeps the raw weights for later": lambda r, e, s: {
+        "model": r,
+        "ema": {"shadow": prefixed("module.", e), "backup": halved(r)},
+    },
+    "a numbered average": lambda r, e, s: {"model": r, "ema": {"shadow": dict(enumerate(trainable(e)))}},
+    "an average beside its decay": lambda r, e, s: {"model": r, "ema": (0.999, trainable(e))},
     "an object that keeps the average": lambda r, e, s: {"model": r, "ema": Helper(e)},
 }
 
@@ -254,6 +261,7 @@ def test_harmless_objects_are_passed_over(tmp_path, config, averaged, protocol, 
         "dtype": torch.int16,
         "size": torch.Size([1, 2]),
         "complex tensor": torch.zeros(3, dtype=torch.complex64),
+        "sparse tensor": torch.eye(3).to_sparse(),
         "state": torch.get_rng_state(),
         "optimizer": torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))]),
     }
@@ -261,6 +269,14 @@ def test_harmless_objects_are_passed_over(tmp_path, config, averaged, protocol, 
     path = tmp_path / "model.pth"
     torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
     assert_same_tree(averaged, convert.load_checkpoint(path, config)[0])
+
+
+def test_a_quantised_tensor_is_passed_over(tmp_path, config, averaged):
+    torch = need_torch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+        assert_same_tree(averaged, load(tmp_path, {"model": tensors(averaged, config), "q": quantised}, config)[0])
 
 
 def test_an_object_is_never_made(tmp_path, config, averaged):
