@@ -276,7 +276,8 @@ def _read(name: str, folder: pathlib.Path, config: Any, use_ema: bool) -> Loaded
     """A checkpoint and the statistics of its data, if they lie in its folder."""
     params, report = convert.load_checkpoint(name, config, use_ema=use_ema)
     for note in report.notes:
-        logging.info("%s: %s", name, note)
+        level = logging.INFO if note.startswith("read the moving average") else logging.WARNING
+        logging.log(level, "%s: %s", name, note)
     statistics = folder / STATISTICS
     stats = statistics_lib.load(statistics) if statistics.is_file() else None
     return Loaded(params, config, stats, digest_of(params), name, tuple(report.notes))

@@ -56,10 +56,7 @@ def in_turn(labels: Sequence[int] | str | None, seeds: Sequence[int]) -> Sequenc
 def load(options: RunOptions) -> assembly.Trained:
     """The model that the options name."""
     use_ema = not options.raw_weights
-    trained = assembly.load(options.weights, options.configuration(), use_ema=use_ema, dtype=options.dtype)
-    for note in trained.notes:
-        print(f"{trained.name}: {note}")
-    return trained
+    return assembly.load(options.weights, options.configuration(), use_ema=use_ema, dtype=options.dtype)
 
 
 def plan(trained: assembly.Trained, options: RunOptions, **guided: Any) -> assembly.Plan:
