@@ -39,7 +39,7 @@ class LatentPrediction:
     def with_labels(self, labels: Array | None) -> LatentPrediction:
         """The same network for other texts, rows (B, length · width); PdsError if it takes none of their width."""
         width = self.model.sizes.context_width
-        if (labels is None) != (width is None) or (labels is not None and labels.shape[-1] != self.length * width):
+        if (0 if labels is None else labels.shape[-1]) != self.length * (width or 0):
             needed = "no text" if width is None else f"states of {self.length} tokens of {width} numbers each"
             got = "none" if labels is None else f"rows of {labels.shape[-1]}"
             raise PdsError(f"this network takes {needed}, not {got}")
