@@ -52,7 +52,6 @@ LEVELS = {
     "checkpoints": 6,
     "ode_sampler": 6,
     "stability": 6,
-    "latent": 7,
     "metrics": 7,
     "sampling": 7,
     "bench": 8,
@@ -60,8 +59,9 @@ LEVELS = {
     "batches": 9,
     "training": 9,
     "assembly": 10,
-    "cli": 11,
-    "main": 12,
+    "latent": 11,
+    "cli": 12,
+    "main": 13,
 }
 
 
