@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from pds_jax import alpha as alpha_lib
 from pds_jax import checkpoints, classes, denoisers, sampling, sde_lib, strength, table
 from pds_jax import statistics as statistics_lib
-from pds_jax.batches import MAX_BATCH, Batches, Given, OnCost, Saver, Saving, finish_of
+from pds_jax.batches import MAX_BATCH, Batches, Decode, Given, OnCost, Saver, Saving, finish_of
 from pds_jax.correctors import get_corrector
 from pds_jax.data import arrays, datasets
 from pds_jax.data.shapes import image_shape
@@ -43,6 +43,8 @@ class Trained:
       statistics: of its data, or None.
       digest: SHA-256 of the weights.
       notes: what a user should know of how they were read, for example which of two sets.
+      decode: arrays (n, H, W, C) of the sampler -> images (n, H', W', C') in [0, 1], on the host, where the model makes
+        something else than images; by default their range is that of config.data.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Trained:
     statistics: statistics_lib.Statistics | None
     digest: str
     notes: tuple[str, ...] = ()
+    decode: Decode | None = None
 
     @property
     def num_classes(self) -> int:
@@ -153,6 +156,7 @@ def plan(
     guidance: float = 1.0,
     guidance_interval: classes.Interval = classes.EVERYWHERE,
     check: bool = True,
+    given: Given | None = None,
     **options: Any,
 ) -> Plan:
     """Decide how to sample; everything that can be refused is refused here.
@@ -166,6 +170,7 @@ def plan(
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
       guidance_interval: guide at noise levels std/m_t in (low, high] only, in the data's units.
       check: refuse a setting that must diverge.
+      given: as of :func:`draw`, for alpha="tune".
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
         variant="exact", prior="matched", filters="both".
 
@@ -185,12 +190,12 @@ def plan(
         speed_up = _speed_up(config, nfe // each)
     if speed_up is not None:
         config.sampling.speed_up = float(speed_up)
-    made = _planned(trained, config, check)
+    made = _planned(trained, config, check, given)
     count = None if made.nfe is None else each * made.nfe
     return dataclasses.replace(made, nfe=count, guidance=float(guidance), guidance_interval=guidance_interval)
 
 
-def _planned(trained: Trained, config: ConfigDict, check: bool) -> Plan:
+def _planned(trained: Trained, config: ConfigDict, check: bool, given: Given | None = None) -> Plan:
     """The plan that a configuration describes."""
     stats = _statistics(trained, config)
     get_sampler = functools.partial(
@@ -199,7 +204,7 @@ def _planned(trained: Trained, config: ConfigDict, check: bool) -> Plan:
     sampler = get_sampler()
     steps = 0 if sampler.nfe is None else sampler.steps
     chosen = strength.get_strength(config, trained.sde, steps, stats)
-    alpha = tune_alpha(trained, config, stats) if isinstance(chosen, str) else chosen
+    alpha = tune_alpha(trained, config, stats, given=given) if isinstance(chosen, str) else chosen
     m = strength.get_preconditioner(config, trained.shape, alpha, stats)
     if not m.is_identity:
         sampler = get_sampler(m)
@@ -249,6 +254,7 @@ def tune_alpha(
     images: int = 128,
     alphas: Sequence[float] = alpha_lib.CANDIDATES,
     first_seed: int = 2**31,
+    given: Given | None = None,
 ) -> float:
     """The α whose samples have the power spectrum closest to the data's (``alpha.search``).
 
@@ -267,12 +273,13 @@ def tune_alpha(
     def error(alpha: float) -> float | None:
         try:
             candidate = _planned(trained, _with_options(config, {"alpha": alpha}), check=True)
-            words: dict[str, Any] = {"label": f"trying alpha={alpha:g}", "labels": trained.default_labels}
-            found = draw(trained, candidate, range(first_seed, first_seed + images), **words)
+            words: dict[str, Any] = {"label": f"trying alpha={alpha:g}", "labels": trained.default_labels, "given": given}
+            raw = dataclasses.replace(trained, decode=None)
+            found = draw(raw, candidate, range(first_seed, first_seed + images), **words)
         except PdsError:
             return None  # diverges
-        made = arrays.to_unit(found.images, datasets.get_range(trained.config))
-        return spectrum_error(np.clip(made, 0.0, 1.0), stats.power)
+        made = found.images if trained.decode else arrays.to_unit(found.images, datasets.get_range(trained.config))
+        return spectrum_error(made if trained.decode else np.clip(made, 0.0, 1.0), stats.power)
 
     return alpha_lib.search(error, alphas)
 
@@ -358,16 +365,16 @@ def draw(
     given = given or labelled(trained, plan, todo, labels)
 
     def show(x: Any) -> Any:
-        return arrays.from_unit(unscale(x), value_range)
+        return trained.decode(x) if trained.decode else arrays.from_unit(unscale(x), value_range)
 
     value_range = datasets.get_range(trained.config)
-    finish = None if save is None else finish_of(unscale, value_range)
+    finish = None if save is None or trained.decode else finish_of(unscale, value_range)
     size = batch_size or min(MAX_BATCH, len(todo))
     images: list[np.ndarray] = []
     evaluations: list[float] = []
     trajectory: list[tuple[int, float, np.ndarray]] = []
     start = time.perf_counter()
-    with Bar(label, "step", on_step) as bar, Saving(save) as saving:
+    with Bar(label, "step", on_step) as bar, Saving(save, trained.decode) as saving:
         make = Batches(plan.sampler, plan.N, given, size, adapt, on_cost, finish, bar, trajectory_every)
         while todo:
             batch, run = make(todo)

@@ -15,12 +15,13 @@ from absl import logging
 
 from pds_jax import parallel, sampling, scores
 from pds_jax.data.arrays import from_unit
-from pds_jax.io.images import to_uint8_on_device
+from pds_jax.io.images import to_uint8, to_uint8_on_device
 from pds_jax.io.progress import Bar
 from pds_jax.types import PdsError, ScoreFn
 
 MAX_BATCH = 64
 
+Decode = Callable[[Any], np.ndarray]
 Saver = Callable[[Sequence[int], np.ndarray], None]
 # Seeds -> (condition of the sampler or None, score function), for those images.
 Given = Callable[[Sequence[int]], tuple[Any, ScoreFn]]
@@ -109,20 +110,26 @@ class Batches:
 class Saving:
     """Fetches and saves one batch of bytes in another thread, while the devices make the next."""
 
-    def __init__(self, save: Saver | None):
-        """``save`` is called with seeds and images (n, H, W, C); without it nothing may be added."""
-        self._save = save
+    def __init__(self, save: Saver | None, decode: Decode | None = None):
+        """``save`` is called with seeds and images (n, H, W, C); without it nothing may be added.
+
+        ``decode`` makes images in [0, 1] of what is added, which then lies on the host, made without a finish.
+        """
+        self._save, self._decode = save, decode
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
         self._last: concurrent.futures.Future[None] | None = None
 
-    def add(self, images: parallel.Deferred, batch: Sequence[int]) -> None:
+    def add(self, images: Any, batch: Sequence[int]) -> None:
         """Save a batch made with :func:`finish_of`; waits for the one before, and raises what that did."""
         if self._last is not None:
             self._last.result()
         self._last = self._pool.submit(self._fetch_and_save, images, batch)
 
-    def _fetch_and_save(self, images: parallel.Deferred, batch: Sequence[int]) -> None:
+    def _fetch_and_save(self, images: Any, batch: Sequence[int]) -> None:
         assert self._save is not None
+        if self._decode is not None:
+            self._save(batch, to_uint8(self._decode(images[: len(batch)])))
+            return
         pixels, finite = (part[: len(batch)] for part in images.fetch())
         if not finite.all():
             seed = batch[int(np.argmin(finite))]
