@@ -84,6 +84,8 @@ def evaluations_of(weight: float, interval: Interval, model: Any, name: str) -> 
         if interval != EVERYWHERE:
             raise PdsError(f"guidance_interval={interval} limits guidance, which is 1: none")
         return 1
+    if model.get("context_dim", 0):  # of a text; such networks are trained with empty ones too
+        return 2
     if not model.get("label_dim", 0):
         raise PdsError(f"guidance={weight:g}: {name} was trained without classes, there is nothing to guide to")
     if not model.get("label_dropout", 0):

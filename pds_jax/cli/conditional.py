@@ -58,7 +58,8 @@ def restore(options: RunOptions) -> pathlib.Path:
       PdsError: anything that cannot be done, before long work starts.
     """
     place = options.workdir / (options.eval_folder or options.mode)
-    _check_guidance(options.guidance)
+    scale = options.guidance_weight
+    _check_guidance(scale)
     if options.mode == "class_conditional":
         return _classes(options, place)
     if not options.images:
@@ -72,7 +73,7 @@ def restore(options: RunOptions) -> pathlib.Path:
     per_image, count = options.per_image, len(task.given)
     labels = sampling_job.in_turn(options.labels, range(count * per_image))
     score_of = assembly.labelled(trained, plan, range(count * per_image), labels)
-    chosen = {"mode": options.mode, "per_image": per_image, "guidance": options.guidance}
+    chosen = {"mode": options.mode, "per_image": per_image, "guidance": scale}
     chosen |= {} if labels is None else {"labels": options.labels}
     made = sampling_job.make(
         trained,
@@ -80,7 +81,7 @@ def restore(options: RunOptions) -> pathlib.Path:
         range(count * per_image),
         place,
         sampling_job.making(options),
-        given=_given(trained, task, per_image, options.guidance, score_of),
+        given=_given(trained, task, per_image, scale, score_of),
         identity={**chosen, **task.identity},
         facts={"per_image": per_image, "given": given.record},
     )
@@ -283,7 +284,7 @@ def _report_errors(folder: RunFolder, task: Task, per_image: int) -> None:
 
 def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
     """Images of classes; the label of a seed is the next of --labels, over and over."""
-    seeds, wanted, scale = options.seeds, options.labels, options.guidance
+    seeds, wanted, scale = options.seeds, options.labels, options.guidance_weight
     if wanted is None or isinstance(wanted, str):
         raise PdsError("--mode=class_conditional needs --labels, e.g. 3 or 0-9 or 1,4,7")
     trained = sampling_job.load(options)

@@ -76,9 +76,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "checkpoint",
             str,
             "Trained model: photos, digits, a folder with model.safetensors, a training workdir, or an original file "
-            "of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder), EDM (.pkl) or guided-diffusion "
-            "(.pt). With --mode=train, a whole "
-            "state of score_sde or score_sde_pytorch to go on from.",
+            "of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable Diffusion 1 and 2 too), EDM "
+            "(.pkl) or guided-diffusion (.pt). With --mode=train, a whole state of score_sde or score_sde_pytorch to go "
+            "on from.",
             "NAME|PATH",
             otherwise="the training in workdir",
             modes=(*_SAMPLES, "train"),
@@ -318,7 +318,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "For sample: weight of classifier-free guidance, which doubles the evaluations; 1 is none. Else the weight "
             "of the gradient of what is given; 0 only puts known parts in place, which is cheaper and biased.",
             "WEIGHT",
-            otherwise="1",
+            otherwise="1, with a text 7.5",
             modes=_MAKES,
         ),
         Flag(
@@ -327,6 +327,34 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Guide between these noise levels only, in the range of the model's images.",
             "LOW,HIGH",
             otherwise="everywhere",
+            modes=("sample",),
+        ),
+    ),
+    "Text to image": (
+        Flag("prompt", str, "A text for all seeds.", "TEXT", otherwise="none", modes=("sample",)),
+        Flag(
+            "prompts",
+            str,
+            "A text for each seed: a prompt a line, a JSON list, or COCO's annotations; seed i takes prompt i.",
+            "FILE",
+            otherwise="none",
+            modes=("sample",),
+        ),
+        Flag("negative_prompt", str, "Text to guide away from.", "TEXT", otherwise="empty", modes=("sample",)),
+        Flag(
+            "image_size",
+            str,
+            "Pixels of an image, of a side or HEIGHTxWIDTH.",
+            "PIXELS",
+            otherwise="what the network was trained at",
+            modes=("sample",),
+        ),
+        Flag(
+            "decode_tile",
+            int,
+            "Decode images in overlapping tiles of so many latents a side, 64 for instance: less memory.",
+            "COUNT",
+            otherwise="whole images",
             modes=("sample",),
         ),
     ),

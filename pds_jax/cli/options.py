@@ -79,8 +79,13 @@ class RunOptions:
     factor: int = 2
     blur_sigma: float = 1.0
     labels: tuple[int, ...] | str | None = None
-    guidance: float = 1.0
+    guidance: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    prompt: str | None = None
+    prompts: str | None = None
+    negative_prompt: str | None = None
+    image_size: tuple[int, int] | None = None
+    decode_tile: int | None = None
     extractor: str | None = None
     inception_weights: str | None = None
     ref: str | None = None
@@ -95,6 +100,11 @@ class RunOptions:
     def dtype(self) -> str | None:
         """The network's dtype that the precision asks for; None for the configuration's."""
         return "bfloat16" if self.precision == "bfloat16" else None
+
+    @property
+    def guidance_weight(self) -> float:
+        """``guidance``, 1 where it was not given."""
+        return 1.0 if self.guidance is None else self.guidance
 
     @property
     def weights(self) -> str:
@@ -162,6 +172,13 @@ def _max_batch(text: str) -> int | None:
     return int(text)
 
 
+def _image_size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if not 1 <= len(sides) <= 2 or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides):
+        raise PdsError(f"--image_size={text}: write the pixels of a side, or HEIGHTxWIDTH, for example 512 or 512x768")
+    return int(sides[0]), int(sides[-1])
+
+
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "workdir": pathlib.Path,
     "seeds": lambda text: tuple(files.parse_seeds(text)),
@@ -171,6 +188,7 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "plugin": lambda text: tuple(load_plugin(path) for path in text.split(",")),
     "metrics": lambda text: tuple(text.split(",")),
     "alpha": _alpha,
+    "image_size": _image_size,
     "max_batch": _max_batch,
 }
 

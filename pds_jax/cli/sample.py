@@ -34,16 +34,34 @@ def sample(options: RunOptions) -> pathlib.Path:
     Raises:
       PdsError: bad settings, a folder of another run, or samples that diverge.
     """
+    place, how = options.workdir / (options.eval_folder or "samples"), making(options)
+    if _is_latent(options):
+        from pds_jax.cli import latent
+
+        job = latent.job(options)
+        trained, how = job.model.trained, dataclasses.replace(how, batch_size=latent.at_once(options))
+        made = plan(trained, options, given=job.given, **job.guided)
+        return make(trained, made, options.seeds, place, how, given=job.given, identity=job.identity).folder
     trained = load(options)
-    place = options.workdir / (options.eval_folder or "samples")
     labels = in_turn(options.labels, options.seeds)
     classes.labels_of(labels, options.seeds, trained.num_classes, trained.name)  # refused before a plan is made
     interval = classes.EVERYWHERE if options.guidance_interval is None else options.guidance_interval
-    made = plan(trained, options, guidance=options.guidance, guidance_interval=interval)
+    made = plan(trained, options, guidance=options.guidance_weight, guidance_interval=interval)
     chosen: dict[str, Any] = {} if labels is None else {"labels": options.labels}
     if isinstance(options.labels, tuple):
         chosen["first_seed"] = options.seeds[0]
-    return make(trained, made, options.seeds, place, making(options), labels=labels, identity=chosen).folder
+    return make(trained, made, options.seeds, place, how, labels=labels, identity=chosen).folder
+
+
+def _is_latent(options: RunOptions) -> bool:
+    """Whether the weights are a latent diffusion model, without importing one where nothing hints at it."""
+    names = ("prompt", "prompts", "negative_prompt", "image_size", "decode_tile")
+    flag = next((name for name in names if getattr(options, name) is not None), None)
+    if flag is None and not (pathlib.Path(options.weights) / "model_index.json").is_file():
+        return False
+    from pds_jax.cli import latent
+
+    return latent.names_pipeline(options, flag)
 
 
 def in_turn(labels: Sequence[int] | str | None, seeds: Sequence[int]) -> Sequence[int] | str | None:
@@ -59,17 +77,17 @@ def load(options: RunOptions) -> assembly.Trained:
     return assembly.load(options.weights, options.configuration(), use_ema=use_ema, dtype=options.dtype)
 
 
-def plan(trained: assembly.Trained, options: RunOptions, **guided: Any) -> assembly.Plan:
+def plan(trained: assembly.Trained, options: RunOptions, **more: Any) -> assembly.Plan:
     """How the options want the model to be sampled.
 
     Raises:
       PdsError: what ``assembly.plan`` refuses, or an option that this sampler does not use.
     """
-    start, given = time.perf_counter(), options.sampler.given()
-    made = assembly.plan(trained, **given, **guided)
-    unused.check(given, made)
+    start, words = time.perf_counter(), options.sampler.given()
+    made = assembly.plan(trained, **words, **more)
+    unused.check(words, made)
     if made.preconditioner.is_identity:
-        print("PDS is off (no --alpha)" if "alpha" not in given else "PDS is off (alpha is infinite)")
+        print("PDS is off (no --alpha)" if "alpha" not in words else "PDS is off (alpha is infinite)")
     elif made.config.pds.alpha == "tune":
         print(f"alpha=tune: {made.alpha:.4g}, chosen in {time.perf_counter() - start:.0f} s")
     return made
@@ -245,8 +263,8 @@ def _report_cost(steps: int, size: int, batches: int, cost: parallel.Cost) -> No
 
 
 def _report_precision(trained: assembly.Trained, precision: str) -> float:
-    """What a precision below float32 does to the score; 0 in float32."""
-    if precision == "float32":
+    """What a precision below float32 does to the score; 0 in float32, and not measured for latents."""
+    if precision == "float32" or trained.decode is not None:
         return 0.0
     effect = precision_effect(trained.score_fn, trained.sde, trained.shape)
     print(f"--precision={precision} changes the score by {effect:.2g} of its largest value on this device")

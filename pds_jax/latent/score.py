@@ -8,6 +8,7 @@ import flax.struct
 import numpy as np
 
 from pds_jax import adapters, guidance
+from pds_jax.classes import EVERYWHERE
 from pds_jax.latent.folder import Pipeline
 from pds_jax.latent.schedule import TableVPSDE
 from pds_jax.latent.unet2d import UNet2D
@@ -60,7 +61,14 @@ def get_score(pipeline: Pipeline) -> ScoreFn:
     return make(predict, get_sde(pipeline), alpha=np.sqrt(alpha_bar), sigma=np.sqrt(1 - alpha_bar))
 
 
-def guided(score_fn: Any, sde: Any, states: np.ndarray, negative: np.ndarray, weight: float) -> ScoreFn:
+def guided(
+    score_fn: Any,
+    sde: Any,
+    states: np.ndarray,
+    negative: np.ndarray,
+    weight: float,
+    interval: tuple[float, float] = EVERYWHERE,
+) -> ScoreFn:
     """Score for texts, guided away from another by s = s_n + w (s_t − s_n) in one evaluation of twice the batch.
 
     Args:
@@ -69,6 +77,7 @@ def guided(score_fn: Any, sde: Any, states: np.ndarray, negative: np.ndarray, we
       states: (B, length, width) of the texts, one a latent.
       negative: (length, width) of the text to guide away from, commonly of "".
       weight: w; 1 is no guidance and costs one evaluation a call, else two.
+      interval: noise levels std/m_t in (low, high] that are guided.
 
     Raises:
       PdsError: a weight that is none, or states of another width.
@@ -77,4 +86,4 @@ def guided(score_fn: Any, sde: Any, states: np.ndarray, negative: np.ndarray, we
     if weight == 1:
         return guidance.conditional(score_fn, rows)
     null = np.broadcast_to(np.asarray(negative, np.float32).reshape(1, -1), rows.shape)
-    return guidance.classifier_free(score_fn, sde, rows, weight=weight, null=null)
+    return guidance.classifier_free(score_fn, sde, rows, weight=weight, null=null, interval=interval)

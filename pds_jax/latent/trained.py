@@ -8,11 +8,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pds_jax import assembly
 from pds_jax.checkpoints import digest_of
+from pds_jax.classes import EVERYWHERE
 from pds_jax.convert.sections import configuration
 from pds_jax.latent.blocks import ATTENTION_BYTES, Dtype
 from pds_jax.latent.codec import Codec
@@ -23,7 +25,7 @@ from pds_jax.statistics import Statistics
 from pds_jax.types import PdsError
 
 # A stochastic solver of few steps, so that M has noise to act on.
-_SAMPLING = {"predictor": "sde_dpmpp_2m", "variant": "exact"}
+_SAMPLING = {"predictor": "sde_dpmpp_2m"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +49,24 @@ class LatentModel:
         sizes = self.codec.model.sizes
         return sizes.factor * height, sizes.factor * width, sizes.image_channels
 
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each part."""
+        return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in self._trees().items()}
+
+    def parameter_bytes(self) -> int:
+        """Memory that all parameters take."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._trees()))
+
+    def _trees(self) -> dict[str, Any]:
+        trees = {"the network": self.pipeline.unet_params, "the autoencoder": self.codec.params}
+        return trees if self.pipeline.text is None else {**trees, "the text encoder": self.pipeline.text.params}
+
     def given(
         self,
         prompts: Callable[[int], str],
         *,
         guidance: float = 7.5,
+        guidance_interval: tuple[float, float] = EVERYWHERE,
         negative: str = "",
         cache: str | os.PathLike[str] | None = None,
         on_note: Callable[[str], None] = print,
@@ -61,6 +76,7 @@ class LatentModel:
         Args:
           prompts: seed -> text.
           guidance: weight w of classifier-free guidance; 1 is none.
+          guidance_interval: noise levels std/m_t in (low, high] that are guided.
           negative: text to guide away from.
           cache: folder where states of the text encoder are kept.
           on_note: called once with a line for each prompt that is cut.
@@ -75,7 +91,8 @@ class LatentModel:
 
         def score_of(seeds: Sequence[int]) -> tuple[None, Any]:
             states = encode([prompts(seed) for seed in seeds])
-            return None, guided(self.trained.score_fn, self.trained.sde, states, away, guidance)
+            score_fn, sde = self.trained.score_fn, self.trained.sde
+            return None, guided(score_fn, sde, states, away, guidance, guidance_interval)
 
         return score_of
 
@@ -137,7 +154,12 @@ def load(
     if statistics is not None:
         check_statistics(statistics, "the statistics file").check_shape(shape)
     config = configuration(
-        {"name": "latent", "num_scales": len(pipeline.alpha_bar), "dtype": jnp.dtype(dtype).name},
+        {
+            "name": "latent",
+            "num_scales": len(pipeline.alpha_bar),
+            "dtype": jnp.dtype(dtype).name,
+            "context_dim": 0 if pipeline.text is None else pipeline.text.shape[1],
+        },
         sde="latent",
         image_size=shape[0],
         channels=shape[2],

@@ -1,16 +1,14 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from latent_cases import from_torch, libraries, normal, relative, to_torch
+from latent_cases import libraries, normal, relative, to_torch
 
 from pds_jax.latent.codec import Codec
 from pds_jax.latent.folder import load_pipeline
 from pds_jax.latent.score import get_score, get_sde, guided
 from pds_jax.sampling import get_pc_sampler
-from pds_jax.types import PdsError
 
 PROMPTS = ["a red cat", "the hats"]
 
