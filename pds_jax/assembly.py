@@ -45,6 +45,7 @@ class Trained:
       notes: what a user should know of how they were read, for example which of two sets.
       decode: arrays (n, H, W, C) of the sampler -> images (n, H', W', C') in [0, 1], on the host, where the model makes
         something else than images; by default their range is that of config.data.
+      decoded_shape: (H', W', C'), with ``decode``.
     """
 
     name: str
@@ -56,6 +57,12 @@ class Trained:
     digest: str
     notes: tuple[str, ...] = ()
     decode: Decode | None = None
+    decoded_shape: tuple[int, int, int] | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image that :func:`draw` gives."""
+        return self.decoded_shape or self.shape
 
     @property
     def num_classes(self) -> int:

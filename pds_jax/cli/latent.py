@@ -144,7 +144,6 @@ def _report(model: LatentModel) -> None:
     height, width, _ = model.trained.shape
     need = model.codec.decoder_bytes((height, width))
     tiles = "" if model.codec.tile is None else f", in tiles of {model.codec.tile}"
-    print(f"{', '.join(parts)}; images of {'x'.join(map(str, model.image_shape[:2]))} from latents of {height}x{width}")
-    print(
-        f"parameters take {model.parameter_bytes() / 2**20:.0f} MiB; decoding{tiles} takes about {need / 2**20:.0f} MiB"
-    )
+    size = "x".join(map(str, model.trained.image_shape[:2]))
+    print(f"{', '.join(parts)}; images of {size} from latents of {height}x{width}")
+    print(f"parameters take {model.parameter_bytes() / 2**20:.0f} MiB; decoding{tiles} about {need / 2**20:.0f} MiB more")

@@ -148,14 +148,14 @@ def make(
     share = _share(how.shard, together)
     batch_size, adapt = _batch_size(how, -(-len(seeds) // share[1]), together)
     writes = not together or processes.is_first_process()
-    image_format = images.ImageFormat.of(trained.shape, datasets.get_range(trained.config))
+    image_format = images.ImageFormat.of(trained.image_shape, datasets.get_range(trained.config))
     if given is None:
         given = assembly.labelled(trained, plan, seeds, labels)
         facts = {**_labels_record(seeds, labels), **(facts or {})}
     folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
     done = folder.done()
     todo = _todo(seeds, done, share, batch_size if together else None)
-    folder.check_room(len(todo), trained.shape)
+    folder.check_room(len(todo), trained.image_shape)
     if done:
         print(f"{len(done.keys() & set(seeds))} of {len(seeds)} images are there already")
     print(_description(trained, plan, len(todo)))

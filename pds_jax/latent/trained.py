@@ -42,13 +42,6 @@ class LatentModel:
     pipeline: Pipeline
     codec: Codec
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of one image."""
-        height, width, _ = self.trained.shape
-        sizes = self.codec.model.sizes
-        return sizes.factor * height, sizes.factor * width, sizes.image_channels
-
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each part."""
         return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in self._trees().items()}
@@ -150,7 +143,8 @@ def load(
     """
     pipeline = load_pipeline(path, dtype=dtype, variant=variant, attention_bytes=attention_bytes)
     codec = Codec(pipeline.autoencoder, pipeline.autoencoder_params, tile)
-    shape = (*_latent_size(pipeline, size, codec.model.sizes.factor), pipeline.channels)
+    factor = codec.model.sizes.factor
+    shape = (*_latent_size(pipeline, size, factor), pipeline.channels)
     if statistics is not None:
         check_statistics(statistics, "the statistics file").check_shape(shape)
     config = configuration(
@@ -176,6 +170,7 @@ def load(
         statistics=statistics,
         digest=_digest(pipeline),
         decode=codec.decode,
+        decoded_shape=(factor * shape[0], factor * shape[1], codec.model.sizes.image_channels),
     )
     return LatentModel(trained, pipeline, codec)
 

@@ -20,7 +20,7 @@ def given(model, prompt="a red cat", **words):
 
 def test_images_depend_on_seed_and_prompt_alone(model):
     plan = assembly.plan(model.trained, nfe=3)
-    assert plan.nfe == 3 and model.image_shape == (16, 16, 3)
+    assert plan.nfe == 3 and model.trained.image_shape == (16, 16, 3)
     both = assembly.draw(model.trained, plan, [5, 9], given=given(model)).images
     assert both.shape == (2, 16, 16, 3)
     one = assembly.draw(model.trained, plan, [9], batch_size=2, given=given(model)).images
