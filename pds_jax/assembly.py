@@ -280,9 +280,9 @@ def tune_alpha(
     def error(alpha: float) -> float | None:
         try:
             candidate = _planned(trained, _with_options(config, {"alpha": alpha}), check=True)
-            words: dict[str, Any] = {"label": f"trying alpha={alpha:g}", "labels": trained.default_labels, "given": given}
-            raw = dataclasses.replace(trained, decode=None)
-            found = draw(raw, candidate, range(first_seed, first_seed + images), **words)
+            raw, seeds = dataclasses.replace(trained, decode=None), range(first_seed, first_seed + images)
+            words: dict[str, Any] = {"label": f"trying alpha={alpha:g}", "labels": trained.default_labels}
+            found = draw(raw, candidate, seeds, given=given, **words)
         except PdsError:
             return None  # diverges
         made = found.images if trained.decode else arrays.to_unit(found.images, datasets.get_range(trained.config))

@@ -76,9 +76,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "checkpoint",
             str,
             "Trained model: photos, digits, a folder with model.safetensors, a training workdir, or an original file "
-            "of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable Diffusion 1 and 2 too), EDM "
-            "(.pkl) or guided-diffusion (.pt). With --mode=train, a whole state of score_sde or score_sde_pytorch to go "
-            "on from.",
+            "of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable Diffusion 1 and 2 too), "
+            "EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a whole state of score_sde or score_sde_pytorch "
+            "to go on from.",
             "NAME|PATH",
             otherwise="the training in workdir",
             modes=(*_SAMPLES, "train"),

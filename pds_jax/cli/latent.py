@@ -83,7 +83,7 @@ def job(options: RunOptions) -> Job:
         return Job(model, None, {}, chosen)
     _refuse(options, ("labels",), "a text instead of classes")
     prompts, negative = _prompts(options), options.negative_prompt or ""
-    guided = {
+    guided: dict[str, Any] = {
         "guidance": GUIDANCE if options.guidance is None else options.guidance,
         "guidance_interval": options.guidance_interval or classes.EVERYWHERE,
     }
@@ -146,4 +146,4 @@ def _report(model: LatentModel) -> None:
     tiles = "" if model.codec.tile is None else f", in tiles of {model.codec.tile}"
     size = "x".join(map(str, model.trained.image_shape[:2]))
     print(f"{', '.join(parts)}; images of {size} from latents of {height}x{width}")
-    print(f"parameters take {model.parameter_bytes() / 2**20:.0f} MiB; decoding{tiles} about {need / 2**20:.0f} MiB more")
+    print(f"parameters take {model.parameter_bytes() / 2**20:.0f} MiB; decoding{tiles} {need / 2**20:.0f} MiB more")

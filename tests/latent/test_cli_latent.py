@@ -36,7 +36,7 @@ def test_a_prompt_a_seed_resumed(pipelines, tmp_path, capsys, cache):
     capsys.readouterr()
     again = run(pipelines("sd1")[0], tmp_path / "run", **words, seeds=(0, 1, 2))
     said = capsys.readouterr().out
-    assert "2 of 3 images are there already" in said and "left out: 'red red" in said and "decoding about" in said
+    assert "2 of 3 images are there already" in said and "left out: 'red red" in said and "; decoding " in said
     np.testing.assert_array_equal(again[1], first[1])
     manifest = files.read_json(tmp_path / "run" / "samples" / "manifest.json")
     assert manifest["identity"]["guidance"] == 3.0 and manifest["nfe"] == 4
