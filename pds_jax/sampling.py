@@ -24,16 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pds_jax import spectral_steps, time_grids  # noqa: F401
 from pds_jax import table as tables
-from pds_jax import time_grids
-from pds_jax.correctors import NORMS, get_corrector
+from pds_jax.correctors import CORRECTORS, NORMS, get_corrector
 from pds_jax.keys import image_keys, normal, typed
 from pds_jax.ode_sampler import ODESampler, get_ode_sampler
 from pds_jax.preconditioner import Preconditioner, identity
-from pds_jax.predictors import get_predictor
+from pds_jax.predictors import PREDICTORS, get_predictor
 from pds_jax.replaying import replay  # noqa: F401
 from pds_jax.runner import PACE, Run, SamplingDiverged, check_finite, run  # noqa: F401
-from pds_jax.sampler_checks import check_options, checked_moments, image_shape
+from pds_jax.sampler_checks import check_options, image_shape, is_number, needed_moments
 from pds_jax.scores import checked, finite, known
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers import Memory
@@ -44,6 +44,7 @@ from pds_jax.table import CHUNK, Carry, Row, Table
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
 static = functools.partial(flax.struct.field, pytree_node=False)
+_FIELDS = ("snr", "probability_flow", "variant", "norm", "grid", "head_start", "corrector_levels", "colours")
 Noise = Callable[[Any, Any], Array]  # (iteration, draw) -> (B, H, W, C)
 
 
@@ -184,6 +185,9 @@ def get_pc_sampler(
     norm: str = "sample",
     mean_fn: Callable[[Array], Array] | None = None,
     grid: str = "uniform",
+    head_start: float | None = None,
+    corrector_levels: tuple[float, float] | None = None,
+    colours: bool = False,
     statistics: Any = None,
     check: bool = True,
     **options: Any,
@@ -206,7 +210,10 @@ def get_pc_sampler(
       norm: "sample" or "batch", the norms in the Langevin step.
       mean_fn: in place of norm, for a mean over devices too.
       grid: times, see ``time_grids``.
-      statistics: (mean, power) in the model's range, ``Statistics.to_range(config.data.centered)``, where needed.
+      head_start: noise level std/m_t to start from, in place of that of T, with the matched prior.
+      corrector_levels: lowest and highest noise level that has corrector rows, by default all.
+      colours: P of the channels rotated to the colours' principal axes, where prior and steps use P.
+      statistics: ``Statistics.moments(config.data.centered)``, or its (mean, power), where needed.
       check: refuse a setting whose predictor must diverge.
       **options: options of the predictor or corrector by their own names.
 
@@ -220,40 +227,36 @@ def get_pc_sampler(
     """
     of_image, m = image_shape(shape), preconditioner or identity()
     m.check_shape(of_image)
-    steps, given = (get_predictor(predictor), get_corrector(corrector)), {**options, "variant": variant}
-    given["probability_flow"] = probability_flow
-    check_options(sde, *steps, given, snr=snr, n_steps=n_steps, preconditioner=m, prior=prior, norm=norm, grid=grid)
-    times = time_grids.get_grid(grid, sde, sde.default_eps if eps is None else float(eps), int(sde.N))
-    # Without a predictor there is no x_mean to return, as in score_sde.
-    table = tables.build(sde, times, *steps, int(n_steps), bool(denoise), given)
-    words = {**given, "snr": snr}
-    own = {name: value for name, value in words.items() if any(name in step.options for step in table.kinds)}
-    numbers = {name: np.float32(value) for name, value in own.items() if _is_number(value)}
-    needed = prior == "matched" or any(step.needs_statistics for step in table.kinds)
+    steps = get_predictor(predictor), get_corrector(corrector)
+    given = {**options, "variant": variant, "probability_flow": probability_flow}
+    check_options(sde, *steps, given, snr=snr, n_steps=n_steps, preconditioner=m, prior=prior, norm=norm, grid=grid,
+                  shape=of_image, head_start=head_start, corrector_levels=corrector_levels)  # fmt: skip
+    eps = sde.default_eps if eps is None else float(eps)
+    times = time_grids.get_grid(grid, sde, eps, int(sde.N), head_start=head_start)
+    table = tables.build(sde, times, *steps, int(n_steps), bool(denoise), given, corrector_levels)
+    defaults, words = {k: v for step in table.kinds for k, v in step.options.items()}, {**given, "snr": snr}
+    own = {name: words.get(name, value) for name, value in defaults.items()}
+    numbers = {name: np.float32(value) for name, value in own.items() if is_number(value)}
     sampler = PCSampler(
         sde=sde,
         preconditioner=m,
         rows=table.padded(),
         count=np.int32(len(table)),
         numbers=numbers,
-        moments=checked_moments(statistics, of_image) if needed else None,
+        moments=needed_moments(statistics, of_image, table.kinds, given, prior, colours),
         shape=of_image,
         kinds=table.kinds,
         choices=tuple(sorted((name, value) for name, value in own.items() if name not in numbers)),
         draws=table.draws,
         rises=bool(np.any(table.rows.up != 0)),
-        denoise=bool(denoise) and predictor != "none",
-        variant=variant,
+        denoise=bool(denoise) and predictor != "none",  # without one there is no x_mean, as in score_sde
+        variant=variant if steps[0].limited else "exact",
         prior=prior,
         mean_fn=mean_fn or NORMS[norm],
     )
-    if check and steps[0].draws and steps[0].uses_M:
+    if check and steps[0].draws and steps[0].uses_M and steps[0].limited:
         check_stability(sampler, statistics)
     return sampler
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
 
 
 def get_sampling_fn(
@@ -283,7 +286,7 @@ def get_sampling_fn(
     """
     options = config.sampling
     if hasattr(statistics, "to_range"):
-        statistics = statistics.to_range(config.data.centered)
+        statistics = getattr(statistics, "moments", statistics.to_range)(config.data.centered)
     speed_up = float(options.get("speed_up", 1.0))
     n, eps = time_grids.speed_up(config.model.num_scales, speed_up, sde.default_eps if eps is None else eps)
     prior = options.get("prior", "standard")
@@ -296,7 +299,8 @@ def get_sampling_fn(
         )
     if options.method != "pc":
         raise PdsError(f"unknown config.sampling.method {options.method!r}; known: pc, ode")
-    own = {name: options[name] for name in ("snr", "probability_flow", "variant", "norm", "grid") if name in options}
+    names = {*_FIELDS, *(name for step in (*PREDICTORS.values(), *CORRECTORS.values()) for name in step.options)}
+    own = {name: options[name] for name in names if name in options}
     given = {"preconditioner": preconditioner, "mean_fn": mean_fn, "statistics": statistics, "check": check}
     steps = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
     level = sde.with_num_scales(n)

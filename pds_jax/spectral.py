@@ -1,32 +1,89 @@
 """Data seen as a Gaussian diagonal in frequency, N(μ, F⁻¹ P F): filters, its denoiser, its law at every noise level.
 
 Everything is for x̄ = x/m_t, whose noise is white of deviation σ̄ = std_t/m_t: there the three SDEs are one case.
+The channels may be rotated first, by an orthogonal basis (C, C): white noise stays white, and P is then that of each
+rotated channel.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pds_jax import ops
 from pds_jax.sde_lib import SDE
 from pds_jax.types import Array
 
-Moments = tuple[Array, Array]  # mean (H, W, C) and power (H, W // 2 + 1, C) in the model's range
+_HIGHEST = jax.lax.Precision.HIGHEST
+# Mean (H, W, C) and power (H, W // 2 + 1, C) in the model's range; a third entry is the basis (C, C) of the power.
+Moments = tuple[Array, ...]
 
 
-def filtered(x: Array, gain: Array) -> Array:
+def parts(moments: Moments) -> tuple[Array, Array, Array | None]:
+    """Mean and power with a leading axis of 1, and the basis of the power, None for the channels as they are."""
+    mean, power = (jnp.asarray(v)[None] for v in moments[:2])
+    return mean, power, jnp.asarray(moments[2]) if len(moments) > 2 else None
+
+
+def in_colours(power: np.ndarray, cross: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Power of the channels rotated to the eigenvectors of the pixels' colour covariance, and that basis U.
+
+    P'_c = Σ_ij U_ic U_jc S_ij with S_ii the power and S_ij the cross-spectra; the covariance is the mean of S over all
+    frequencies.
+
+    Args:
+      power: (H, W // 2 + 1, C).
+      cross: (H, W // 2 + 1, C (C − 1)/2) Re S_ij for i < j.
+      width: W.
+
+    Returns:
+      Power (H, W // 2 + 1, C) and basis (C, C), whose columns have falling variance.
+    """
+    channels = power.shape[-1]
+    first, second = np.triu_indices(channels, 1)
+    full = np.zeros((*power.shape[:2], channels, channels))
+    full[..., first, second] = full[..., second, first] = cross
+    full[..., np.arange(channels), np.arange(channels)] = power
+    weight = np.full(power.shape[1], 2.0)
+    weight[0] = 1.0
+    if width % 2 == 0:
+        weight[-1] = 1.0
+    basis = np.linalg.eigh(np.einsum("hwij,w->ij", full, weight))[1][:, ::-1]
+    rotated = np.einsum("hwij,ic,jc->hwc", full, basis, basis)
+    # Rounding may exceed the power of a colour that hardly occurs.
+    floor = 1e-6 * power.mean(axis=-1, keepdims=True)
+    return np.maximum(rotated, floor).astype(np.float32), basis.astype(np.float32)
+
+
+def to_modes(x: Array, basis: Array | None = None) -> Array:
+    """F of the channels, rotated where there is a basis; (B, H, W // 2 + 1, C) complex64 from x (B, H, W, C)."""
+    return ops.rfft2(x if basis is None else jnp.matmul(x, basis, precision=_HIGHEST))
+
+
+def from_modes(spectrum: Array, width: int, basis: Array | None = None) -> Array:
+    """Inverse of :func:`to_modes`, for images of W = ``width``."""
+    x = ops.irfft2(spectrum, (spectrum.shape[1], width))
+    return x if basis is None else jnp.matmul(x, basis.T, precision=_HIGHEST)
+
+
+def times(gain: Array, spectrum: Array) -> Array:
+    """gain ⊙ spectrum for a real gain."""
+    return jax.lax.complex(gain * spectrum.real, gain * spectrum.imag)
+
+
+def filtered(x: Array, gain: Array, basis: Array | None = None) -> Array:
     """F⁻¹[gain ⊙ F x] for a real even gain.
 
     Args:
       x: (B, H, W, C) float32.
       gain: (B or 1, H, W // 2 + 1, C).
+      basis: (C, C) of the channels that the gain is for.
 
     Returns:
       (B, H, W, C).
     """
-    spectrum = ops.rfft2(x)
-    return ops.irfft2(jax.lax.complex(gain * spectrum.real, gain * spectrum.imag), (x.shape[1], x.shape[2]))
+    return from_modes(times(gain, to_modes(x, basis)), x.shape[2], basis)
 
 
 def plane_mean(half: Array, width: int) -> Array:
@@ -71,8 +128,8 @@ def wiener_denoiser(x_bar: Array, level: Array, moments: Moments) -> Array:
     Returns:
       (B, H, W, C) denoised images.
     """
-    mean, p = (jnp.asarray(v)[None] for v in moments)
-    return mean + filtered(x_bar - mean, p / (p + jnp.square(per_mode(level))))
+    mean, p, basis = parts(moments)
+    return mean + filtered(x_bar - mean, p / (p + jnp.square(per_mode(level))), basis)
 
 
 def wiener_step(x_bar: Array, level: Array, moments: Moments) -> Array:
@@ -80,9 +137,9 @@ def wiener_step(x_bar: Array, level: Array, moments: Moments) -> Array:
 
     Divided by σ̄² this is the score of x̄.
     """
-    mean, p = (jnp.asarray(v)[None] for v in moments)
+    mean, p, basis = parts(moments)
     variance = jnp.square(per_mode(level))
-    return -filtered(x_bar - mean, variance / (p + variance))
+    return -filtered(x_bar - mean, variance / (p + variance), basis)
 
 
 def matched_prior(z: Array, sde: SDE, t: Array, moments: Moments) -> Array:
@@ -99,6 +156,6 @@ def matched_prior(z: Array, sde: SDE, t: Array, moments: Moments) -> Array:
     Returns:
       (B, H, W, C).
     """
-    mean, power = (jnp.asarray(v) for v in moments)
+    mean, power, basis = parts(moments)
     m, std = sde.mean_scale(t), sde.std(t)
-    return (m * mean)[None] + filtered(z, jnp.sqrt(jnp.square(m) * power + jnp.square(std))[None])
+    return m * mean + filtered(z, jnp.sqrt(jnp.square(m) * power + jnp.square(std)), basis)

@@ -7,6 +7,7 @@ pass needs constant memory and per-device sums may simply be added. From the sum
     P   = (mean |F x|² − |F μ|²) / (H W)     power spectrum about the mean; white noise of variance 1 has P = 1
     r_f = log(1 + mean |F x|²)               what the frequency filter R is made from
     r_a = mean x²                            what the pixel filter A is made from
+    S   = Re (mean F x_i conj F x_j − F μ_i conj F μ_j) / (H W) for channels i < j, whose eigenvectors are the colours
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ class Sums:
       x: (H, W, C) Σ x.
       x2: (H, W, C) Σ x².
       power: (H, W // 2 + 1, C) Σ |F x|².
+      cross: (H, W // 2 + 1, C (C − 1)/2) Σ Re F x_i conj F x_j for channels i < j; None for one channel.
     """
 
     count: Array
     x: Array
     x2: Array
     power: Array
+    cross: Array | None
 
 
 def accumulate(images: Array, weights: Array) -> Sums:
@@ -68,11 +71,18 @@ def accumulate(images: Array, weights: Array) -> Sums:
     weighted = ops.batch_mul(weights, images)
     spectrum = ops.rfft2(images)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    cross = None
+    if images.shape[-1] > 1:
+        first, second = np.triu_indices(images.shape[-1], 1)
+        re, im = spectrum.real, spectrum.imag
+        products = re[..., first] * re[..., second] + im[..., first] * im[..., second]
+        cross = jnp.sum(ops.batch_mul(weights, products), axis=0)
     return Sums(
         count=jnp.sum(weights),
         x=jnp.sum(weighted, axis=0),
         x2=jnp.sum(weighted * images, axis=0),
         power=jnp.sum(ops.batch_mul(weights, power), axis=0),
+        cross=cross,
     )
 
 
@@ -91,6 +101,7 @@ class Statistics:
       count: number of images.
       provenance: where the numbers come from: recipe, count, shape, channel order, data range, FFT convention,
         hash of the images, package version.
+      cross: (H, W // 2 + 1, C (C − 1)/2) cross-spectra S about the mean; None for one channel, and in older files.
     """
 
     mean: np.ndarray
@@ -99,6 +110,7 @@ class Statistics:
     r_a: np.ndarray
     count: int
     provenance: dict[str, Any]
+    cross: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -125,6 +137,12 @@ class Statistics:
             return self.mean, self.power
         return np.float32(2) * self.mean - np.float32(1), np.float32(4) * self.power
 
+    def moments(self, centered: bool) -> tuple[np.ndarray, ...]:
+        """Mean, power and, where the file holds them, cross-spectra in the range that a model works in."""
+        if self.cross is None:
+            return self.to_range(centered)
+        return *self.to_range(centered), np.float32(4 if centered else 1) * self.cross
+
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Refuse statistics of images of another shape than (H, W, C).
 
@@ -144,6 +162,8 @@ class Statistics:
           PdsError: the file cannot be written.
         """
         arrays = {"mean": self.mean, "power": self.power, "r_f": self.r_f, "r_a": self.r_a}
+        if self.cross is not None:
+            arrays["cross"] = self.cross
         record = {**self.provenance, "format": _FORMAT, "count": self.count, "arrays_sha256": _digest(arrays)}
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, provenance=np.array(json.dumps(record, sort_keys=True)), **arrays)
@@ -245,10 +265,16 @@ def finalize(sums: Sums, *, images_sha256: str, channel_order: str | None = None
     count = int(round(float(sums.count)))
     mean, mean_x2, mean_power = (np.asarray(leaf, np.float64) / count for leaf in (sums.x, sums.x2, sums.power))
     height, width, channels = mean.shape
-    of_mean = np.abs(np.fft.rfft2(mean, axes=(0, 1))) ** 2
+    transform = np.fft.rfft2(mean, axes=(0, 1))
+    of_mean = np.abs(transform) ** 2
     # Rounding of the float32 sums may exceed a vanishing difference; P must stay positive to be divided by.
     floor = np.maximum(_ROUNDING * mean_power, 1e-8)
     power = np.maximum(mean_power - of_mean, floor) / (height * width)
+    cross = None
+    if sums.cross is not None:
+        first, second = np.triu_indices(channels, 1)
+        of_means = (transform[..., first] * transform[..., second].conj()).real
+        cross = _even((np.asarray(sums.cross, np.float64) / count - of_means) / (height * width), width)
     provenance = {
         "recipe": "r_f = log(1 + mean |F x|^2), r_a = mean x^2 (raw; for ijcv2025 and eccv2022)",
         "count": count,
@@ -266,6 +292,7 @@ def finalize(sums: Sums, *, images_sha256: str, channel_order: str | None = None
         r_a=mean_x2.astype(np.float32),
         count=count,
         provenance=provenance,
+        cross=None if cross is None else cross.astype(np.float32),
     )
 
 
@@ -462,13 +489,15 @@ def _check_arrays(arrays: dict[str, np.ndarray], record: dict[str, Any], path: s
         raise PdsError(f"{path}: image count {count!r} in its provenance is not a positive number")
     full, half = (height, width, channels), (height, width // 2 + 1, channels)
     expected = {"mean": full, "power": half, "r_f": full, "r_a": full}
-    if set(arrays) != set(expected):
-        raise PdsError(f"{path} holds the arrays {sorted(arrays)}, expected {sorted(expected)}")
+    if set(arrays) - {"cross"} != set(expected):
+        raise PdsError(f"{path} holds the arrays {sorted(set(arrays) - {'cross'})}, expected {sorted(expected)}")
+    if "cross" in arrays:
+        expected["cross"] = (height, width // 2 + 1, channels * (channels - 1) // 2)
     for name, shape in expected.items():
         array = arrays[name]
         if array.shape != shape or array.dtype != np.float32:
             raise PdsError(f"{path}: {name} is {array.dtype} {array.shape}, expected float32 {shape}")
-        if not np.isfinite(array).all() or (name != "mean" and (array < 0).any()):
+        if not np.isfinite(array).all() or (name not in ("mean", "cross") and (array < 0).any()):
             raise PdsError(f"{path}: {name} holds negative or non-finite values; make the file again")
     if record.get("arrays_sha256") != _digest(arrays):
         raise PdsError(f"{path}: the arrays do not match their recorded hash; the file was altered, make it again")

@@ -37,6 +37,8 @@ class Step:
       build: (sde, times, step, options) -> ``table.Table``, for a method whose rows are not one a time; else None.
       start: x -> what ``memory`` is before the first row.
       least_steps: fewest steps that the method is defined for.
+      limited: whether M has a stability limit in it.
+      refuse: (options, M, shape) -> None, raises where the step cannot do what is asked.
       inputs: those of :data:`INPUTS` that it takes.
       options: its own keywords -> their defaults.
     """
@@ -50,6 +52,8 @@ class Step:
     build: Callable[..., Any] | None = None
     start: Callable[[Array], Any] | None = None
     least_steps: int = 2
+    limited: bool = True
+    refuse: Callable[..., None] | None = None
     inputs: tuple[str, ...] = ()
     options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 

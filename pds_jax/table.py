@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.sde_lib import SDE
@@ -152,6 +153,7 @@ def pc(
     n_steps: int,
     to_data: bool = True,
     coefficients: np.ndarray | None = None,
+    corrected: np.ndarray | None = None,
 ) -> Table:
     """N iterations of corrector, n_steps times, then predictor.
 
@@ -164,6 +166,7 @@ def pc(
       n_steps: corrector rows an iteration.
       to_data: whether a predictor of any grid steps from the last time to the data; otherwise it makes N − 1 steps.
       coefficients: (N, K) of the predictor's rows.
+      corrected: (N,) bool, which iterations have the corrector's rows; all by default.
 
     Returns:
       The table.
@@ -177,7 +180,8 @@ def pc(
     rows: list[dict[str, Any]] = []
     for i in range(count):
         t, t_next = times[i], times[i + 1] if i + 1 < len(times) else np.float32(0)
-        own: list[dict[str, Any]] = [{"kind": 0, "t": t, "t_next": t, "draw": d} for d in range(corrections)]
+        here = corrections if corrected is None or corrected[i] else 0
+        own: list[dict[str, Any]] = [{"kind": 0, "t": t, "t_next": t, "draw": d} for d in range(here)]
         for number, stage in enumerate(stages):
             if number and t_next == 0:
                 continue
@@ -186,23 +190,48 @@ def pc(
             if coefficients is not None:
                 own[-1]["coefficients"] = coefficients[i]
         # A condition has a draw after the corrector's, or before all, and one after the predictor's.
-        if stages and corrections:
-            own[corrections - 1]["pin_after"] = corrections
+        if stages and here:
+            own[here - 1]["pin_after"] = corrections
         elif stages:
             own[0]["pin_before"] = 0
-        own[-1]["pin_after"] = corrections + 1 + (predictor.draws if stages else 0)
+        if own:
+            own[-1]["pin_after"] = corrections + 1 + (predictor.draws if stages else 0)
         rows += [{"step": i + 1, **row} for row in own]
     return from_rows(rows, kinds, corrections + (predictor.draws if stages else 0))
 
 
 def build(
-    sde: SDE, times: np.ndarray, predictor: Step, corrector: Step, n_steps: int, to_data: bool, options: dict[str, Any]
+    sde: SDE,
+    times: np.ndarray,
+    predictor: Step,
+    corrector: Step,
+    n_steps: int,
+    to_data: bool,
+    options: dict[str, Any],
+    levels: tuple[float, float] | None = None,
 ) -> Table:
-    """The table of a predictor and a corrector; a predictor may have a table or weights of its own."""
+    """The table of a predictor and a corrector; a predictor may have a table or weights of its own.
+
+    Args:
+      levels: the corrector's rows are at noise levels std/m_t between these two; by default at all.
+
+    Raises:
+      PdsError: no time has such a level.
+    """
     if predictor.build is not None:
         return predictor.build(sde, times, predictor, options)
     weights = None if predictor.coefficients is None else predictor.coefficients(sde, times, options)
-    return pc(times, predictor, corrector, n_steps, to_data, weights)
+    corrected = None if levels is None else _between(sde, times, levels)
+    return pc(times, predictor, corrector, n_steps, to_data, weights, corrected)
+
+
+def _between(sde: SDE, times: np.ndarray, levels: tuple[float, float]) -> np.ndarray:
+    """(N,) which times have a noise level between two."""
+    level = np.asarray(sde.std(jnp.asarray(times)) / sde.mean_scale(jnp.asarray(times)))
+    found = (level >= levels[0]) & (level <= levels[1])
+    if not found.any():
+        raise PdsError(f"corrector_levels={tuple(levels)}: no time has a level between; they are {level[[-1, 0]]}")
+    return found
 
 
 def iterations(nfe: int, predictor: Step, corrector: Step, n_steps: int = 1, to_data: bool = True) -> int:

@@ -61,8 +61,8 @@ def speed_up(num_scales: int, speed_up: float, eps0: float) -> tuple[int, float]
     return n, eps
 
 
-def edm_rho(sde: SDE, eps: float, N: int, rho: float = 7.0) -> np.ndarray:  # noqa: N803
-    """Times whose noise levels σ̃ = std/m_t satisfy σ̃_i^{1/ρ} linear in i, from T to eps.
+def edm_rho(sde: SDE, eps: float, N: int, rho: float = 7.0, first: float | None = None) -> np.ndarray:  # noqa: N803
+    """Times whose noise levels σ̃ = std/m_t satisfy σ̃_i^{1/ρ} linear in i, from `first`, by default T, to eps.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, equation 5, on
     the noise level of x/m_t.
@@ -72,6 +72,7 @@ def edm_rho(sde: SDE, eps: float, N: int, rho: float = 7.0) -> np.ndarray:  # no
       eps: last time.
       N: number of times, ≥ 2.
       rho: ρ > 0; the larger, the more of the times have little noise.
+      first: first time.
 
     Returns:
       (N,) float32, decreasing.
@@ -79,24 +80,48 @@ def edm_rho(sde: SDE, eps: float, N: int, rho: float = 7.0) -> np.ndarray:  # no
     Raises:
       PdsError: N < 2, eps outside (0, 1), or ρ ≤ 0.
     """
-    _check(sde.T, eps, N)
+    first = sde.T if first is None else first
+    _check(first, eps, N)
     if not 0 < rho < math.inf:
         raise PdsError(f"rho={rho}: use a finite number > 0 (7 is EDM's)")
-    high, low = (_level(sde, t) ** (1 / rho) for t in (sde.T, eps))
+    high, low = (_level(sde, t) ** (1 / rho) for t in (first, eps))
     t = sde.t_of_level(np.linspace(high, low, N) ** rho)
-    t[0], t[-1] = sde.T, eps
+    t[0], t[-1] = first, eps
     return t.astype(np.float32)
 
 
-def get_grid(name: str, sde: SDE, eps: float, N: int, rho: float = 7.0) -> np.ndarray:  # noqa: N803
+def get_grid(
+    name: str, sde: SDE, eps: float, N: int, rho: float = 7.0, head_start: float | None = None  # noqa: N803
+) -> np.ndarray:
     """The grid called `name`; (N,) float32.
+
+    Args:
+      name: of the grid.
+      sde: the SDE.
+      eps: last time.
+      N: number of times, ≥ 2.
+      rho: of the grid "edm".
+      head_start: noise level std/m_t of the first time, in place of that of T.
 
     Raises:
       PdsError: unknown name, or a bad argument of the grid.
     """
     if name not in GRIDS:
         raise PdsError(f"unknown grid {name!r}; known: {', '.join(GRIDS)}")
-    return uniform(sde.T, eps, N) if name == "uniform" else edm_rho(sde, eps, N, rho)
+    first = sde.T if head_start is None else start_of(sde, eps, head_start)
+    return uniform(first, eps, N) if name == "uniform" else edm_rho(sde, eps, N, rho, first)
+
+
+def start_of(sde: SDE, eps: float, head_start: float) -> float:
+    """The time whose noise level std/m_t is `head_start`.
+
+    Raises:
+      PdsError: not between the levels of eps and T.
+    """
+    low, high = _level(sde, eps), _level(sde, sde.T)
+    if not low < float(head_start) <= high:
+        raise PdsError(f"head_start={head_start}: use a noise level above {low:.4g} and at most {high:.4g}, or none")
+    return float(sde.t_of_level(np.asarray([head_start], np.float64))[0])
 
 
 def _level(sde: SDE, t: float) -> float:

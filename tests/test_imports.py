@@ -51,6 +51,7 @@ LEVELS = {
     "strength": 5,
     "checkpoints": 6,
     "ode_sampler": 6,
+    "spectral_steps": 6,
     "stability": 6,
     "metrics": 7,
     "sampling": 7,

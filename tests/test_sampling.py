@@ -276,7 +276,7 @@ STATISTICS = {"statistics": MOMENTS}
     ("sde", "arguments", "options", "message"),
     [
         (VESDE(N=20), ("euler",), {}, "unknown predictor 'euler'; known: .*reverse_diffusion"),
-        (VESDE(N=20), ("none", "lang"), {}, "unknown corrector 'lang'; known: ald, langevin, none"),
+        (VESDE(N=20), ("none", "lang"), {}, "unknown corrector 'lang'; known: ald, langevin, langevin_exact, none"),
         (VESDE(N=20), ("none", "none"), {}, "both 'none'"),
         (VESDE(N=1), (), {}, "N >= 2"),
         (VESDE(N=20), (), {"snr": 0.0}, "snr=0.0"),

@@ -46,13 +46,14 @@ def uniform(n):
 @functools.partial(jax.jit, static_argnames=("name", "variant"))
 def _gains(name, variant, times, ends, arguments):
     step = correctors.CORRECTORS.get(name) or predictors.get_predictor(name)
+    law = arguments.pop("law")
     x, z = (jnp.zeros((3, *SHAPE), jnp.float32).at[row, 0, 0, 0].set(1.0) for row in (1, 2))
 
     def one(pair):
         t, t_next = (jnp.full((3,), v, jnp.float32) for v in pair)
         # One with a memory is given none, which on Gaussian data is right.
         options = {"variant": variant, "t_next": t_next, "memory": solvers.Memory.empty(x), **arguments}
-        noisy, quiet = step(x, t, z, score_fn=arguments["law"], **options)[:2]
+        noisy, quiet = step(x, t, z, score_fn=law, **options)[:2]
         transform = functools.partial(jnp.fft.rfft2, axes=(0, 1))
         return transform(quiet[1] - quiet[0]), transform(noisy[2] - quiet[2]), transform(quiet[0])
 
