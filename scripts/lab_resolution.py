@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax.bench import figures, gaussian_law, quality
+from pds_jax.bench import ablation, figures, gaussian_law, quality
 from pds_jax.data import photographs
 from pds_jax.io import files
 from pds_jax.statistics import estimate_sigma_max
@@ -98,18 +98,6 @@ def curves(modes: gaussian_law.Modes, sigma_max: float, snr: float | None, itera
     return found
 
 
-def needed(iterations: Sequence[int], values: Sequence[float], target: float) -> float | None:
-    """Iterations at which a curve first reaches a target, between its points by log-log interpolation."""
-    for index, value in enumerate(values):
-        if value <= target:
-            if index == 0 or not np.isfinite(values[index - 1]):
-                return float(iterations[index])
-            n0, n1, v0, v1 = (math.log(v) for v in (*iterations[index - 1 : index + 1], values[index - 1], value))
-            share = (v0 - math.log(target)) / (v0 - v1) if v0 > v1 else 1.0
-            return math.exp(n0 + (n1 - n0) * share)
-    return None
-
-
 def rows_of(side: int, sampler: str, iterations: Sequence[int], found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row a metric and target: iterations of each method, and their ratios."""
     rows = []
@@ -118,7 +106,7 @@ def rows_of(side: int, sampler: str, iterations: Sequence[int], found: Mapping[s
         wanted = {f"{target:g}": target for target in TARGETS[metric]}
         wanted |= {f"PDS at {n}": values["PDS"][int(np.argmin(np.abs(np.asarray(iterations) - n)))] for n in AT}
         for label, target in wanted.items():
-            counts = {method: needed(iterations, values[method], target) for method in METHODS}
+            counts = {method: ablation.needed(iterations, values[method], target) for method in METHODS}
             row: dict[str, Any] = {"side": side, "sampler": sampler, "metric": metric, "target": label, "value": target}
             row |= {method: counts[method] for method in METHODS}
             for above, below in RATIOS:

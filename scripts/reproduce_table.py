@@ -1,6 +1,6 @@
 """The papers' tables, one command each: iterations x without and with PDS -> sampling -> FID -> Markdown and JSON.
 
-    python scripts/reproduce_table.py --table=photos
+    python scripts/reproduce_table.py --table=fashion --minutes=60
     python scripts/reproduce_table.py --table=cifar10 --dry_run
     python scripts/reproduce_table.py --table=cifar10 --checkpoint=ncsnpp=checkpoint_26 --statistics=cifar10.npz \\
         --ref=cifar10_ref.npz --inception_weights=pt_inception-2015-12-05-6726825d.pth
@@ -9,7 +9,9 @@
 
 A row samples --images images for each of --ranges ranges of seeds and judges every range by itself; mean and minimum
 are given. What is there is not made again: images, features and rows lie in OUT/TABLE. A row whose setting must
-diverge says so. Official weights are not downloaded; rows of networks that no --checkpoint names are left out.
+diverge says so. The tables of shipped models (fashion, photos, digits, landscapes) compare plain sampling, a flat M
+and PDS, cell by cell (pds_jax.bench.ablation). Official weights
+are not downloaded; rows of networks that no --checkpoint names are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from pds_jax import assembly, parallel
-from pds_jax.bench import quality
+from pds_jax.bench import ablation, quality
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_reference
@@ -105,15 +107,15 @@ TABLES = {
         (5.0,),
     ),
     "ffhq": Table({"ncsnpp": Network("configs.ve.ffhq_ncsnpp_continuous")}, (1, 10, 20, 30), (5.0,)),
-    "digits": Table(
+    "digits_pc": Table(
         {"digits": Network("configs.digits", checkpoint="digits")}, (50, 25, 12.5, 5), (5.0,), 256, 2, "digits"
     ),
-    "photos": Table(
+    "photos_pc": Table(
         {"photos": Network("configs.photos", checkpoint="photos")}, (50, 25, 12.5, 5), (5.0,), 128, 2, "patches"
     ),
 }
 
-_TABLE = flags.DEFINE_enum("table", None, list(TABLES), "Which table.")
+_TABLE = flags.DEFINE_enum("table", None, [*TABLES, *ablation.PLANS], "Which table.")
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "PATH, or NETWORK=PATH,NETWORK=PATH where a table has several.")
 _STATISTICS = flags.DEFINE_list("statistics", [], "Statistics of the data for PDS, FILE.npz or NETWORK=FILE.npz,...")
 _REF = flags.DEFINE_list("ref", [], "Reference of FID, FILE.npz or NETWORK=FILE.npz,...; default: the training data.")
@@ -126,8 +128,10 @@ _SNR = flags.DEFINE_float("snr", None, "Signal-to-noise ratio of the corrector; 
 _OPTIONS = flags.DEFINE_multi_string(
     "option", [], "name=value of a field of config.sampling or config.pds, e.g. --option=filters=both."
 )
-_IMAGES = flags.DEFINE_integer("images", None, "Images a range of seeds; 50000 (digits 256, photos 128).")
-_RANGES = flags.DEFINE_integer("ranges", None, "Ranges of seeds: 1 (digits and photos 2). EDM takes the best of 3.")
+_IMAGES = flags.DEFINE_integer("images", None, "Images a range of seeds; 50000 unless the table says otherwise.")
+_RANGES = flags.DEFINE_integer("ranges", None, "Ranges of seeds: 1 (shipped models 2). EDM takes the best of 3.")
+_ITERATIONS = flags.DEFINE_list("iterations", None, "Rows of the tables of shipped models, e.g. 10,20,40.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: begin no cell after so long; run it again to go on.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.")
 _ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50000 images.")
 _OUT = flags.DEFINE_string("out", "runs/tables", "Folder of images, rows and tables.")
@@ -422,13 +426,52 @@ def write(table: Table, out: pathlib.Path, record: Mapping[str, Any], rows: Sequ
     files.atomic_write(out / "table.md", lambda file: file.write((head + markdown(table, rows)).encode()))
 
 
+# --- what PDS is worth on the models that ship ---------------------------------------------------------------------
+
+
+def ablate(out: pathlib.Path) -> dict[str, Any]:
+    """The table of ``pds_jax.bench.ablation``."""
+    for name in ("speed_ups", "alphas", "extractor", "snr", "statistics", "ref", "option", "checkpoint"):
+        if flags.FLAGS[name].present:
+            raise PdsError(f"--{name} is not for --table={_TABLE.value}: use --images, --ranges, --iterations")
+    size = ablation.PLANS[_TABLE.value]
+    if _IMAGES.value:
+        size = dataclasses.replace(size, counts=tuple((most, _IMAGES.value) for most, _ in size.counts))
+    if _ITERATIONS.value is not None:
+        size = dataclasses.replace(size, iterations=tuple(int(n) for n in _ITERATIONS.value))
+    size = dataclasses.replace(size, blocks=_RANGES.value or size.blocks)
+    if _QUICK.value:
+        size = ablation.Plan(((20, 16),), (5, 10), 2, 8)
+    if _DRY.value:
+        work = [(cell, size.images(cell.iterations)) for cell in ablation.cells(size)]
+        each = {name: 2 if name == "PC" else 1 for name in ablation.SAMPLERS}
+        evaluations = 0
+        for cell, count in work:
+            some = len(ablation.candidates(cell))
+            images = count * size.blocks + (size.choosing * some if some > 1 else 0)
+            evaluations += cell.iterations * each[cell.sampler] * images
+        print(f"{len(work)} cells, {evaluations:,} network evaluations")
+        return {"dry_run": True, "cells": len(work), "evaluations": evaluations}
+    trained, judge = assembly.load(_TABLE.value), quality.judge_for(_TABLE.value)
+    rows = ablation.run(ablation.Bench(trained, judge, size, out, _BATCH.value or 256), _MINUTES.value)
+    print(f"\n{(out / 'table.md').read_text()}\nTable: {out / 'table.md'}, {out / 'table.json'}")
+    whole = sum(1 for _ in ablation.cells(size))
+    return {"table": _TABLE.value, "cells": len(rows), "of": whole, "images": size.images(min(size.iterations))}
+
+
 def main(argv: list[str]) -> None:
     """Measure or estimate."""
     if len(argv) > 1 or _TABLE.value is None:
-        sys.exit(f"type --table={'|'.join(TABLES)}; every option starts with --")
+        sys.exit(f"type --table={'|'.join([*TABLES, *ablation.PLANS])}; every option starts with --")
     use_compilation_cache(None)
-    table = chosen()
     out = pathlib.Path(_OUT.value) / ("quick" if _QUICK.value else "") / _TABLE.value
+    if _TABLE.value in ablation.PLANS:
+        try:
+            print(json.dumps(plain(ablate(out))))
+        except PdsError as error:
+            sys.exit(f"reproduce_table.py: {error}")
+        return
+    table = chosen()
     jobs: dict[bool, Callable[[], dict[str, Any]]] = {
         True: lambda: dry_run(table),
         False: lambda: measure_all(table, out),

@@ -1,22 +1,13 @@
 """The resolution axis of the lab: interpolation of needed iterations, and a small run."""
 
 import json
-import math
 
 import load_script
 import numpy as np
-import pytest
 
 from pds_jax.data import photographs
 
 script = load_script.load("lab_resolution")
-
-
-def test_needed_iterations_lie_between_the_points_of_a_curve():
-    n, values = [10, 20, 40, 80], [1.0, 0.25, 0.0625, 0.015625]  # 100/N²
-    assert script.needed(n, values, 0.01 * 2) == pytest.approx(math.sqrt(100 / 0.02))
-    assert script.needed(n, values, 2.0) == 10 and script.needed(n, values, 1e-3) is None
-    assert script.needed(n, [math.inf, 0.25, 0.3, 0.01], 0.5) == 20
 
 
 def test_a_halved_image_is_the_mean_of_boxes():

@@ -61,7 +61,7 @@ def test_published_figures_stand_only_where_they_belong(given):
     assert script.published(table, {**row, "network": "deep"}).startswith("2.20, 9.89")
     for other in ({"alpha": 5.0}, {"iterations": 200}):
         assert script.published(table, {**row, **other}) == ""
-    assert script.published(given(table="photos"), {**row, "network": "photos"}) == ""
+    assert script.published(given(table="photos_pc"), {**row, "network": "photos"}) == ""
     text = script.markdown(given(table="cifar10"), [{**row, "nfe": 2000, "snr": 0.16, "mean": {"fid": 3.0}}])
     assert "| ncsnpp | 1000 | 2000 | without |" in text and "1.99" in text and "the setting is not stated" in text
 
@@ -71,7 +71,7 @@ def test_a_diverging_row_says_so(given):
         {"network": "photos", "alpha": 2.0, "iterations": 5, "refused": "it diverges"},
         {"network": "photos", "alpha": "inf", "iterations": 5, "mean": {"fid": 3.0}, "minimum": {"fid": 2.0}},
     ]
-    text = script.markdown(given(table="photos"), rows)
+    text = script.markdown(given(table="photos_pc"), rows)
     assert "| diverges |" in text and "alpha 2.0: it diverges" in text and "| 3 | 2 |" in text
 
 
@@ -139,8 +139,8 @@ def test_a_big_table_end_to_end_on_a_stand_in(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_quick_runs_the_photos_and_digits(tmp_path):
-    for name in ("photos", "digits"):
+def test_quick_runs_pc_on_photos_and_digits(tmp_path):
+    for name in ("photos_pc", "digits_pc"):
         assert run(f"--table={name}", "--quick", f"--out={tmp_path}")["images"] == 16
         text = (tmp_path / "quick" / name / "table.md").read_text()
         assert "without" in text and "PDS, alpha 5" in text and "real images" in text

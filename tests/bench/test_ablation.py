@@ -1,0 +1,112 @@
+"""The table of a shipped model: cells, choices on other seeds, resuming, and how many iterations a method needs."""
+
+import math
+import types
+
+import numpy as np
+import pytest
+
+from pds_jax import assembly
+from pds_jax.bench import ablation
+from pds_jax.types import PdsError
+
+SMALL = ablation.Plan(((20, 8),), (10, 20, 40), blocks=2, choosing=4)
+
+
+def test_needed_iterations_lie_between_the_points_of_a_curve():
+    n, values = [10, 20, 40, 80], [1.0, 0.25, 0.0625, 0.015625]  # 100/N²
+    assert ablation.needed(n, values, 0.01 * 2) == pytest.approx(math.sqrt(100 / 0.02))
+    assert ablation.needed(n, values, 2.0) == 10 and ablation.needed(n, values, 1e-3) is None
+    assert ablation.needed(n, [math.inf, 0.25, 0.3, 0.01], 0.5) == 20
+
+
+def test_cells_are_each_method_of_each_sampler_up_to_what_is_paid_for():
+    found = list(ablation.cells(SMALL))
+    assert {cell.iterations for cell in found} == {10, 20} and found[0].iterations == 10
+    assert len({cell.key for cell in found}) == len(found) == 2 * (2 * len(ablation.METHODS) + 1)
+    assert len(ablation.FLATS) == len(ablation.ALPHAS)
+
+
+class Judge:
+    """Counts images; the nearer a parameter to 1.1 or 8, the smaller the distance."""
+
+    reference_name = "nothing"
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, images):
+        return {"frechet": float(images[0, 0, 0, 0])}
+
+    def real(self, count, offset):
+        raise PdsError("no data")
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(trained, made, seeds, batch_size, label):
+        drawn.append((label, made.value, seeds[0], len(seeds)))
+        if made.value == 1.3 or made.value == 20.0:
+            raise PdsError("it diverges")
+        distance = abs(math.log(made.value / (8 if made.value > 2 else 1.1))) if math.isfinite(made.value) else 9.0
+        return types.SimpleNamespace(images=np.full((len(seeds), 1, 1, 1), distance, np.float32))
+
+    monkeypatch.setattr(assembly, "draw", draw)
+    plan = lambda trained, cell, value: types.SimpleNamespace(value=value, alpha=value, nfe=cell.iterations)  # noqa: E731
+    monkeypatch.setattr(ablation, "sampler_of", plan)
+    trained = types.SimpleNamespace(name="model", digest="abc")
+    return ablation.Bench(trained, Judge(), SMALL, tmp_path), drawn
+
+
+def test_c_and_alpha_are_chosen_on_seeds_that_no_block_has(bench):
+    made, drawn = bench
+    for method, best in (("flat", 1.1), ("PDS best", 8.0)):
+        row = made.measure(ablation.Cell("PC", 10, method))
+        assert row["value"] == best and len(row["blocks"]) == 2
+    choosing = [(value, count) for _, value, first, count in drawn if first >= 2**30]
+    reported = [(first, count) for _, _, first, count in drawn if first < 2**30]
+    assert len(choosing) == 12 and {count for _, count in choosing} == {4}
+    assert reported == [(0, 8), (8, 8)] * 2
+
+
+def test_a_second_run_measures_only_what_is_missing(bench, tmp_path):
+    made, drawn = bench
+    rows = ablation.run(made, minutes=None)
+    count = len(drawn)
+    assert len(rows) == len(list(ablation.cells(SMALL)))
+    assert ablation.run(made) == rows and len(drawn) == count
+    (tmp_path / "cells" / "PC-10-plain.json").unlink()
+    ablation.run(made)
+    assert len(drawn) == count + 2
+    more = ablation.Bench(made.trained, made.judge, ablation.Plan(((20, 8),), (10,), 3, 4), tmp_path)
+    more.measure(ablation.Cell("PC", 10, "plain"))
+    assert len(drawn) == count + 3
+    text = (tmp_path / "table.md").read_text()
+    assert "PDS best" in text and "Iterations for the frechet" in text
+
+
+def test_a_run_out_of_time_begins_nothing(bench):
+    made, drawn = bench
+    assert ablation.run(made, minutes=0.0) == [] and drawn == []
+
+
+def test_what_diverges_is_told(bench, monkeypatch):
+    made, _ = bench
+    row = made.measure(ablation.Cell("PC", 10, "PDS 5"))
+    assert row["value"] == 5.0 and "refused" not in row
+    monkeypatch.setattr(ablation, "ALPHAS", (20.0, 20.0))
+    row = made.measure(ablation.Cell("PC", 20, "PDS best"))
+    assert "it diverges" in row["refused"] and row["blocks"] == []
+    assert "refused" in ablation.table([row, made.measure(ablation.Cell("PC", 10, "plain"))], {}, SMALL)
+
+
+def test_flat_and_pds_plans_have_their_m():
+    trained = assembly.load("digits")
+    flat = ablation.sampler_of(trained, ablation.Cell("reverse diffusion", 10, "flat"), 1.2)
+    assert float(flat.sampler.preconditioner.space.ravel()[0]) == pytest.approx(1.2) and flat.N == 10
+    both = ablation.sampler_of(trained, ablation.Cell("PC", 10, "both 5"), 20.0)
+    assert both.preconditioner.freq is not None and both.preconditioner.space is not None and both.nfe == 20
+    plain = ablation.sampler_of(trained, ablation.Cell("PC", 10, "plain"), math.inf)
+    assert plain.preconditioner.is_identity
