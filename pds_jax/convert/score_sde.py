@@ -27,8 +27,8 @@ _DTYPES: dict[str, np.dtype] = {
     for name in ("float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool").split()
 }
 _DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
-# flax writes lists only for shapes; everything else is a dict, of layers or of a state's fields.
-_LIMITS = {"max_array_len": 16, "max_map_len": 1 << 16, "max_str_len": 1 << 12}
+# Lists are shapes, or short records beside the weights; msgpack makes room for as many items as a header promises.
+_LIMITS = {"max_array_len": 1 << 14, "max_map_len": 1 << 16, "max_str_len": 1 << 20}
 
 
 def decode(data: Any) -> Any:
@@ -44,7 +44,9 @@ def decode(data: Any) -> Any:
       ConversionError: malformed data.
     """
     try:
-        return msgpack.unpackb(data, ext_hook=_extension, object_pairs_hook=_dictionary, raw=False, **_LIMITS)
+        return msgpack.unpackb(
+            data, ext_hook=_extension, object_pairs_hook=_dictionary, raw=False, strict_map_key=False, **_LIMITS
+        )
     except ConversionError:
         raise
     except Exception as error:  # msgpack raises ValueError, its subclasses, TypeError and bare exceptions
@@ -54,8 +56,9 @@ def decode(data: Any) -> Any:
 def _dictionary(pairs: list[tuple[Any, Any]]) -> dict[str, Any] | Leaf:
     result: dict[str, Any] = {}
     for key, value in pairs:
-        if not isinstance(key, str) or "/" in key:
-            raise ConversionError("a name in the file is not a plain string")
+        if not isinstance(key, str | int):
+            raise ConversionError("a name in the file is neither a string nor a number")
+        key = str(key)
         if key in result:
             raise ConversionError(f"the name {key!r} occurs twice")
         result[key] = value

@@ -265,7 +265,7 @@ def _listed(lists: Mapping[str, list[Any]], kind: type, expected: Expected, raw:
     """
     found = []
     for place, values in lists.items():
-        if not is_average(place) or _is_training(place):
+        if not is_average(place) or (_is_training(place) and not is_average(place.rpartition("/")[2])):
             continue
         if not all(isinstance(value, kind) for value in values):
             raise ConversionError(f"the list {place!r} holds other things than tensors; for the raw weights {RAW}")

@@ -75,6 +75,52 @@ def test_large_arrays_in_pieces_load(tmp_path, state, monkeypatch):
     )
 
 
+def test_harmless_values_beside_the_weights_are_passed_over(tmp_path, state):
+    beside = {
+        "losses": [float(n) for n in range(1000)],
+        "config": "x" * 10_000,
+        "args": {"lr": 1e-4, "path": "a/b", "a/b": 1, "nothing": None, "flag": True},
+        "by number": {0: np.zeros(2), 1: 3},
+        "scalars": [np.float64(1), np.int32(2)],
+        "complex": 1 + 2j,
+        "words": b"abc",
+    }
+    path = tmp_path / "checkpoint_1"
+    path.write_bytes(serialization.msgpack_serialize({**state, **beside}))
+    for use_ema in (True, False):
+        expected, _ = convert.load_checkpoint(CHECKPOINT_1, flax_config(), use_ema=use_ema)
+        assert_same_tree(expected, convert.load_checkpoint(path, flax_config(), use_ema=use_ema)[0])
+
+
+LAYOUTS = {
+    "TrainState": lambda raw, ema: {"step": 1, "params": raw, "ema_params": ema, "opt_state": {"0": {"mu": raw}}},
+    "nested": lambda raw, ema: {"model": {"params": raw}, "model_ema": {"params": ema}},
+    "average of the optimiser's updates": lambda raw, ema: {
+        "params": raw,
+        "params_ema": ema,
+        "opt_state": {"0": {"count": 1, "ema": raw}, "1": {"mu": raw, "nu": raw}},
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_other_layouts_of_flax_are_known_by_their_names(tmp_path, state, layout, use_ema):
+    path = write(tmp_path, LAYOUTS[layout](state["optimizer"]["target"], state["params_ema"]))
+    expected, _ = convert.load_checkpoint(CHECKPOINT_1, flax_config(), use_ema=use_ema)
+    found, report = convert.load_checkpoint(path, flax_config(), use_ema=use_ema)
+    assert_same_tree(expected, found)
+    assert report.weights == ("ema" if use_ema else "raw")
+
+
+def test_the_optimisers_average_of_updates_is_not_taken_for_weights(tmp_path, state):
+    raw = state["optimizer"]["target"]
+    path = write(tmp_path, {"params": raw, "opt_state": {"0": {"ema": state["params_ema"], "mu": raw}}})
+    found, report = convert.load_checkpoint(path, flax_config())
+    assert_same_tree(convert.load_checkpoint(CHECKPOINT_1, flax_config(), use_ema=False)[0], found)
+    assert any("no moving average" in note for note in report.notes)
+
+
 def test_a_missing_leaf_is_named(tmp_path, state):
     tree = flatten(state["params_ema"])
     del tree["AttnBlockpp_1/NIN_2/W"]

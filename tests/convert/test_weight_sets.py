@@ -120,6 +120,10 @@ WITH_BOTH = {
         "ema": {"shadow": prefixed("module.", e), "backup": halved(r)},
     },
     "a numbered average": lambda r, e, s: {"model": r, "ema": {"shadow": dict(enumerate(trainable(e)))}},
+    "a list that the optimiser keeps": lambda r, e, s: {
+        "state_dict": prefixed("model.", r),
+        "optimizer_states": [{"state": {0: {"exp_avg": s, "step": 1}}, "ema": trainable(e)}],
+    },
     "an average beside its decay": lambda r, e, s: {"model": r, "ema": (0.999, trainable(e))},
     "an object that keeps the average": lambda r, e, s: {"model": r, "ema": Helper(e)},
 }
