@@ -25,6 +25,7 @@ from pds_jax.types import Array, PdsError
 
 SNAPSHOTS = "snapshots"  # folder of the grids; "samples" is that of --mode=sample
 _STATISTICS_IMAGES = 20000
+_STATES_AT_LEAST = 3  # on disk: two to resume from and a snapshot
 _BEGUN = "begun_from.json"
 # What a resumed run may change.
 _FREE_SECTIONS = ("eval", "sampling", "pds")
@@ -93,6 +94,8 @@ class Trainer:
         self.meta = checkpoints.TrainingFolder(self.workdir / "checkpoints-meta", keep=2)
         self.snapshots = checkpoints.TrainingFolder(self.workdir / "checkpoints", keep=None)
         self.state = self._restore()
+        state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+        files.check_writable(self.workdir / "config.json", _STATES_AT_LEAST * state_bytes)
         self._stop = ""
 
     def _keep_config(self) -> None:

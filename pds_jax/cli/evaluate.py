@@ -281,6 +281,11 @@ class Job:
         """The extractor, the reference if it is a file, and the figures wanted."""
         options, dataset = self.options, self.trained.config.data.dataset
         name = options.extractor or EXTRACTORS.get(dataset, "inception")
+        if options.extractor is None and name == "inception" and self.trained.shape[2] != 3:
+            raise PdsError(
+                f"FID's Inception network takes 3 channels, this model's images have {self.trained.shape[2]}; use "
+                "--extractor=pixels, or --config.eval.enable_sampling=False for loss and bits/dim alone"
+            )
         words = {"weights": options.inception_weights} if name == "inception" else {}
         try:
             extractor = get_extractor(name, **words)

@@ -85,9 +85,10 @@ def open_images(
 
 def _range_of_run(place: pathlib.Path) -> Sequence[float] | None:
     """The range that the manifest of a sampling run names; None where there is no run, or it wrote PNG."""
-    if not (place / "manifest.json").is_file():
+    try:
+        manifest = read_json(place / "manifest.json")
+    except PdsError:
         return None
-    manifest = read_json(place / "manifest.json")
     identity = manifest.get("identity") if isinstance(manifest, dict) else None
     written = identity.get("files") if isinstance(identity, dict) else None
     return written.get("range") if isinstance(written, dict) else None

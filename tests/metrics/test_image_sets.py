@@ -184,3 +184,20 @@ def test_an_encrypted_archive_is_refused(tmp_path):
     data[data.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / "x.zip").write_bytes(data)
     refused(tmp_path / "x.zip", "0.png.* is encrypted")
+
+
+def test_the_range_of_a_sampling_run_is_that_of_its_manifest(tmp_path):
+    (tmp_path / "000").mkdir()
+    values = np.linspace(-3, 5, 2 * 3 * 2, dtype=np.float32).reshape(2, 3, 2)
+    np.save(tmp_path / "000" / "000007.npy", values)
+    refused(tmp_path, "values from -3 to 5")
+    (tmp_path / "manifest.json").write_text('{"identity": {"files": {"suffix": ".npy", "range": [-3, 5]}}}')
+    found = open_images(tmp_path)
+    assert list(found.seeds) == [7]
+    np.testing.assert_array_equal(found.images([0])[0], np.floor((values + 3) / 8 * 255 + 1e-4).astype(np.uint8))
+
+
+def test_a_manifest_of_another_program_does_not_matter(tmp_path):
+    write(tmp_path, random_images(2))
+    (tmp_path / "manifest.json").write_text("{")
+    assert len(open_images(tmp_path)) == 2
