@@ -84,8 +84,10 @@ def _shrink_model(model: ml_collections.ConfigDict) -> None:
     model.num_scales = min(model.num_scales, 40)
     if "num_classes" in model:
         model.num_classes = model.num_scales
-    # DDPM normalises over 32 groups.
-    model.nf = 32 if model.name == "ddpm" else 8
+    if model.get("label_dim", 0):
+        model.label_dim = min(model.label_dim, 10)
+    # DDPM and ADM normalise over 32 groups.
+    model.nf = 32 if model.name in ("ddpm", "adm", "adm_classifier") else 8
     if "ch_mult" in model:
         model.update(ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))
 

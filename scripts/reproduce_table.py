@@ -88,6 +88,9 @@ class Table:
 
 
 _PDS = "PDS: best FID on CIFAR-10 1.99 (Ma et al. 2025, abstract; the setting is not stated there)"
+_KARRAS = "Karras et al. 2022, abstract"
+_ADM = "README of openai/guided-diffusion"
+_FEW = (4, 10, 25, 50)
 TABLES = {
     "cifar10": Table(
         {
@@ -107,6 +110,33 @@ TABLES = {
         (5.0,),
     ),
     "ffhq": Table({"ncsnpp": Network("configs.ve.ffhq_ncsnpp_continuous")}, (1, 10, 20, 30), (5.0,)),
+    "imagenet64": Table(
+        {
+            "edm": Network("configs.edm.imagenet64", note=f"edm: FID 1.36 at 511 NFE, stochastic sampler ({_KARRAS})"),
+            "adm": Network(
+                "configs.adm.imagenet64",
+                note=f"adm: FID 2.07 at 250 NFE ({_ADM}), 1.55 with EDM's stochastic sampler ({_KARRAS})",
+            ),
+        },
+        _FEW,
+        (5.0,),
+    ),
+    "imagenet128": Table(
+        {"adm": Network("configs.adm.imagenet128", note=f"FID 2.97 at 250 NFE, its classifier at scale 0.5 ({_ADM})")},
+        _FEW,
+        (5.0,),
+    ),
+    "imagenet256": Table(
+        {"adm": Network("configs.adm.imagenet256", note=f"FID 4.59 at 250 NFE, its classifier at scale 1 ({_ADM})")},
+        _FEW,
+        (5.0,),
+    ),
+    "ffhq64": Table(
+        {"edm": Network("configs.edm.ffhq64", note="FID 2.39 at 79 NFE, Heun (example.py of NVlabs/edm)")}, _FEW, (5.0,)
+    ),
+    "afhqv2": Table(
+        {"edm": Network("configs.edm.afhqv2", note="FID 1.96 at 79 NFE, Heun (example.py of NVlabs/edm)")}, _FEW, (5.0,)
+    ),
     "digits_pc": Table(
         {"digits": Network("configs.digits", checkpoint="digits")}, (50, 25, 12.5, 5), (5.0,), 256, 2, "digits"
     ),
@@ -211,7 +241,7 @@ def dry_run(table: Table) -> dict[str, Any]:
     print(f"{table.images} images x {table.ranges} ranges a row; this machine multiplies at {rate / 1e12:.3g} TFLOP/s")
     costs, lines = {name: flops(config_of(network)) for name, network in table.networks.items()}, []
     for row in rows_of(table):
-        config, (operations, pixels) = config_of(table.networks[row.network]), costs[row.network]
+        config, (operations, pixels, weights, memory) = config_of(table.networks[row.network]), costs[row.network]
         iterations = int(config.model.num_scales / row.speed_up)
         nfe = iterations * ((config.sampling.corrector != "none") * config.sampling.n_steps_each + (
             config.sampling.predictor != "none"))  # fmt: skip
@@ -222,6 +252,8 @@ def dry_run(table: Table) -> dict[str, Any]:
             "NFE": nfe,
             "alpha": "none" if math.isinf(row.alpha) else row.alpha,
             "GFLOP an evaluation": operations / 1e9,
+            "MiB of weights": weights / 2**20,
+            "MiB an image": memory / 2**20,
             "hours": operations * nfe * count / rate / 3600,
             "GB of PNG, at most": pixels * count / 1e9,
         }
@@ -232,8 +264,9 @@ def dry_run(table: Table) -> dict[str, Any]:
     return {"dry_run": True, "rows": lines, **total}
 
 
-def flops(config: ConfigDict) -> tuple[float, int]:
-    """Operations of one network evaluation of one image, by its lowered program, and the bytes of an image."""
+def flops(config: ConfigDict) -> tuple[float, int, int, int]:
+    """Of one network evaluation of one image: operations, bytes of the image, of the weights, and of what is live."""
+    from pds_jax.bench.memory import peak_bytes
     from pds_jax.models import create_model, init_model
 
     shape = image_shape(config)
@@ -242,7 +275,8 @@ def flops(config: ConfigDict) -> tuple[float, int]:
     x, t = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, *shape), (1,)))
     apply = jax.jit(lambda params, x, t: model.apply({"params": params}, x, t, train=False))
     analysis: Any = apply.lower(params, x, t).cost_analysis()
-    return float(analysis["flops"]), math.prod(shape)
+    weights = 4 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    return float(analysis["flops"]), math.prod(shape), weights, peak_bytes(apply, params, x, t)
 
 
 def measured_rate(size: int = 2048) -> float:

@@ -24,6 +24,8 @@ from pds_jax.plugins import Plugin
 from pds_jax.score_fn import precision_effect
 from pds_jax.types import PdsError
 
+_LARGE = 64 << 20  # bytes of weights
+
 
 def sample(options: RunOptions) -> pathlib.Path:
     """``--mode=sample``: one image a seed; resumes an interrupted run with the same settings.
@@ -163,6 +165,7 @@ def make(
     drawn, effect = None, 0.0
     if todo:
         effect = _report_precision(trained, how.precision)
+        _report_memory(trained, batch_size)
         remembered = folder.part(share).get("batch_size") if adapt else None
         drawn = assembly.draw(
             trained,
@@ -260,6 +263,22 @@ def _report_cost(steps: int, size: int, batches: int, cost: parallel.Cost) -> No
     if cost.step_seconds is not None:
         words.append(f"{cost.step_seconds:.3g} s a step, about {cost.step_seconds * steps * batches:.3g} s in all")
     print("; ".join(words))
+
+
+def _report_memory(trained: assembly.Trained, batch_size: int) -> None:
+    """What a large network needs, before it is compiled."""
+    from pds_jax.bench.memory import peak_bytes
+
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trained.score_fn))
+    if weights < _LARGE:
+        return
+    x, t = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, *trained.shape), (1,)))
+    image = peak_bytes(lambda score_fn, x, t: score_fn(x, t), trained.score_fn, x, t)
+    total = weights + image * -(-batch_size // len(parallel.devices()))
+    print(
+        f"memory, estimated: {weights / 2**20:.0f} MiB of weights and at most {image / 2**20:.0f} MiB an image, "
+        f"{total / 2**30:.1f} GiB on each device for {batch_size} at once; --batch_size, --precision=bfloat16 need less"
+    )
 
 
 def _report_precision(trained: assembly.Trained, precision: str) -> float:

@@ -1,0 +1,36 @@
+"""Configurations of networks that other programs have published, from the arguments that these were made with.
+
+They are sampled, not trained here: the sections of training are the defaults.
+"""
+
+from typing import Any
+
+import ml_collections
+
+from configs import default_cifar10_configs
+from configs.common import finish
+
+
+def pretrained(described: ml_collections.ConfigDict, arg: str, dataset: str) -> ml_collections.ConfigDict:
+    """The default sections with what a converter knows of a network; then the argument."""
+    config = default_cifar10_configs.get_default_configs()
+    with config.unlocked(), config.ignore_type():
+        config.model = ml_collections.ConfigDict()
+        for section in ("training", "data", "model", "sampling"):
+            config[section].update(described[section])
+    config.data.dataset = dataset
+    return finish(config, arg)
+
+
+def guided_unet(size: int, **settings: Any) -> dict[str, Any]:
+    """Arguments of guided-diffusion's UNetModel that its published networks share."""
+    shared = {
+        "image_size": size,
+        "in_channels": 3,
+        "out_channels": 6,  # learn_sigma
+        "attention_resolutions": [size // r for r in (32, 16, 8)],
+        "num_classes": 1000,
+        "resblock_updown": True,
+        "use_scale_shift_norm": True,
+    }
+    return {**shared, **settings}

@@ -1,0 +1,62 @@
+"""Configurations of EDM's and guided-diffusion's published networks: sizes, small forms, commands."""
+
+import functools
+import importlib
+import math
+import pathlib
+
+import jax
+import pytest
+
+from pds_jax.denoisers import PARAMETRISATIONS
+from pds_jax.models import init_model
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+# Millions of parameters; those of ADM's U-Nets are in Dhariwal and Nichol 2021 (296, 422, 554).
+MILLIONS = {
+    "edm.imagenet64": 296,
+    "edm.ffhq64": 62,
+    "edm.afhqv2": 62,
+    "adm.imagenet64": 296,
+    "adm.imagenet128": 422,
+    "adm.imagenet256": 554,
+    "adm.classifier256": 54,
+}
+
+
+@functools.cache
+def count(name, arg=""):
+    config = importlib.import_module(f"configs.{name}").get_config(arg)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        params = jax.eval_shape(lambda rng: init_model(rng, config), jax.random.key(0))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def test_every_file_is_here():
+    files = {f"{path.parent.name}.{path.stem}" for part in ("edm", "adm") for path in (FOLDER / part).glob("[!_]*.py")}
+    assert files == set(MILLIONS)
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_full_size_has_the_published_parameter_count(name):
+    assert round(count(name) / 1e6) == MILLIONS[name]
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_runlocal_is_small_and_the_rest_stays(name):
+    full, small = (importlib.import_module(f"configs.{name}").get_config(arg) for arg in ("", "runlocal"))
+    assert count(name, "runlocal") < 2_000_000
+    assert set(full.model) == set(small.model)
+    assert full.model.parametrisation in PARAMETRISATIONS
+    assert bool(full.model.label_dim) == bool(small.model.label_dim)
+    assert {"training", "sampling", "pds", "eval", "data", "model", "optim"} <= set(full)
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_a_file_says_its_command_and_what_is_published(name):
+    text = (FOLDER / (name.replace(".", "/") + ".py")).read_text()
+    assert f"--config=configs/{name.replace('.', '/')}.py" in text and "Published: " in text
+
+
+def test_the_unconditional_network_is_an_argument_away():
+    assert importlib.import_module("configs.adm.imagenet256").get_config("label_dim=0").model.label_dim == 0
