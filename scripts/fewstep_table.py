@@ -2,6 +2,7 @@
 
     python scripts/fewstep_table.py --model=photos --images=128
     python scripts/fewstep_table.py --quick
+    python scripts/fewstep_table.py --model=photos --plugin=my_steps.py --samplers=RD,my_step
 
 Every cell uses the same seeds. A cell that is done is not done again: results are kept in --out by model.
 """
@@ -20,6 +21,8 @@ from pds_jax import assembly
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
 from pds_jax.io import files
+from pds_jax.plugins import load_plugin
+from pds_jax.predictors import PREDICTORS
 from pds_jax.types import PdsError
 
 _MODEL = flags.DEFINE_enum("model", "all", ["photos", "digits", "all"], "Which shipped model.")
@@ -29,8 +32,9 @@ _NFES = flags.DEFINE_list("nfe", ["20", "40", "80", "132", "200", "1000", "2000"
 _ALPHAS = flags.DEFINE_list("alphas", ["3", "5", "8", "12", "20"], "Strengths of PDS.")
 _SAMPLERS = flags.DEFINE_list("samplers", ["PC", "RD"], "Which samplers; see SAMPLERS in the source.")
 _MOST = flags.DEFINE_integer("sweep_up_to", 200, "Sweep alpha up to this NFE; above it only 20.")
-_OUT = flags.DEFINE_string("out", "docs/results", "Folder of tables and JSON.")
-_FIGURES = flags.DEFINE_string("figures", "docs/figures", "Folder of figures.")
+_PLUGIN = flags.DEFINE_list("plugin", [], "Python files that register predictors, which are samplers then.")
+_OUT = flags.DEFINE_string("out", "runs/fewstep", "Folder of tables and JSON; docs/results has those of the docs.")
+_FIGURES = flags.DEFINE_string("figures", None, "Folder of figures; by default that of the tables.")
 _RENDER = flags.DEFINE_bool("render_only", False, "Measure nothing: table and figures of what is in --out.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke run: 32 images, NFE 20 and 40, into runs/fewstep_quick.")
 
@@ -179,11 +183,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f"unexpected words {argv[1:]}; every option starts with --")
     use_compilation_cache(None)
+    for path in _PLUGIN.value:
+        load_plugin(path)
+    for name in _SAMPLERS.value:
+        if name not in SAMPLERS and name in PREDICTORS:
+            SAMPLERS[name] = ({"predictor": name, "corrector": "none"}, PREDICTORS[name].uses_M)
     unknown = [name for name in _SAMPLERS.value if name not in SAMPLERS]
     if unknown:
         sys.exit(f"unknown samplers {unknown}; known: {', '.join(SAMPLERS)}")
     nfes, alphas = [int(n) for n in _NFES.value], [float(a) for a in _ALPHAS.value]
-    count, out, pictures = _IMAGES.value, pathlib.Path(_OUT.value), pathlib.Path(_FIGURES.value)
+    count, out, pictures = _IMAGES.value, pathlib.Path(_OUT.value), pathlib.Path(_FIGURES.value or _OUT.value)
     if _QUICK.value:
         nfes, alphas, count = [40, 20], [5.0, 20.0], 32
         out = pictures = pathlib.Path("runs/fewstep_quick")

@@ -30,12 +30,15 @@ from pds_jax.bench import figures, lab
 from pds_jax.cache import use_compilation_cache
 from pds_jax.io import files
 from pds_jax.metrics.simple import power_spectrum
+from pds_jax.plugins import load_plugin
+from pds_jax.predictors import PREDICTORS
 from pds_jax.types import PdsError
 
 _QUICK = flags.DEFINE_bool("quick", False, "Few cells, one seed, into runs/lab_quick: under two minutes on two cores.")
 _OUT = flags.DEFINE_string("out", None, "Folder of results; by default runs/lab, or runs/lab_quick.")
 _PROBLEMS = flags.DEFINE_list("problems", None, "Of gaussian, mixture, empirical.")
 _METHODS = flags.DEFINE_list("methods", None, "Samplers; by default all of pds_jax.bench.lab.METHODS.")
+_PLUGIN = flags.DEFINE_list("plugin", [], "Python files that register predictors, which are --methods then.")
 _NFES = flags.DEFINE_list("nfe", None, "Score evaluations an image.")
 _SAMPLES = flags.DEFINE_integer("samples", None, "Samples a seed.")
 _SEEDS = flags.DEFINE_integer("repeats", None, "Independent sets of samples (seeds).")
@@ -82,6 +85,10 @@ def settings() -> dict[str, Any]:
             chosen[name] = [int(n) for n in chosen[name]]
         except ValueError as error:
             raise PdsError(f"--{name} takes whole numbers: {error}") from error
+    for path in _PLUGIN.value:
+        load_plugin(path)
+    for name in set(chosen["methods"]) & set(PREDICTORS) - set(lab.METHODS):
+        lab.METHODS[name] = lab.Method(name)
     unknown = set(chosen["methods"]) - set(lab.METHODS)
     if unknown:
         raise PdsError(f"unknown methods {sorted(unknown)}; known: {', '.join(lab.METHODS)}")
