@@ -419,6 +419,11 @@ class SourceImages:
         return height, width, channels
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What was read and what was passed over, for provenance."""
+        return getattr(self.source, "record", {"data_set": self.source.name})
+
+    @property
     def seeds(self) -> Sequence[int]:
         """The index of each image."""
         return range(self.count) if self.positions is None else self.positions

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 
 from pds_jax.data import arrays, fashion_mnist, image_files, photographs, tfds_source
 from pds_jax.data.counters import below, uniform
@@ -193,6 +194,9 @@ def get_source(config: Any, split: str = "train") -> Source:
         "photos": lambda: photographs.photos(split, wanted[:2]),
         "landscapes": lambda: photographs.landscapes(split, wanted[:2]),
     }
+    if name in known or name.upper() in tfds_source.NAMES:
+        if pathlib.Path(name).exists():
+            logging.warning("data.dataset=%s is the data set of that name; write ./%s for what lies here", name, name)
     if name in known:
         source = known[name]()
     elif name.upper() in tfds_source.NAMES:
@@ -211,7 +215,7 @@ def get_source(config: Any, split: str = "train") -> Source:
     if tuple(source.shape) != wanted:
         raise PdsError(
             f"data set {source.name} holds images {tuple(source.shape)}, the configuration says {wanted}; change "
-            "data.image_size and data.num_channels, or set data.resize=True for image files"
+            "data.image_size and data.num_channels, or use --resize_images (data.resize=True) for image files"
         )
     return source
 

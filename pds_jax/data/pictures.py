@@ -33,6 +33,7 @@ _NOT_READ = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "WMF", "IM
 _SURE = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "PSD", "QOI", "DDS", "SUN", "FITS")
 _EXACT = {"1": 1, "L": 1, "RGB": 3}  # mode -> channels
 _BANDS = {**_EXACT, "LA": 2, "RGBA": 4}  # taken as they are where so many channels are asked for
+_VALUES = ("L", "LA", "RGB", "RGBA", "I;16", "I;16L", "I;16B", "I", "F")  # whose numbers speak for themselves
 _OPENING = threading.Lock()
 
 
@@ -138,7 +139,7 @@ def decode_any(where: str, data: bytes) -> np.ndarray:
       uint8, uint16 or float32; 1-bit files are 0 and 255.
 
     Raises:
-      PdsError: damaged, several frames, too many pixels, or 16 bits of more than one channel.
+      PdsError: damaged, several frames, too many pixels, CMYK and the like, or 16 bits of more than one channel.
     """
     with _opened(where, data) as image:
         _check_size(where, image)
@@ -151,6 +152,8 @@ def decode_any(where: str, data: bytes) -> np.ndarray:
             upright = upright.convert("RGBA")
         elif image.mode in ("1", "P"):
             upright = upright.convert("L" if image.mode == "1" else "RGB")
+        if upright.mode not in _VALUES:
+            raise PdsError(f"{where} has the colour mode {image.mode}; save it in gray or black and white")
         pixels = np.asarray(upright)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if depth > 8 and pixels.shape[2] > 1:

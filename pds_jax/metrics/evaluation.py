@@ -10,7 +10,7 @@ import numpy as np
 
 from pds_jax.metrics.extractors import Extractor
 from pds_jax.metrics.frechet import Gaussian
-from pds_jax.metrics.image_sets import ArrayImages, FileImages, ImageSet
+from pds_jax.metrics.image_sets import ImageSet
 from pds_jax.metrics.inception_score import inception_score
 from pds_jax.metrics.kid import kernel_distance
 from pds_jax.metrics.precision_recall import density_coverage, precision_recall
@@ -55,12 +55,13 @@ def make_reference(
         raise PdsError(f"{images.name} has {len(images)} image; a reference needs at least 2")
     keep = ("features",) if keep_features else ()
     found = extract(images, extractor, keep=keep, batch_size=batch_size, folder=folder, progress=progress)
+    record = getattr(images, "record", None)
     provenance = {
         "extractor": extractor.identity,
         "image_shape": list(images.shape),
         "images": images.name,
         "images_sha256": found.digest,
-        **({"files": images.record} if isinstance(images, FileImages | ArrayImages) else {}),
+        **({"files": record} if record is not None else {}),
     }
     moments = found.moments
     return Reference(

@@ -307,6 +307,7 @@ MASKS = (
     MaskKind("soft edges, JPEG", ".jpg", saved(GRAY, "JPEG"), "threshold it first"),
     MaskKind("colours", ".png", saved(COLOURS, "PNG"), "has colours"),
     MaskKind("transparent pixels", ".png", saved(np.dstack([BITS, ALPHA]), "PNG"), "has transparent pixels"),
+    MaskKind("CMYK", ".tif", saved(image(rgb(BITS), "CMYK"), "TIFF"), "has the colour mode CMYK"),
     MaskKind("all white", ".png", saved(OPAQUE, "PNG"), "nothing is to be found"),
     MaskKind("all black", ".png", saved(0 * OPAQUE, "PNG"), "nothing is known"),
 )  # fmt: skip
