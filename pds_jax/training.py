@@ -146,6 +146,8 @@ class Trainer:
                 f"{checkpoint} was saved after {state.step} steps and config.training.n_iters is "
                 f"{self.config.training.n_iters}: there is nothing left to do; set --config.training.n_iters higher"
             )
+        for note in state.report.notes:
+            logging.info("%s: %s", checkpoint, note)
         digest = checkpoints.digest_of(state.params)
         if (self.workdir / checkpoints.CONFIG).exists():
             begun = files.read_json(record) if record.exists() else {}

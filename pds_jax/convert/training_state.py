@@ -52,14 +52,14 @@ def load_training_state(path: str | os.PathLike[str], config: Any) -> TrainingSt
             return _of_torch(state, leaf, config, shapes, str(path))
     if kind in ("score_sde_flax", "orbax"):
         read = score_sde.read if kind == "score_sde_flax" else orbax_io.read
-        return _of_flax(read(path), shapes, str(path), kind)
+        return _of_flax(read(path), config, shapes, str(path), kind)
     raise ConversionError(
         f"{path} holds weights without an optimiser's state ({kind}); training goes on from score_sde's checkpoint_N, "
         "score_sde_pytorch's .pth, or an orbax state of Flax"
     )
 
 
-def _of_flax(state: Any, shapes: Mapping[str, Shape], path: str, kind: str) -> TrainingState:
+def _of_flax(state: Any, config: Any, shapes: Mapping[str, Shape], path: str, kind: str) -> TrainingState:
     report = Report(kind, path, "ema")
     ema_params = score_sde.from_tree(state, shapes, report, use_ema=True)
     if report.weights != "ema":
@@ -74,6 +74,8 @@ def _of_flax(state: Any, shapes: Mapping[str, Shape], path: str, kind: str) -> T
     )
     step = _whole(state.get("step") if isinstance(state, Mapping) else None, path)
     count = _whole(arrays.get(names[2], step), path)
+    for name, ours in (("lr", config.optim.lr), ("ema_rate", config.model.ema_rate)):
+        _note_other(name, arrays.get(name), ours, report)
     return TrainingState(step, count, params, ema_params, mu, nu, report)
 
 
@@ -158,6 +160,13 @@ def _torch_adam(
         elif began and name not in frozen:
             raise ConversionError(f"{path}: Adam's moments of {name!r} are missing")
     return moments, counts
+
+
+def _note_other(name: str, found: Any, ours: float, report: Report) -> None:
+    """Note an option of the training that goes on with another value."""
+    if isinstance(found, Leaf) and found.shape == () and not np.isclose(float(found.read()), ours, rtol=1e-4):
+        theirs = float(found.read())
+        report.notes.append(f"it was trained with {name}={theirs:.6g}; it goes on with the config's {ours:.6g}")
 
 
 def _zeros(shape: Shape) -> Leaf:

@@ -163,6 +163,15 @@ def test_a_state_that_is_not_whole_is_refused(tmp_path, official, damage, messag
         convert.load_training_state(tmp_path / "checkpoint_1", flax_config())
 
 
+def test_options_that_change_are_noted():
+    config = flax_config()
+    assert len(convert.load_training_state(CHECKPOINT_1, config).report.notes) == 1  # which weights are which
+    config.optim.lr, config.model.ema_rate = 1e-3, 0.99
+    notes = convert.load_training_state(CHECKPOINT_1, config).report.notes
+    assert "it was trained with lr=0.0002; it goes on with the config's 0.001" in notes
+    assert "it was trained with ema_rate=0.999; it goes on with the config's 0.99" in notes
+
+
 def test_weights_without_an_optimiser_are_refused(tmp_path):
     config = flax_config()
     convert.export(random_params(config), config, tmp_path / "model")
@@ -187,6 +196,7 @@ def test_the_state_of_score_sde_pytorch_keeps_its_moments_by_name():
     assert not np.any(flatten(state.mu)[FROZEN])
 
 
+@pytest.mark.slow
 def test_torchs_adam_and_ours_make_the_same_step():
     torch, config = need_torch(), torch_config()
     state = convert.load_training_state(TORCH / "ncsnpp_ve.pth", config)
@@ -214,3 +224,15 @@ def test_torchs_adam_and_ours_make_the_same_step():
         change = np.abs(wanted - before[name]).max()
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-3 * change + 1e-7 * np.abs(wanted).max())
     assert jnp.issubdtype(after.step.dtype, jnp.integer) and int(after.step) == 3
+
+
+@pytest.mark.slow
+def test_training_goes_on_in_the_folder_of_score_sde_itself(tmp_path):
+    """Its checkpoint_N stay where they are, among the states of this package."""
+    half = trained(tmp_path / "half", 2)
+    meta = tmp_path / "theirs" / "checkpoints-meta"
+    meta.mkdir(parents=True)
+    (meta / "checkpoint_1").write_bytes(flax.serialization.msgpack_serialize(as_score_sde(half)))
+    after = trained(tmp_path / "theirs", 4, str(meta / "checkpoint_1"))
+    assert int(after.step) == 4 and (meta / "checkpoint_1").is_file()
+    jax.tree.map(np.testing.assert_array_equal, trained(tmp_path / "theirs", 4), after)
