@@ -57,6 +57,18 @@ def main(argv: Sequence[str]) -> None:
         _refuse(message)
 
 
+def _doctor() -> NoReturn:
+    from pds_jax.cache import order_for_memory, use_compilation_cache
+    from pds_jax.keys import use_generator
+
+    order_for_memory()
+    use_compilation_cache(None)
+    use_generator()
+    from pds_jax.cli.doctor import doctor
+
+    sys.exit(0 if doctor() else 1)
+
+
 def _refuse(message: str) -> NoReturn:
     print(f"pds_jax: {message}", file=sys.stderr)
     sys.exit(2)
@@ -68,6 +80,10 @@ def run() -> None:
         modes = [mode for mode in flags.MODES if f"--mode={mode}" in sys.argv]
         print(help_text(modes[0] if modes else None), end="")
         return
+    if sys.argv[1:2] == ["doctor"]:
+        if sys.argv[2:]:
+            _refuse(f"doctor takes no options, not {sys.argv[2:]}")
+        _doctor()
     flags.define()
     try:
         app.run(main, flags_parser=parse)

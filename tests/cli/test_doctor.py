@@ -1,0 +1,35 @@
+"""``pds_jax doctor``."""
+
+import pytest
+
+from pds_jax import sampling
+from pds_jax.cli import doctor
+
+
+def test_it_says_what_is_there_and_passes(capsys):
+    assert doctor.doctor()
+    said = capsys.readouterr().out
+    for word in ("jax  ", "platform           cpu", "precision", "cache", "shipped models     photos, digits"):
+        assert word in said
+    assert "self-test          passed in" in said.splitlines()[-1]
+
+
+def test_a_sampler_of_another_law_fails_it(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_STD", 0.25)
+    monkeypatch.setattr(doctor, "_score", lambda sde, x, t: 4 * (0.5 - x) / (sde.std(t) ** 2)[:, None, None, None])
+    assert not doctor.doctor()
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_an_error_below_fails_it_in_one_line(capsys, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(sampling, "get_pc_sampler", broken)
+    assert not doctor.doctor()
+    assert capsys.readouterr().out.splitlines()[-1] == "self-test          FAILED: RuntimeError: no device"
+
+
+@pytest.mark.parametrize("folder, wanted", [(None, "off"), ("", "off"), ("gs://bucket/x", "gs://bucket/x")])
+def test_where_programs_are_kept(folder, wanted):
+    assert doctor._cache(folder).startswith(wanted)
