@@ -48,8 +48,14 @@ def load_safetensors(
             lambda: score_sde.from_tree(leaves, shapes, report, use_ema, alone=True),
             lambda: score_sde_torch.from_arrays(leaves, Leaf, _itself, config, shapes, report, use_ema, alone=True),
             lambda: _of_diffusers(leaves, Leaf, _itself, config, shapes, report, use_ema, alone=True),
+            lambda: score_sde.from_tree(_slashed(leaves), shapes, report, use_ema, alone=True),
         ]
     ), report
+
+
+def _slashed(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
+    """Names of flax joined by dots."""
+    return {name.replace(".", "/"): leaf for name, leaf in leaves.items()}
 
 
 def _first_that_fits(readers: list[Callable[[], dict[str, Any]]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A set is found by its names, not by its place: ``state_dict``, ``model``, ``ema_
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +126,8 @@ def _choose(value: Any, kind: type, expected: Expected, report: Report, use_ema:
     sets = _named_sets(contents, expected)
     raw = [found for found in sets if not found.average]
     averages = [found for found in sets if found.average]
-    averages += _listed(contents.lists, kind, expected, raw)
+    with contextlib.nullcontext() if use_ema else contextlib.suppress(ConversionError):
+        averages += _listed(contents.lists, kind, expected, raw)
     _name_states_of_lists(value, raw, averages)
     if not raw and not averages:
         raise NoWeights(_nothing(contents, expected))

@@ -344,6 +344,15 @@ def test_raw_weights_that_are_not_there_are_refused(tmp_path, config, averaged):
         load(tmp_path, {"ema": tensors(averaged, config)}, config, use_ema=False)
 
 
+@pytest.mark.parametrize("ema", [[], None, {"shadow_params": [1.0]}, "too short", "mixed"])
+def test_a_broken_average_does_not_keep_from_the_raw_weights(tmp_path, config, averaged, raw, ema):
+    named = trainable(tensors(averaged, config))
+    ema = {"too short": named[1:], "mixed": [*named[1:], 1.0]}[ema] if isinstance(ema, str) else ema
+    found, report = load(tmp_path, {"model": tensors(raw, config), "ema": ema}, config, use_ema=False)
+    assert_same_tree(raw, found)
+    assert report.weights == "raw"
+
+
 def test_a_file_that_nests_without_end_is_refused(tmp_path, config):
     nested = [1]
     for _ in range(40):
@@ -368,7 +377,7 @@ def test_half_precision_is_cast_with_a_line_that_says_so(tmp_path, config, avera
     assert f"157 of 157 leaves are {dtype}; they became float32" in report.notes
 
 
-@pytest.mark.parametrize("names", ["score_sde_pytorch", "score_sde", "diffusers"])
+@pytest.mark.parametrize("names", ["score_sde_pytorch", "score_sde", "score_sde by dots", "diffusers"])
 def test_safetensors_without_a_configuration_are_known_by_their_names(tmp_path, names):
     from safetensors.numpy import load_file, save_file
 
@@ -381,6 +390,8 @@ def test_safetensors_without_a_configuration_are_known_by_their_names(tmp_path, 
         arrays = load_file(PIPE / "unet" / "diffusion_pytorch_model.safetensors")
     else:
         arrays = {f"params/{path}": value for path, value in flatten(params).items()}
+        if "dots" in names:
+            arrays = {name.replace("/", "."): value for name, value in arrays.items()}
     save_file(arrays, tmp_path / "weights.safetensors")
     assert_same_tree(params, convert.load_checkpoint(tmp_path / "weights.safetensors", config)[0])
     found = checkpoints.load_any(tmp_path / "weights.safetensors", config)
