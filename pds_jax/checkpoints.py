@@ -24,6 +24,7 @@ from pds_jax import statistics as statistics_lib
 from pds_jax.convert import safetensors_io
 from pds_jax.convert.orbax_io import quiet
 from pds_jax.convert.tree import check_params, flatten, nest
+from pds_jax.data.shapes import image_shape
 from pds_jax.io import files
 from pds_jax.types import PdsError
 
@@ -272,14 +273,14 @@ def load_model(folder: str | os.PathLike[str], config: Any = None, *, use_ema: b
     return _read(str(place), place, config, use_ema)
 
 
-def _read(name: str, folder: pathlib.Path, config: Any, use_ema: bool) -> Loaded:
+def _read(name: str, folder: pathlib.Path | None, config: Any, use_ema: bool) -> Loaded:
     """A checkpoint and the statistics of its data, if they lie in its folder."""
     params, report = convert.load_checkpoint(name, config, use_ema=use_ema)
     for note in report.notes:
         level = logging.INFO if note.startswith("read the moving average") else logging.WARNING
         logging.log(level, "%s: %s", name, note)
-    statistics = folder / STATISTICS
-    stats = statistics_lib.load(statistics) if statistics.is_file() else None
+    statistics = folder / STATISTICS if folder is not None else None
+    stats = statistics_lib.load(statistics) if statistics is not None and statistics.is_file() else None
     return Loaded(params, config, stats, digest_of(params), name, tuple(report.notes))
 
 
@@ -320,10 +321,23 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
             f"{text} ({kind}) carries no configuration of ours; give the one it was trained with, on the command line "
             "by --config=FILE.py"
         )
-    found = _read(text, place if place.is_dir() else place.parent, _copied(config), use_ema)
-    if found.statistics is None:
+    return _with_statistics_beside(_read(text, None, _copied(config), use_ema), place)
+
+
+def _with_statistics_beside(found: Loaded, place: pathlib.Path) -> Loaded:
+    """With the statistics that lie beside another program's file, if they are of this package and of its images."""
+    path = (place if place.is_dir() else place.parent) / STATISTICS
+    if not path.is_file():
         return found
-    return dataclasses.replace(found, notes=(*found.notes, f"the statistics of its data are {STATISTICS} beside it"))
+    try:
+        stats = statistics_lib.load(path)
+        stats.check_shape(image_shape(found.config))
+    except PdsError as error:
+        note = f"{STATISTICS} beside it is passed over: {error}"
+        logging.warning("%s: %s", found.path, note)
+        return dataclasses.replace(found, notes=(*found.notes, note))
+    note = f"the statistics of its data are {STATISTICS} beside it"
+    return dataclasses.replace(found, statistics=stats, notes=(*found.notes, note))
 
 
 def config_of(checkpoint: str | os.PathLike[str]) -> ml_collections.ConfigDict | None:

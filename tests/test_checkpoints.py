@@ -249,6 +249,23 @@ def test_which_weights_were_read_is_said(tmp_path, config, params):
     )
 
 
+def test_statistics_beside_another_programs_file_are_read_only_if_they_are_of_its_images(
+    tmp_path, config, params, stats
+):
+    import flax.serialization
+
+    path = tmp_path / "checkpoint_1"
+    path.write_bytes(flax.serialization.msgpack_serialize(jax.tree.map(np.asarray, params)))
+    stats.save(tmp_path / "statistics.npz")
+    assert checkpoints.load_any(path, config).statistics is not None
+    other = statistics.compute_statistics([np.random.default_rng(0).uniform(size=(9, 4, 4, 1)).astype(np.float32)])
+    other.save(tmp_path / "statistics.npz")
+    found = checkpoints.load_any(path, config)
+    assert found.statistics is None and any("passed over: the statistics are of images" in note for note in found.notes)
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))  # of an FID, for example
+    assert checkpoints.load_any(path, config).statistics is None
+
+
 def test_a_file_without_configuration_is_called_by_its_kind(tmp_path):
     import flax.serialization
 
