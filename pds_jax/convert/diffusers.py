@@ -165,7 +165,7 @@ def from_arrays(
     """
     pairs = diffusers_pairs(config, shapes)
     aliases = {alias: pair.source for pair in pairs for alias in pair.aliases}
-    expected = Expected([pair.source for pair in pairs], aliases)
+    expected = Expected([pair.source for pair in pairs], aliases, ordered=False)
     found = choose(value, kind, expected, report, use_ema, alone=alone)
     check(config)
     return assemble(pairs, {name: leaf(array) for name, array in found.arrays.items()}, shapes, report)

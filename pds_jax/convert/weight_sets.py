@@ -29,6 +29,7 @@ _AVERAGES = frozenset("average averages averaged avg shadow shadows swa polyak".
 _RAW_WORDS = frozenset("online raw student backup collected stored original".split())
 _NO_AVERAGES = frozenset("email schema cinema".split())
 _TRAINING = frozenset("opt optim optims optimizer optimizers optimiser adam grad grads gradients mu nu moments".split())
+_LIGHTNING = ["current_model_state", "state_dict"]
 # What diffusion models register beside their weights: it follows from the config.
 _SCHEDULE = re.compile(r"(discrete_)?(sigmas|betas|alphas|timesteps)(_\w+)?|(sqrt|log|posterior|p2|loss)_\w+|logvar")
 
@@ -37,14 +38,15 @@ _SCHEDULE = re.compile(r"(discrete_)?(sigmas|betas|alphas|timesteps)(_\w+)?|(sqr
 class Expected:
     """The names that a network's parameters have in a file.
 
-    ``names`` in the order in which the program registers them, ``aliases`` {other name: name}, ``frozen`` those that
-    never train, ``separator`` between the parts of a name.
+    ``names``, ``ordered`` if that is the order in which the program registers them, ``aliases`` {other name: name},
+    ``frozen`` those that never train, ``separator`` between the parts of a name.
     """
 
     names: Sequence[str]
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     frozen: frozenset[str] = frozenset()
     separator: str = "."
+    ordered: bool = True
 
 
 @dataclasses.dataclass
@@ -128,7 +130,7 @@ def _choose(value: Any, kind: type, expected: Expected, report: Report, use_ema:
     averages = [found for found in sets if found.average]
     with contextlib.nullcontext() if use_ema else contextlib.suppress(ConversionError):
         averages += _listed(contents.lists, kind, expected, raw)
-    _name_states_of_lists(value, raw, averages)
+    _name_averages(value, raw, averages)
     if not raw and not averages:
         raise NoWeights(_nothing(contents, expected))
     if use_ema and not averages:
@@ -271,6 +273,8 @@ def _listed(lists: Mapping[str, list[Any]], kind: type, expected: Expected, raw:
             continue
         if not all(isinstance(value, kind) for value in values):
             raise ConversionError(f"the list {place!r} holds other things than tensors; for the raw weights {RAW}")
+        if not raw and not expected.ordered:
+            raise NoWeights(f"the list {place!r} has no names, and no model beside it that has them")
         model = raw[0] if raw else WeightSet("", False, dict.fromkeys(expected.names))
         missing = [name for name in expected.names if name not in model.arrays]
         if missing:
@@ -301,13 +305,25 @@ def _without_buffers(values: list[Any], raw: WeightSet) -> list[Any]:
     return kept
 
 
-def _name_states_of_lists(value: Any, raw: list[WeightSet], averages: list[WeightSet]) -> None:
-    """DDIM's and NCSNv2's programs save the list [model, optimizer, ..., moving average], without a name."""
-    if not isinstance(value, list) or averages or [found.where for found in raw] != ["0", str(len(value) - 1)]:
+def _name_averages(value: Any, raw: list[WeightSet], averages: list[WeightSet]) -> None:
+    """Averages that nothing at their place calls so.
+
+    DDIM's and NCSNv2's programs save the list [model, optimizer, ..., average]; Lightning's weight averaging puts the
+    average in ``state_dict`` and the raw weights in ``current_model_state``.
+    """
+    heads = [found.where.split(".")[0] for found in raw]
+    if averages or len(raw) != 2:
         return
-    last = raw.pop()
-    last.average, last.where = True, f"{last.where}, the last of the list"
-    averages.append(last)
+    if isinstance(value, list) and heads == ["0", str(len(value) - 1)]:
+        average = raw[1]
+        average.where = f"{average.where}, the last of the list"
+    elif isinstance(value, Mapping) and "averaging_state" in value and sorted(heads) == _LIGHTNING:
+        average = raw[heads.index("state_dict")]
+    else:
+        return
+    average.average = True
+    raw.remove(average)
+    averages.append(average)
 
 
 def _pick(averages: list[WeightSet], raw: list[WeightSet], use_ema: bool, report: Report) -> WeightSet:

@@ -98,6 +98,14 @@ WITH_BOTH = {
         "optimizer_states": [{"state": {0: {"exp_avg": s[:3].float(), "step": 1}}, "param_groups": []}],
         "callbacks": {},
     },
+    "lightning's weight averaging": lambda r, e, s: {
+        "state_dict": prefixed("net.", e),
+        "current_model_state": prefixed("net.", r),
+        "averaging_state": {"n_averaged": s[0].long()},
+    },
+    "composer": lambda r, e, s: {
+        "state": {"model": prefixed("module.", r), "algorithms": [("EMA", {"ema_model": {"parameters": e}})]}
+    },
     "latent diffusion": lambda r, e, s: {
         "state_dict": {
             **prefixed("model.", r),
@@ -396,6 +404,15 @@ def test_safetensors_without_a_configuration_are_known_by_their_names(tmp_path, 
     assert_same_tree(params, convert.load_checkpoint(tmp_path / "weights.safetensors", config)[0])
     found = checkpoints.load_any(tmp_path / "weights.safetensors", config)
     assert found.digest == checkpoints.digest_of(params)
+
+
+def test_a_list_without_names_is_not_taken_for_a_unet(tmp_path):
+    """EMAModel of diffusers saves its parameters in the order of the module, which only the module knows."""
+    torch, config = need_torch(), skip_config()
+    values = [torch.zeros(3), torch.zeros(2)]
+    torch.save({"decay": 0.9999, "shadow_params": values}, tmp_path / "custom_checkpoint_0.pkl")
+    with pytest.raises(convert.ConversionError, match="2 tensors, the model"):
+        convert.load_checkpoint(tmp_path / "custom_checkpoint_0.pkl", config)
 
 
 def test_a_pth_with_the_names_of_diffusers_is_read(tmp_path):
