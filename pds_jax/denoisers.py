@@ -12,9 +12,11 @@ with t(σ) = (√(β_min² + 2 β_d ln(1 + σ²)) − β_min)/β_d. Source: Karr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -180,6 +182,29 @@ def get_score(config: Any, sde: SDE, model: Any, params: Any) -> ScoreFn:
         return adapters.from_denoiser(get_denoiser(config, model, params), sde)
     table = adapters.ddpm_schedule(config.model.noise_schedule, config.model.diffusion_steps)
     return adapters.from_epsilon(NoisePrediction(params, model=model), sde, alpha=table)
+
+
+def denoising_errors(score_fn: ScoreFn, sde: SDE, images: Array, levels: Sequence[float], seed: int = 0) -> np.ndarray:
+    """Mean squared error of a score's denoiser over that of doing nothing, E‖D(x_0 + σ ε; σ) − x_0‖²/(σ² dim), (L,).
+
+    ``images`` (B, H, W, C) are clean, in the model's range; ``levels`` (L,) are σ in that range. A trained network is
+    well below 1 everywhere, one that computes something else than in training is not. D = (x_t + std² s)/m_t.
+    """
+    x0 = jnp.asarray(images, jnp.float32)
+    noise = jax.random.normal(jax.random.key(seed), x0.shape)
+
+    @jax.jit
+    def error(score_fn: ScoreFn, t: Array) -> Array:
+        t = jnp.broadcast_to(t, x0.shape[:1])
+        m, std = sde.mean_scale(t), sde.std(t)
+        x = batch_mul(m, x0) + batch_mul(std, noise)
+        denoised = batch_mul(1 / m, x + batch_mul(jnp.square(std), score_fn(x, t)))
+        return jnp.mean(jnp.square(denoised - x0)) / jnp.mean(jnp.square(std / m))
+
+    times = np.asarray(sde.t_of_level(np.asarray(levels)), np.float32)
+    if not ((times >= 0) & (times <= 1)).all():
+        raise PdsError(f"noise levels {list(levels)} are not all between those of the SDE's t = 0 and t = 1")
+    return np.asarray([float(error(score_fn, t)) for t in times])
 
 
 @flax.struct.dataclass
