@@ -7,6 +7,7 @@ n·B … (n+1)·B − 1; nothing has to be saved to resume exactly.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -268,9 +269,15 @@ class Stream:
         indices = np.empty_like(positions)
         for epoch in np.unique(positions // size):
             inside = positions // size == epoch
-            order = np.random.Generator(np.random.PCG64([self.seed, int(epoch)])).permutation(size)
+            order = _order(self.seed, int(epoch), size)
             indices[inside] = order[positions[inside] - epoch * size]
         return indices
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """The order of an epoch, a permutation of 0 … size − 1."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
 
 
 def iterate(source: Source, batch_size: int, count: int | None = None) -> Iterator[np.ndarray]:

@@ -6,6 +6,7 @@ silently. Everything is checked by the headers before the first pixel is decoded
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from pds_jax.types import PdsError
 
 _SEED = re.compile(r"(\d+)$")
 _SHOW_PROGRESS = 20_000  # files
+_FEW = 16  # files that are decoded one after the other
 
 
 def open_images(
@@ -257,12 +259,13 @@ class FileImages:
             raise PdsError(f"{path} holds no image files; {listing.summary() or 'it is empty'}")
         names = listing.names[:limit]
         first, shape = names[0], (0, 0, 0)
-        for name in _with_progress(names, str(path)):
-            other = _inspect(place, name, rule, value_range)
-            if name is first:
-                shape = other
-            elif other != shape:
-                raise _mixed(place, first, shape, name, other)
+        with pictures.quiet():
+            for name in _with_progress(names, str(path)):
+                other = _inspect(place, name, rule, value_range)
+                if name is first:
+                    shape = other
+                elif other != shape:
+                    raise _mixed(place, first, shape, name, other)
         return cls(str(path), names, shape, rule, value_range, _seeds(names), place)
 
     @property
@@ -285,7 +288,12 @@ class FileImages:
 
     def stored(self, indices: Sequence[int]) -> np.ndarray:
         """Images (b, H, W, C): uint8, or float32 in [0, 1] from .npy files of other numbers."""
-        return np.stack([self._one(self.files[index]) for index in indices])
+        names = [self.files[index] for index in indices]
+        with pictures.quiet():
+            if len(names) < _FEW:
+                return np.stack([self._one(name) for name in names])
+            with concurrent.futures.ThreadPoolExecutor() as pool:  # Pillow decodes several at once
+                return np.stack(list(pool.map(self._one, names)))
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """The images (b, H, W, C), uint8."""
@@ -345,8 +353,8 @@ def _mixed(
     if other[:2] != shape[:2]:
         return PdsError(
             f"{place.where(name)} is {other[0]}x{other[1]} pixels (height x width), {places.shown(first)} is "
-            f"{shape[0]}x{shape[1]}; all images must have one size: resize them first, or give an image size to crop "
-            "and resize them to"
+            f"{shape[0]}x{shape[1]}; all images must have one size: resize them first, or while they are read "
+            "(--resize_images in training, --image_size of make_statistics.py, size=(H, W))"
         )
     return PdsError(
         f"{place.where(name)} has {other[2]} channels, {places.shown(first)} has {shape[2]}; do not mix gray and "

@@ -36,7 +36,9 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     where, data = found.where(name), found.read(name)
     if name.lower().endswith(".npy"):
         return _checked(_of_array(arrays.parse_npy(data, where), where), where)
-    return _checked(_of_picture(pictures.decode_any(where, data), where), where)
+    with pictures.quiet():
+        pixels = pictures.decode_any(where, data)
+    return _checked(_of_picture(pixels, where), where)
 
 
 def describe(mask: np.ndarray) -> str:

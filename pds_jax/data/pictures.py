@@ -175,12 +175,18 @@ def _unreadable(where: str, why: str) -> _Unreadable:
 
 
 @contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of metadata, in this and other threads; for all readers of files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
 def _opened(where: str, data: bytes) -> Iterator[Image.Image]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata, which does not matter here
-            with _open(where, data) as image:
-                yield image
+        with _open(where, data) as image:
+            yield image
     except PdsError:
         raise
     except Image.DecompressionBombError as error:

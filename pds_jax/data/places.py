@@ -108,12 +108,9 @@ def list_names(entries: Iterable[str], passed: Mapping[str, list[str]]) -> Listi
         else:
             found.setdefault(reason, []).append(name)
     if has_manifest and any(_OF_A_RUN.match(name) for name in (*images, *arrays)):
-        of_run = [name for name in (*images, *arrays) if _OF_A_RUN.match(name)]
-        others = sorted(set(images) | set(arrays)) if len(of_run) < len(images) + len(arrays) else []
-        others = [name for name in others if not _OF_A_RUN.match(name)]
-        if others:
-            found.setdefault(NOT_OF_THE_RUN, []).extend(others)
-        images, arrays = ([], of_run) if of_run[0].endswith(".npy") else (of_run, [])
+        others = [name for name in (*images, *arrays) if not _OF_A_RUN.match(name)]
+        found.setdefault(NOT_OF_THE_RUN, []).extend(others)
+        images, arrays = ([name for name in names if _OF_A_RUN.match(name)] for names in (images, arrays))
     if images and arrays:
         found.setdefault(ARRAY, []).extend(arrays)
     order = {reason: sorted(names) for reason, names in sorted(found.items()) if names}

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from pds_jax.data.image_files import open_images
+from pds_jax.data.masks import read_mask
 from pds_jax.types import PdsError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "convert"))
@@ -65,6 +66,22 @@ def test_a_damaged_image_file_is_refused_by_name_or_read_right(suffix, tmp_path)
         else:
             np.testing.assert_array_equal(found, as_pillow_reads(damaged))
     assert read < COUNT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in kinds.MASKS if not kind.refusal], ids=lambda kind: kind.label)
+def test_a_damaged_mask_is_refused_by_name_or_is_black_and_white(kind, tmp_path):
+    data, path = kind.make(), tmp_path / f"x{kind.suffix}"
+    for _, damaged, _ in mutations(data, COUNT, seed=0):
+        path.write_bytes(damaged)
+        try:
+            found = read_mask(path)
+        except PdsError as error:
+            assert path.name in str(error)
+            continue
+        assert set(np.unique(found)) == {0.0, 1.0}
+        if kind.suffix == ".png":
+            np.testing.assert_array_equal(found, kinds.KNOWN)
 
 
 def pack(form, path):
