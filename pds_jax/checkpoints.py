@@ -1,7 +1,7 @@
 """Checkpoints: training states (orbax), finished models (safetensors, configuration, statistics), and finding either.
 
 A finished model is a folder with ``model.safetensors`` (arrays named a/b/c), ``config.json``, and, where the data are
-known, ``statistics.npz``. ``photos`` and ``digits`` name the ones that ship.
+known, ``statistics.npz``. ``fashion``, ``photos`` and ``digits`` name the ones that ship.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Params = Any
 
 STATISTICS = "statistics.npz"
 CONFIG = "config.json"
-SHIPPED = ("photos", "digits")
+SHIPPED = ("fashion", "photos", "digits")
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 _SHIPPED_FOLDERS = (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints_shipped")
 _NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
@@ -254,7 +254,7 @@ def load_model(folder: str | os.PathLike[str], config: Any = None, *, use_ema: b
     """Read a finished model.
 
     Args:
-      folder: with ``model.safetensors`` and ``config.json``; or ``photos`` or ``digits``.
+      folder: with ``model.safetensors`` and ``config.json``; or ``fashion``, ``photos`` or ``digits``.
       config: configuration to use instead of the folder's.
 
     Returns:
@@ -288,8 +288,8 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
     """Read a model from wherever it is.
 
     Args:
-      checkpoint: ``photos`` or ``digits``; a finished model's folder; a training workdir (its newest state) or one
-        state in it (workdir/checkpoints/4000); or a file or folder of score_sde, score_sde_pytorch,
+      checkpoint: ``fashion``, ``photos`` or ``digits``; a finished model's folder; a training workdir (its newest
+        state) or one state in it (workdir/checkpoints/4000); or a file or folder of score_sde, score_sde_pytorch,
         diffusers, EDM or guided-diffusion.
       config: configuration; needed where none lies with the weights.
       use_ema: the moving average of the weights rather than the raw ones, where both are there.

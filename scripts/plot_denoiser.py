@@ -76,7 +76,7 @@ def curve(trained: assembly.Trained, images: np.ndarray, levels: int, repeats: i
 def main() -> None:
     """Measure, draw, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="photos, digits, a model's folder or a training workdir")
+    parser.add_argument("--checkpoint", required=True, help="a shipped model, a model's folder or a training workdir")
     parser.add_argument("--out", default="denoiser.png", help="the figure")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--levels", type=int, default=25)

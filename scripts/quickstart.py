@@ -14,7 +14,7 @@ from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
 from pds_jax.io import images
 
-_MODEL = flags.DEFINE_enum("model", "photos", ["photos", "digits"], "Which shipped model.")
+_MODEL = flags.DEFINE_enum("model", "photos", ["fashion", "photos", "digits"], "Which shipped model.")
 _NFES = flags.DEFINE_list("nfe", ["20", "40", "80"], "Numbers of network evaluations.")
 _COUNT = flags.DEFINE_integer("images", 128, "Images a cell; more makes the table's distances less noisy.")
 _ALPHA = flags.DEFINE_float("alpha", None, "Strength of PDS; default: the model's recommended value.")

@@ -48,7 +48,7 @@ _ENDLESS = 4096  # images of a data set without end
 _REPEATS = {"train": 1, "test": 5}  # passes of bits/dim, as in score_sde
 _EPS = 1e-5  # of the likelihood's ODE
 _KID_SUBSET = 1000
-EXTRACTORS = {"digits": "digits", "photos": "patches"}  # by data set; Inception for every other
+EXTRACTORS = {"fashion": "fashion", "digits": "digits", "photos": "patches"}  # by data set; Inception for every other
 
 
 def evaluate(options: RunOptions) -> list[dict[str, Any]]:

@@ -75,10 +75,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "checkpoint",
             str,
-            "Trained model: photos, digits, a folder with model.safetensors, a training workdir, or an original file "
-            "of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable Diffusion 1 and 2 too), "
-            "EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a whole state of score_sde or score_sde_pytorch "
-            "to go on from.",
+            "Trained model: fashion, photos, digits, a folder with model.safetensors, a training workdir, or an "
+            "original file of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable Diffusion "
+            "1 and 2 too), EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a whole state of score_sde or "
+            "score_sde_pytorch to go on from.",
             "NAME|PATH",
             otherwise="the training in workdir",
             modes=(*_SAMPLES, "train"),
@@ -361,9 +361,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "Judging": (
         Flag(
             "extractor",
-            ("inception", "digits", "patches", "pixels"),
+            ("inception", "fashion", "digits", "patches", "pixels"),
             "What makes the features of FID and related metrics.",
-            otherwise="digits and patches for the shipped digits and photos, else inception",
+            otherwise="fashion, digits and patches for the shipped fashion, digits and photos, else inception",
             modes=("eval",),
         ),
         Flag(
