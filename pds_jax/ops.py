@@ -63,7 +63,7 @@ def irfft2(spectrum: Array, shape: tuple[int, int]) -> Array:
 
 
 def _in_parts(transform: Callable[[Array], Array], x: Array) -> Array:
-    """Transform as many images at once as FFT_BYTES hold; image by image the result is the same."""
+    """Transform as many images at once as FFT_BYTES hold; image by image the result is the same to rounding."""
     size = max(FFT_BYTES // max(8 * math.prod(x.shape[1:]), 1), 1)
     if x.shape[0] <= size:
         return transform(x)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests: a virtual environment, the install, ruff, types, tests, doctests, documentation, the audit of dependencies.
+# The tests: a virtual environment, the install, ruff, types, tests, doctests, documentation, the newest Python with the
+# newest JAX, the main job on the oldest JAX, the audit of dependencies.
 #   scripts/check.sh          what CI runs
 #   scripts/check.sh --all    the slow tests too
 # PDS_VENV: folder of the virtual environment (default .venv). PDS_TORCH: the torch that the converter tests use.
@@ -19,6 +20,9 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 "$venv/bin/python" -m pytest -q -n 2 --dist loadfile ${slow[@]+"${slow[@]}"}
 "$venv/bin/python" -m pytest -q --doctest-modules pds_jax
 "$venv/bin/sphinx-build" -W -q -b html docs docs/_build
+# Users arrive on the newest; the oldest must still do the main job.
+bash scripts/check_jax_versions.sh newest
+bash scripts/check_jax_versions.sh --smoke oldest
 # Known holes in dependencies are told, not fatal: they are mended upstream.
 audit="$("$venv/bin/pip-audit" --progress-spinner off --skip-editable 2>&1 || true)"
 grep -v 'could not be audited' <<<"$audit" || true

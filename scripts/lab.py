@@ -31,14 +31,15 @@ from pds_jax.cache import use_compilation_cache
 from pds_jax.io import files
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.plugins import load_plugin
-from pds_jax.predictors import PREDICTORS
 from pds_jax.types import PdsError
 
 _QUICK = flags.DEFINE_bool("quick", False, "Few cells, one seed, into runs/lab_quick: under two minutes on two cores.")
 _OUT = flags.DEFINE_string("out", None, "Folder of results; by default runs/lab, or runs/lab_quick.")
 _PROBLEMS = flags.DEFINE_list("problems", None, "Of gaussian, mixture, empirical.")
-_METHODS = flags.DEFINE_list("methods", None, "Samplers; by default all of pds_jax.bench.lab.METHODS.")
-_PLUGIN = flags.DEFINE_list("plugin", [], "Python files that register predictors, which are --methods then.")
+_METHODS = flags.DEFINE_list(
+    "methods", None, "Samplers: of pds_jax.bench.lab.METHODS, by default all, or names of predictors, a plugin's too."
+)
+_PLUGIN = flags.DEFINE_multi_string("plugin", [], "Python file that registers predictors; may be repeated.")
 _NFES = flags.DEFINE_list("nfe", None, "Score evaluations an image.")
 _SAMPLES = flags.DEFINE_integer("samples", None, "Samples a seed.")
 _SEEDS = flags.DEFINE_integer("repeats", None, "Independent sets of samples (seeds).")
@@ -85,13 +86,10 @@ def settings() -> dict[str, Any]:
             chosen[name] = [int(n) for n in chosen[name]]
         except ValueError as error:
             raise PdsError(f"--{name} takes whole numbers: {error}") from error
-    for path in _PLUGIN.value:
-        load_plugin(path)
-    for name in set(chosen["methods"]) & set(PREDICTORS) - set(lab.METHODS):
-        lab.METHODS[name] = lab.Method(name)
-    unknown = set(chosen["methods"]) - set(lab.METHODS)
-    if unknown:
-        raise PdsError(f"unknown methods {sorted(unknown)}; known: {', '.join(lab.METHODS)}")
+    for plugin in _PLUGIN.value:
+        load_plugin(plugin)
+    for name in chosen["methods"]:
+        lab.get_method(name)  # refuses an unknown name
     return chosen | {"images": _IMAGES.value}
 
 
@@ -142,7 +140,7 @@ def run_cell(
     book: Book, problem: lab.Problem, about: dict[str, Any], name: str, nfe: int, alpha: float | None = None
 ) -> None:
     """One sampler at one number of evaluations, unless it is done; a setting that diverges is recorded as such."""
-    method = lab.METHODS[name]
+    method = lab.get_method(name)
     label = name if alpha is None else f"{name}@{alpha:g}"
     key = {"problem": problem.name, "sampler": label, "nfe": nfe}
     if book.cell(**key):
@@ -178,7 +176,7 @@ def jobs(book: Book, problems: list[lab.Problem], about: dict[str, Any]) -> Iter
             for nfe, name in itertools.product(about["nfe"], about["methods"]):
                 first = stage == _STAGES[0] and name == "pc" and nfe == _GOAL
                 wanted = name == "pc" or nfe <= _FEW or not _QUICK.value
-                if (previous < nfe <= stage or first) and wanted and lab.METHODS[name].iterations(nfe) >= 2:
+                if (previous < nfe <= stage or first) and wanted and lab.get_method(name).iterations(nfe) >= 2:
                     yield functools.partial(run_cell, book, problem, about, name, nfe)
         if stage == _STAGES[0]:
             (swept,) = [problem for problem in problems if problem.name == main_problem(about)]
@@ -192,7 +190,7 @@ def sweep_jobs(
 ) -> Iterator[Callable[[], None]]:
     """One sampler with N = n: every alpha, alpha=auto, and the alpha that tuning chooses."""
     nfe = evaluations(name, n)
-    for alpha in lab.candidates(problem, lab.METHODS[name], n):
+    for alpha in lab.candidates(problem, lab.get_method(name), n):
         yield functools.partial(run_cell, book, problem, about, name, nfe, alpha)
     yield functools.partial(run_cell, book, problem, about, f"{name}_pds_auto", nfe)
     yield functools.partial(run_tune, book, problem, name, n)
@@ -202,7 +200,7 @@ def run_tune(book: Book, problem: lab.Problem, name: str, n: int) -> None:
     """The alpha that the spectra of a few samples choose, unless it is known."""
     key = {"problem": problem.name, "sampler": f"{name}_tune", "nfe": evaluations(name, n)}
     if not book.cell(**key):
-        errors = lab.tune_errors(problem, lab.METHODS[name], n)
+        errors = lab.tune_errors(problem, lab.get_method(name), n)
         tried = {f"{alpha:g}": round(error, 5) for alpha, error in errors.items()}
         book.add([{**key, "N": n, "seed": -1, "alpha": choose(errors), "tried": tried}])
 
@@ -313,7 +311,7 @@ def draw_figures(book: Book, problem: lab.Problem, about: dict[str, Any], out: p
     for name in about["methods"]:
         if name not in _SHOWN:
             continue
-        sampler = lab.get_sampler(problem, lab.METHODS[name], lab.METHODS[name].iterations(20))
+        sampler = lab.get_sampler(problem, lab.get_method(name), lab.get_method(name).iterations(20))
         powers[name] = power_spectrum(draw(problem, sampler, about)[0])
     figures.spectra(powers, out / f"spectra_{problem.name}.png", f"{problem.name}: power at 20 score evaluations")
 

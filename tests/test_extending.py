@@ -1,6 +1,8 @@
 """SDEs, predictors and correctors of a user's own work everywhere, without an edit of the package."""
 
 import pathlib
+import subprocess
+import sys
 
 import flax.struct
 import jax
@@ -118,3 +120,24 @@ def test_it_can_be_named_in_a_plan():
     assert plan.nfe == 12 and plan.sampler.table.name_of("corrector") == "small_step"
     drawn = pds_jax.draw(trained, plan, seeds=range(2))
     assert np.isfinite(drawn.images).all()
+
+
+def test_it_can_be_named_in_the_lab():
+    from pds_jax.bench import lab
+
+    method = lab.get_method("half_noise")
+    assert (method.predictor, method.grid) == ("half_noise", "uniform") and method.iterations(30) == 30
+    with pytest.raises(PdsError, match="unknown method 'quarter_noise'; known: .*half_noise"):
+        lab.get_method("quarter_noise")
+
+
+@pytest.mark.slow
+def test_an_sde_of_ones_own_is_trained_and_sampled_from_the_command_line(tmp_path):
+    root = PLUGIN.parents[2]
+    program = [sys.executable, "-m", "pds_jax.main", f"--plugin={PLUGIN}", f"--workdir={tmp_path}/run"]
+    train = ["--mode=train", "--config=configs/photos.py:runlocal,parametrisation=score_sde,loss_weighting=sigma",
+             "--config.training.sde=cosine"]  # fmt: skip
+    sample = ["--mode=sample", "--seeds=0-1", "--nfe=20", "--alpha=5", "--predictor=half_noise", "--corrector=none"]
+    for words in (train, sample):
+        done = subprocess.run([*program, *words], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -32,7 +32,8 @@ def test_a_batch_too_large_for_one_plan_is_transformed_in_parts(images, monkeypa
     whole = ops.rfft2(jnp.asarray(images))
     back = ops.irfft2(whole, images.shape[1:3])
     monkeypatch.setattr(ops, "FFT_BYTES", 2 * 8 * images[0].size)  # two images at once, the last alone
-    np.testing.assert_array_equal(ops.rfft2(jnp.asarray(images)), whole)
-    np.testing.assert_array_equal(ops.irfft2(whole, images.shape[1:3]), back)
+    # Equal to rounding: since JAX 0.12 the last bits of a transform depend on how many it is made with.
+    np.testing.assert_allclose(ops.rfft2(jnp.asarray(images)), whole, atol=5e-6)
+    np.testing.assert_allclose(ops.irfft2(whole, images.shape[1:3]), back, atol=1e-6)
     monkeypatch.setattr(ops, "FFT_BYTES", 1)  # never less than one
-    np.testing.assert_array_equal(ops.rfft2(jnp.asarray(images)), whole)
+    np.testing.assert_allclose(ops.rfft2(jnp.asarray(images)), whole, atol=5e-6)

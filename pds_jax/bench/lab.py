@@ -23,7 +23,7 @@ from pds_jax.data import datasets, photographs
 from pds_jax.metrics import simple
 from pds_jax.metrics.frechet import frechet_distance_from_features
 from pds_jax.models import analytic
-from pds_jax.predictors import get_predictor
+from pds_jax.predictors import PREDICTORS, get_predictor
 from pds_jax.sde_lib import SDE, VESDE
 from pds_jax.types import PdsError
 
@@ -85,6 +85,23 @@ METHODS: dict[str, Method] = {
     "sde_dpmpp_2m_matched": _few("sde_dpmpp_2m", prior="matched"),
     "sde_dpmpp_2m_pds_5_exact": _few("sde_dpmpp_2m", alpha=5.0, variant="exact", prior="matched"),
 }
+
+
+def get_method(name: str) -> Method:
+    """A method of :data:`METHODS`, or the predictor called `name`, a plugin's too, with the grid that suits it.
+
+    Raises:
+      PdsError: neither.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if name not in PREDICTORS:
+        raise PdsError(f"unknown method {name!r}; known: {', '.join([*METHODS, *sorted(PREDICTORS)])}")
+    step = PREDICTORS[name]
+    prior = "matched" if step.needs_statistics else "standard"
+    return Method(name, grid="edm" if step.any_grid else "uniform", prior=prior)
+
+
 BASELINES = ("pc", "rd", "ancestral", "ddim", "heun", "dpmpp_2m", "sde_dpmpp_2m")
 
 
