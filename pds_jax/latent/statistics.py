@@ -72,6 +72,6 @@ def check_statistics(statistics: Statistics, name: str) -> Statistics:
     if statistics.provenance.get("data_range") != RANGE:
         raise PdsError(
             f"{name} holds statistics of images, a latent model needs those of its latents: make them with "
-            "scripts/make_statistics.py --checkpoint=FOLDER --images=FOLDER"
+            "scripts/latent_statistics.py --checkpoint=FOLDER --images=FOLDER"
         )
     return statistics

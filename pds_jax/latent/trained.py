@@ -42,6 +42,10 @@ class LatentModel:
     pipeline: Pipeline
     codec: Codec
 
+    def latents(self, plan: assembly.Plan, seeds: Sequence[int], **words: Any) -> np.ndarray:
+        """Latents (n, h, w, c) that a plan makes, not decoded; words as of ``assembly.draw``."""
+        return assembly.draw(dataclasses.replace(self.trained, decode=None), plan, seeds, **words).images
+
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each part."""
         return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in self._trees().items()}
