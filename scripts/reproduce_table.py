@@ -6,6 +6,9 @@
         --ref=cifar10_ref.npz --inception_weights=pt_inception-2015-12-05-6726825d.pth
     python scripts/reproduce_table.py --table=lsun --checkpoint=church=church.pth --statistics=church=church.npz \\
         --ref=church=church_ref.npz --quick
+    python scripts/reproduce_table.py --table=coco --dry_run
+    python scripts/reproduce_table.py --table=coco --checkpoint=FOLDER --prompts=captions_val2014.json \\
+        --statistics=latents.npz --ref=coco_ref.npz --clip=CLIP_FOLDER
 
 A row samples --images images for each of --ranges ranges of seeds and judges every range by itself; mean and minimum
 are given. What is there is not made again: images, features and rows lie in OUT/TABLE. A row whose setting must
@@ -35,6 +38,7 @@ from ml_collections import ConfigDict
 from pds_jax import assembly, parallel
 from pds_jax.bench import ablation, quality
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli import coco
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_reference
 from pds_jax.data.shapes import image_shape
@@ -145,7 +149,9 @@ TABLES = {
     ),
 }
 
-_TABLE = flags.DEFINE_enum("table", None, [*TABLES, *ablation.PLANS], "Which table.")
+COCO = "coco"
+
+_TABLE = flags.DEFINE_enum("table", None, [*TABLES, *ablation.PLANS, COCO], "Which table.")
 _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "PATH, or NETWORK=PATH,NETWORK=PATH where a table has several.")
 _STATISTICS = flags.DEFINE_list("statistics", [], "Statistics of the data for PDS, FILE.npz or NETWORK=FILE.npz,...")
 _REF = flags.DEFINE_list("ref", [], "Reference of FID, FILE.npz or NETWORK=FILE.npz,...; default: the training data.")
@@ -158,6 +164,9 @@ _SNR = flags.DEFINE_float("snr", None, "Signal-to-noise ratio of the corrector; 
 _OPTIONS = flags.DEFINE_multi_string(
     "option", [], "name=value of a field of config.sampling or config.pds, e.g. --option=filters=both."
 )
+_PROMPTS = flags.DEFINE_string("prompts", None, "coco: captions, of COCO's annotations or a line each.")
+_CLIP = flags.DEFINE_string("clip", None, "coco: folder of a CLIPModel, for the CLIP score.")
+_NFES = flags.DEFINE_list("nfes", None, "coco: other network evaluations an image than the table's.")
 _IMAGES = flags.DEFINE_integer("images", None, "Images a range of seeds; 50000 unless the table says otherwise.")
 _RANGES = flags.DEFINE_integer("ranges", None, "Ranges of seeds: 1 (shipped models 2). EDM takes the best of 3.")
 _ITERATIONS = flags.DEFINE_list("iterations", None, "Rows of the tables of shipped models, e.g. 10,20,40.")
@@ -493,10 +502,55 @@ def ablate(out: pathlib.Path) -> dict[str, Any]:
     return {"table": _TABLE.value, "cells": len(rows), "of": whole, "images": size.images(min(size.iterations))}
 
 
+# --- text to image -----------------------------------------------------------------------------------------------
+
+
+def coco_table() -> coco.CocoTable:
+    """The table of texts that the flags describe."""
+    changes = {
+        "nfes": None if _NFES.value is None else tuple(int(text) for text in _NFES.value),
+        "alphas": None if _ALPHAS.value is None else tuple(float(text) for text in _ALPHAS.value),
+        "images": _IMAGES.value or (2 if _QUICK.value else None),
+    }
+    table = dataclasses.replace(coco.CocoTable(), **{k: value for k, value in changes.items() if value is not None})
+    return dataclasses.replace(table, nfes=table.nfes[:1], alphas=table.alphas[:1]) if _QUICK.value else table
+
+
+def coco_path() -> str | None:
+    """The only path of --checkpoint."""
+    if len(_CHECKPOINT.value) > 1:
+        raise PdsError(f"--checkpoint={','.join(_CHECKPOINT.value)}: this table has one network")
+    return next(iter(_CHECKPOINT.value), None)
+
+
+def measure_coco(table: coco.CocoTable, out: pathlib.Path) -> dict[str, Any]:
+    """All rows of the table of texts; FID where --ref is given, CLIP score where --clip is."""
+    path = coco_path()
+    if path is None or _PROMPTS.value is None:
+        raise PdsError("give --checkpoint=FOLDER of a text-to-image model and --prompts=FILE; --dry_run needs neither")
+    judge = None
+    if _REF.value:
+        extractor = get_extractor("inception", weights=_WEIGHTS.value).spread(parallel.data_parallel)
+        reference = load_reference(_REF.value[0])
+        evaluation.check_request(table.images, ["fid"], reference, allow_fewer=_ALLOW.value or _QUICK.value)
+
+        def judge(images: Any) -> dict[str, Any]:
+            reference.check(extractor, images.shape)
+            words = {"metrics": ["fid"], "allow_fewer": True, "folder": out / "unfinished"}
+            return evaluation.evaluate(images, reference, extractor, **words)
+
+    given = {"statistics_file": next(iter(_STATISTICS.value), None), "clip": _CLIP.value, "judge": judge}
+    rows = coco.measure(table, path, _PROMPTS.value, out, **given)
+    files.write_json(out / "table.json", plain({"table": "coco", "images": table.images, "rows": rows}))
+    head = f"coco: {table.images} captions a row, guidance {table.guidance:g}\n\n"
+    files.atomic_write(out / "table.md", lambda file: file.write((head + coco.markdown(rows)).encode()))
+    return {"table": "coco", "images": table.images, "rows": rows}
+
+
 def main(argv: list[str]) -> None:
     """Measure or estimate."""
     if len(argv) > 1 or _TABLE.value is None:
-        sys.exit(f"type --table={'|'.join([*TABLES, *ablation.PLANS])}; every option starts with --")
+        sys.exit(f"type --table={'|'.join([*TABLES, *ablation.PLANS, COCO])}; every option starts with --")
     use_compilation_cache(None)
     out = pathlib.Path(_OUT.value) / ("quick" if _QUICK.value else "") / _TABLE.value
     if _TABLE.value in ablation.PLANS:
@@ -505,11 +559,15 @@ def main(argv: list[str]) -> None:
         except PdsError as error:
             sys.exit(f"reproduce_table.py: {error}")
         return
-    table = chosen()
     jobs: dict[bool, Callable[[], dict[str, Any]]] = {
-        True: lambda: dry_run(table),
-        False: lambda: measure_all(table, out),
+        True: lambda: dry_run(chosen()),
+        False: lambda: measure_all(chosen(), out),
     }
+    if _TABLE.value == COCO:
+        jobs = {
+            True: lambda: coco.dry_run(coco_table(), coco_path(), measured_rate()),
+            False: lambda: measure_coco(coco_table(), out),
+        }
     try:
         result = jobs[_DRY.value]()
     except PdsError as error:

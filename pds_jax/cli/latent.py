@@ -88,7 +88,7 @@ def job(options: RunOptions) -> Job:
         "guidance_interval": options.guidance_interval or classes.EVERYWHERE,
     }
     given = model.given(_at(prompts), negative=negative, cache=text_cache(), **guided)
-    text = {"prompt": options.prompt} if options.prompt is not None else {"prompts_sha256": _digest(prompts)}
+    text = {"prompt": options.prompt} if options.prompt is not None else {"prompts_sha256": digest(prompts)}
     return Job(model, given, guided, {**text, "negative_prompt": negative, **chosen})
 
 
@@ -98,7 +98,8 @@ def _refuse(options: RunOptions, flags: Sequence[str], takes: str) -> None:
             raise PdsError(f"--{name} has no effect here: {options.weights} takes {takes}; leave it out")
 
 
-def _digest(prompts: Sequence[str]) -> str:
+def digest(prompts: Sequence[str]) -> str:
+    """SHA-256 of prompts."""
     return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
 
 

@@ -22,7 +22,7 @@ from pds_jax.io.manifest import RunFolder
 from pds_jax.keys import GENERATOR
 from pds_jax.plugins import Plugin
 from pds_jax.score_fn import precision_effect
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, ScoreFn
 
 _LARGE = 64 << 20  # bytes of weights
 
@@ -165,7 +165,7 @@ def make(
     drawn, effect = None, 0.0
     if todo:
         effect = _report_precision(trained, how.precision)
-        _report_memory(trained, batch_size)
+        _report_memory(trained, given(todo[:1])[1], batch_size)
         remembered = folder.part(share).get("batch_size") if adapt else None
         drawn = assembly.draw(
             trained,
@@ -265,15 +265,15 @@ def _report_cost(steps: int, size: int, batches: int, cost: parallel.Cost) -> No
     print("; ".join(words))
 
 
-def _report_memory(trained: assembly.Trained, batch_size: int) -> None:
+def _report_memory(trained: assembly.Trained, score_fn: ScoreFn, batch_size: int) -> None:
     """What a large network needs, before it is compiled."""
     from pds_jax.bench.memory import peak_bytes
 
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trained.score_fn))
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(score_fn))
     if weights < _LARGE:
         return
     x, t = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, *trained.shape), (1,)))
-    image = peak_bytes(lambda score_fn, x, t: score_fn(x, t), trained.score_fn, x, t)
+    image = peak_bytes(lambda score_fn, x, t: score_fn(x, t), score_fn, x, t)
     total = weights + image * -(-batch_size // len(parallel.devices()))
     print(
         f"memory, estimated: {weights / 2**20:.0f} MiB of weights and at most {image / 2**20:.0f} MiB an image, "
@@ -310,7 +310,7 @@ def _identity(
 
 def _description(trained: assembly.Trained, plan: assembly.Plan, count: int) -> str:
     """What is about to be made."""
-    parts = [f"{trained.name}: {count} {'image' if count == 1 else 'images'} of {trained.shape}"]
+    parts = [f"{trained.name}: {count} {'image' if count == 1 else 'images'} of {trained.image_shape}"]
     parts += ["an adaptive solver"] if plan.nfe is None else [f"N={plan.N}", f"{plan.nfe} network evaluations each"]
     if not plan.preconditioner.is_identity:
         parts += [f"PDS, alpha {plan.alpha:.4g}" if math.isfinite(plan.alpha) else "PDS"]

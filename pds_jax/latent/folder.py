@@ -126,12 +126,12 @@ def load_pipeline(
         raise ConversionError(f"{where}: the network attends to a text, but the folder has no text encoder")
     unet, autoencoder = UNet2D(sizes, attention_bytes, dtype), Autoencoder(vae_sizes, attention_bytes, dtype)
     unet_params, unet_report = load_params(
-        folder / "unet", [DIFFUSERS_STEM], shapes_of(functools.partial(_init_unet, unet)), variant=variant, dtype=dtype
+        folder / "unet", [DIFFUSERS_STEM], shapes_of(functools.partial(init_unet, unet)), variant=variant, dtype=dtype
     )
     vae_params, vae_report = load_params(
         folder / vae_role,
         [DIFFUSERS_STEM],
-        shapes_of(functools.partial(_init_autoencoder, autoencoder)),
+        shapes_of(functools.partial(init_autoencoder, autoencoder)),
         variant=variant,
         dtype=dtype,
     )
@@ -145,7 +145,7 @@ def load_pipeline(
         text=text,
         alpha_bar=alpha_bar,
         prediction=prediction,
-        latent_size=_size(unet_fields.get("sample_size")),
+        latent_size=latent_size(unet_fields.get("sample_size")),
         scheduler=scheduler,
         notes=notes,
         reports=reports,
@@ -186,19 +186,22 @@ def _check_channels(inputs: int, outputs: int, latents: int, where: str) -> None
         raise ConversionError(f"{where}: out_channels is {outputs}, the latents have {inputs}; that is not supported")
 
 
-def _size(value: Any) -> tuple[int, int] | None:
+def latent_size(value: Any) -> tuple[int, int] | None:
+    """(h, w) of a configuration's sample_size."""
     if isinstance(value, int):
         return value, value
     return (int(value[0]), int(value[1])) if isinstance(value, list | tuple) and len(value) == 2 else None
 
 
-def _init_unet(model: UNet2D) -> Any:
+def init_unet(model: UNet2D) -> Any:
+    """Variables of the network, zeros."""
     sizes = model.sizes
     side = 2 ** len(sizes.widths)
     context = None if sizes.context_width is None else jnp.zeros((1, 2, sizes.context_width))
     return model.init(jax.random.key(0), jnp.zeros((1, side, side, sizes.in_channels)), jnp.zeros((1,)), context)
 
 
-def _init_autoencoder(model: Autoencoder) -> Any:
+def init_autoencoder(model: Autoencoder) -> Any:
+    """Variables of the autoencoder, zeros."""
     side = 2 * model.sizes.factor
     return model.init(jax.random.key(0), jnp.zeros((1, side, side, model.sizes.image_channels)))
