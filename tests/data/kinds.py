@@ -147,7 +147,7 @@ MODE, DEPTH, ALPHAS, FRAMES, BROKEN, RANGE = (
     "is not a readable image",
     "whose range is not known",
 )
-KINDS = (
+ALL_KINDS = (
     Kind("PNG, 1 bit", ".png", saved(image(BITS, "1"), "PNG"), BITS, rgb(BITS)),
     Kind("PNG, gray", ".png", saved(GRAY, "PNG"), GRAY, rgb(GRAY)),
     Kind("PNG, gray, 16 bits", ".png", saved(DEEP, "PNG"), DEPTH, rgb((DEEP >> 8).astype(np.uint8))),
@@ -208,6 +208,15 @@ KINDS = (
     Kind("an empty file", ".png", lambda: b"", BROKEN, BROKEN),
     Kind("text with an image's suffix", ".jpg", lambda: b"<html>404</html>", BROKEN, BROKEN),
 )  # fmt: skip
+
+
+def writable(kind: Kind) -> bool:
+    """Whether this build of Pillow writes the format."""
+    Image.init()
+    return Image.registered_extensions().get(kind.suffix.lower()) in Image.SAVE
+
+
+KINDS = tuple(kind for kind in ALL_KINDS if writable(kind))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,9 +46,14 @@ def as_pillow_reads(data):
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
+def written(suffix):
+    Image.init()
+    return Image.registered_extensions().get(f".{suffix}") in Image.SAVE
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if written(suffix)])
 def test_a_damaged_image_file_is_refused_by_name_or_read_right(suffix, tmp_path):
     data, path = encoded(suffix), tmp_path / f"x.{suffix}"
     path.write_bytes(data)
