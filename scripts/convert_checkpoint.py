@@ -9,13 +9,13 @@ The kind of --src is seen from its content. The report names every leaf; the las
 
 import json
 import pathlib
-import sys
 from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from pds_jax import convert
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.types import PdsError
 
 FLAGS = flags.FLAGS
@@ -50,20 +50,17 @@ def main(argv: list[str]) -> None:
     """Read, report, write."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected words {argv[1:]}")
-    try:
-        source = convert.locate(FLAGS.src, FLAGS.allow_download)
-        config = FLAGS.config or convert.config_of(source)
-        convert.check_export(config, FLAGS.kind)
-        params, report = convert.load_checkpoint(source, config, use_ema=not FLAGS.raw_weights)
-        print(report)
-        error = parity(report.kind, source, config, params) if FLAGS.parity else None
-        convert.export(params, config, FLAGS.out, FLAGS.kind)
-    except PdsError as problem:
-        print(f"convert_checkpoint: {problem}", file=sys.stderr)
-        sys.exit(2)
+    source = convert.locate(FLAGS.src, FLAGS.allow_download)
+    config = FLAGS.config or convert.config_of(source)
+    convert.check_export(config, FLAGS.kind)
+    params, report = convert.load_checkpoint(source, config, use_ema=not FLAGS.raw_weights)
+    print(report)
+    error = parity(report.kind, source, config, params) if FLAGS.parity else None
+    convert.export(params, config, FLAGS.out, FLAGS.kind)
     result = {**report.summary(), "out": str(pathlib.Path(FLAGS.out)), "out_kind": FLAGS.kind, "parity": error}
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

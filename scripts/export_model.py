@@ -12,14 +12,13 @@ import argparse
 import contextlib
 import json
 import pathlib
-import sys
 
 import numpy as np
 
 from pds_jax import checkpoints
 from pds_jax.bench import figures
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.convert.tree import flatten
-from pds_jax.types import PdsError
 
 
 def read_log(workdir: pathlib.Path) -> list[dict[str, float]]:
@@ -74,8 +73,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except PdsError as error:
-        print(f"export_model: {error}", file=sys.stderr)
-        sys.exit(2)

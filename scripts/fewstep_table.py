@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-import sys
 from typing import Any
 
 from absl import app, flags
@@ -20,6 +19,7 @@ from absl import app, flags
 from pds_jax import assembly
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.io import files
 from pds_jax.plugins import load_plugin
 from pds_jax.predictors import PREDICTORS
@@ -181,7 +181,7 @@ def draw_curves(model: str, record: Any, nfes: list[int], samplers: list[str], f
 def main(argv: list[str]) -> None:
     """Measure, tabulate, draw."""
     if len(argv) > 1:
-        sys.exit(f"unexpected words {argv[1:]}; every option starts with --")
+        raise PdsError(f"unexpected words {argv[1:]}; every option starts with --")
     use_compilation_cache(None)
     for path in _PLUGIN.value:
         load_plugin(path)
@@ -190,7 +190,7 @@ def main(argv: list[str]) -> None:
             SAMPLERS[name] = ({"predictor": name, "corrector": "none"}, PREDICTORS[name].uses_M)
     unknown = [name for name in _SAMPLERS.value if name not in SAMPLERS]
     if unknown:
-        sys.exit(f"unknown samplers {unknown}; known: {', '.join(SAMPLERS)}")
+        raise PdsError(f"--samplers: unknown {unknown}; known: {', '.join(SAMPLERS)}")
     nfes, alphas = [int(n) for n in _NFES.value], [float(a) for a in _ALPHAS.value]
     count, out, pictures = _IMAGES.value, pathlib.Path(_OUT.value), pathlib.Path(_FIGURES.value or _OUT.value)
     if _QUICK.value:
@@ -209,4 +209,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

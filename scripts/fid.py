@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from pds_jax import parallel
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.data.arrays import to_unit
 from pds_jax.data.datasets import get_range
 from pds_jax.io.files import check_writable, parse_seeds
@@ -213,12 +214,10 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2 or argv[1] not in verbs:
         raise app.UsageError("type fid.py ref ... or fid.py calc ...; extractors: " + ", ".join(sorted(EXTRACTORS)))
     use_compilation_cache(None)
-    try:
-        result = verbs[argv[1]]()
-    except PdsError as error:
-        raise SystemExit(f"error: {error}") from error
+    result = verbs[argv[1]]()
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

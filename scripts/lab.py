@@ -28,6 +28,7 @@ from pds_jax import sampling
 from pds_jax.alpha import choose
 from pds_jax.bench import figures, lab
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.io import files
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.plugins import load_plugin
@@ -331,27 +332,25 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     use_compilation_cache(None)
-    try:
-        about = settings()
-        out = pathlib.Path(_OUT.value or ("runs/lab_quick" if _QUICK.value else "runs/lab"))
-        book = Book(out, about)
-        problems = [lab.make_problem(name, about["images"]) for name in about["problems"]]
-        start, limit = time.monotonic(), math.inf if _MINUTES.value is None else 60 * _MINUTES.value
-        for job in jobs(book, problems, about):
-            if time.monotonic() - start > limit:
-                break
-            job()
-        write_csv(book, out / "rows.csv")
-        write_table(book, out / "table.md", about)
-        for problem in problems:
-            draw_figures(book, problem, about, out)
-        draw_toy(out / "toy.png")
-    except PdsError as error:
-        raise SystemExit(f"error: {error}") from error
+    about = settings()
+    out = pathlib.Path(_OUT.value or ("runs/lab_quick" if _QUICK.value else "runs/lab"))
+    book = Book(out, about)
+    problems = [lab.make_problem(name, about["images"]) for name in about["problems"]]
+    start, limit = time.monotonic(), math.inf if _MINUTES.value is None else 60 * _MINUTES.value
+    for job in jobs(book, problems, about):
+        if time.monotonic() - start > limit:
+            break
+        job()
+    write_csv(book, out / "rows.csv")
+    write_table(book, out / "table.md", about)
+    for problem in problems:
+        draw_figures(book, problem, about, out)
+    draw_toy(out / "toy.png")
     print((out / "table.md").read_text())
     print(f"rows, tables and figures are in {out}")
     print(json.dumps({"problem": main_problem(about), "out": str(out), **summary(book, main_problem(about), about)}))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

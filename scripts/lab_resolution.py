@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from pds_jax.bench import ablation, figures, gaussian_law, quality
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.data import photographs
 from pds_jax.io import files
 from pds_jax.statistics import estimate_sigma_max
-from pds_jax.types import PdsError
 
 SIDES = (8, 16, 32, 64, 128, 256)
 ALPHAS = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, 50.0, 100.0, math.inf)
@@ -193,7 +192,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except PdsError as error:
-        sys.exit(f"lab_resolution: {error}")

@@ -19,6 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from pds_jax import statistics
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.data import datasets, image_files
 from pds_jax.io.files import check_writable
 from pds_jax.types import PdsError
@@ -77,23 +78,20 @@ def main(argv: list[str]) -> None:
     """Make the file, say what is in it."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    try:
-        if _LIMIT.value is not None and _LIMIT.value < 1:
-            raise PdsError(f"--limit={_LIMIT.value}: use at least one image")
-        for path in (_OUT.value, *([pathlib.Path(_MASKS.value) / "freq_mask.npy"] if _MASKS.value else [])):
-            check_writable(path)
-        batches, record, summary = images()
-        print(summary)
-        result = statistics.compute_statistics(batches(), limit=_LIMIT.value, source=record)
-        result.save(_OUT.value)
-        masks = [str(path) for path in result.to_masks(_MASKS.value)] if _MASKS.value else []
-        print(f"{result.count} images of shape (H, W, C) = {result.shape}")
-        print("\n".join(["written: " + _OUT.value, *masks]))
-        sigma_max = None
-        if result.count > 1:
-            sigma_max = statistics.estimate_sigma_max(batches(), limit=min(_SIGMA_LIMIT.value, result.count))
-    except PdsError as error:
-        raise SystemExit(f"error: {error}") from error
+    if _LIMIT.value is not None and _LIMIT.value < 1:
+        raise PdsError(f"--limit={_LIMIT.value}: use at least one image")
+    for path in (_OUT.value, *([pathlib.Path(_MASKS.value) / "freq_mask.npy"] if _MASKS.value else [])):
+        check_writable(path)
+    batches, record, summary = images()
+    print(summary)
+    result = statistics.compute_statistics(batches(), limit=_LIMIT.value, source=record)
+    result.save(_OUT.value)
+    masks = [str(path) for path in result.to_masks(_MASKS.value)] if _MASKS.value else []
+    print(f"{result.count} images of shape (H, W, C) = {result.shape}")
+    print("\n".join(["written: " + _OUT.value, *masks]))
+    sigma_max = None
+    if result.count > 1:
+        sigma_max = statistics.estimate_sigma_max(batches(), limit=min(_SIGMA_LIMIT.value, result.count))
     if sigma_max is not None:
         mean, deviation = result.pixel_moments
         print(f"pixels: mean {mean:.4g}, deviation {deviation:.4g} (config.model.data_mean and sigma_data of edm)")
@@ -106,4 +104,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 
 import jax
@@ -21,6 +20,7 @@ import numpy as np
 from pds_jax import assembly
 from pds_jax.bench import figures
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.data import datasets
 from pds_jax.spectral import wiener_step
 from pds_jax.types import Array, PdsError
@@ -123,7 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except PdsError as error:
-        sys.exit(f"plot_denoiser: {error}")

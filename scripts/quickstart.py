@@ -12,6 +12,7 @@ from absl import app, flags
 from pds_jax import assembly
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.io import images
 
 _MODEL = flags.DEFINE_enum("model", "photos", ["fashion", "photos", "digits"], "Which shipped model.")
@@ -52,4 +53,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

@@ -24,7 +24,6 @@ import importlib
 import json
 import math
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,6 +40,7 @@ from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import coco
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_reference
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.data.shapes import image_shape
 from pds_jax.io import files
 from pds_jax.io.manifest import plain
@@ -550,14 +550,11 @@ def measure_coco(table: coco.CocoTable, out: pathlib.Path) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Measure or estimate."""
     if len(argv) > 1 or _TABLE.value is None:
-        sys.exit(f"type --table={'|'.join([*TABLES, *ablation.PLANS, COCO])}; every option starts with --")
+        raise PdsError(f"type --table={'|'.join([*TABLES, *ablation.PLANS, COCO])}; every option starts with --")
     use_compilation_cache(None)
     out = pathlib.Path(_OUT.value) / ("quick" if _QUICK.value else "") / _TABLE.value
     if _TABLE.value in ablation.PLANS:
-        try:
-            print(json.dumps(plain(ablate(out))))
-        except PdsError as error:
-            sys.exit(f"reproduce_table.py: {error}")
+        print(json.dumps(plain(ablate(out))))
         return
     jobs: dict[bool, Callable[[], dict[str, Any]]] = {
         True: lambda: dry_run(chosen()),
@@ -568,14 +565,12 @@ def main(argv: list[str]) -> None:
             True: lambda: coco.dry_run(coco_table(), coco_path(), measured_rate()),
             False: lambda: measure_coco(coco_table(), out),
         }
-    try:
-        result = jobs[_DRY.value]()
-    except PdsError as error:
-        sys.exit(f"reproduce_table.py: {error}")
+    result = jobs[_DRY.value]()
     if not _DRY.value:
         print(f"\n{(out / 'table.md').read_text()}\nTable: {out / 'table.md'}, {out / 'table.json'}")
     print(json.dumps(plain({name: value for name, value in result.items() if name != "rows"})))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,10 +28,10 @@ import optax
 
 from pds_jax import checkpoints
 from pds_jax.bench import references
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.data import arrays, datasets, fashion_mnist
 from pds_jax.metrics import classifier_features
 from pds_jax.models.classifier import Classifier
-from pds_jax.types import PdsError
 
 _TEST_BATCH = 1000
 
@@ -186,7 +185,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except PdsError as error:
-        sys.exit(f"train_classifier: {error}")

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import pathlib
+import sys
+from collections.abc import Iterator
 
 import jax
 
+from pds_jax.io import files
 from pds_jax.types import PdsError
 
 _BATCH = {"train": "--config.training.batch_size", "eval": "--config.eval.batch_size"}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def explain(error: Exception, mode: str) -> str | None:
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End a script in which something cannot be done with one line that names the script, and status 2."""
+    program = pathlib.Path(sys.argv[0]).stem
+    try:
+        with files.stoppable():
+            yield
+    except files.Stopped as signal:
+        print(f"{program}: stopped by {signal}", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"{program}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def explain(error: Exception, mode: str = "") -> str | None:
     """One sentence with the way out; None for what is a fault of this program."""
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]

@@ -90,4 +90,4 @@ def test_the_command(tmp_path):
     subprocess.run(command, capture_output=True, text=True, check=True)
     assert (tmp_path / "rows.jsonl").read_text() == rows
     refused = subprocess.run([*command, "--samples=16"], capture_output=True, text=True)
-    assert refused.returncode == 1 and "choose another --out" in refused.stderr
+    assert refused.returncode == 2 and "lab: " in refused.stderr and "choose another --out" in refused.stderr

@@ -1,11 +1,13 @@
 """Errors of the libraries below are one sentence with the way out; the environment is not overridden unsaid."""
 
 import errno
+import sys
 
 import jax
 import pytest
 
-from pds_jax.cli.failures import check_ambient, explain
+from pds_jax.cli.failures import check_ambient, explain, one_line_errors
+from pds_jax.io import files
 from pds_jax.types import PdsError
 
 
@@ -48,3 +50,17 @@ def test_a_precision_of_the_environment_is_refused_unless_the_flag_decides(ambie
 
 def test_no_setting_or_the_default_is_taken():
     check_ambient(None)
+
+
+@pytest.mark.parametrize(
+    "error, status, wanted",
+    [
+        (PdsError("no images"), 2, "fid: no images\n"),
+        (files.Stopped("SIGINT"), 130, "fid: stopped by SIGINT\n"),
+    ],
+)
+def test_a_script_that_cannot_go_on_ends_with_one_line(monkeypatch, capsys, error, status, wanted):
+    monkeypatch.setattr(sys, "argv", ["scripts/fid.py"])
+    with pytest.raises(SystemExit) as stop, one_line_errors():
+        raise error
+    assert stop.value.code == status and capsys.readouterr().err == wanted

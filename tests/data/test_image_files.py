@@ -111,4 +111,5 @@ def test_the_command(folder, tmp_path):
     assert last["estimate_sigma_max"] == pytest.approx(statistics.estimate_sigma_max(PIXELS))
     np.testing.assert_array_equal(np.load(masks / "freq_mask.npy"), expected.r_f.transpose(2, 0, 1))
     failed = subprocess.run([*command, "--dataset=photos"], capture_output=True, text=True)
-    assert failed.returncode == 1 and "either --images" in failed.stderr and "Traceback" not in failed.stderr
+    assert failed.returncode == 2 and "make_statistics: say where the images are: either" in failed.stderr
+    assert "Traceback" not in failed.stderr
