@@ -57,8 +57,6 @@ def open_images(
     place = pathlib.Path(path)
     rule = Rule(_size(size), _channels(channels), convert)
     value_range = arrays.checked_range(value_range)
-    if not place.exists():
-        raise PdsError(f"{place} does not exist; give a folder, an image, an archive (.zip, .tar), a .npz or a .npy")
     if place.is_file() and place.suffix.lower() in (".npy", ".npz"):
         data, others = arrays.open_array(place)
         return ArrayImages.open(str(place), data, rule, value_range, others)

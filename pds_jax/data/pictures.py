@@ -77,11 +77,6 @@ def _openers() -> frozenset[str]:
     return frozenset(Image.OPEN) - _NOT_READ
 
 
-def header_bytes(data: bytes) -> bool:
-    """Whether the first bytes of such a file decide what it holds."""
-    return data.startswith((_PNG, _JPEG))
-
-
 def inspect(where: str, read: Any, rule: Rule) -> tuple[int, int, int]:
     """Shape (H, W, C) that a file will have, from as few bytes as will do.
 
@@ -95,7 +90,7 @@ def inspect(where: str, read: Any, rule: Rule) -> tuple[int, int, int]:
     """
     data = read(_HEADER_BYTES)
     if len(data) == _HEADER_BYTES:
-        if header_bytes(data):
+        if data.startswith((_PNG, _JPEG)):  # in which all that matters stands before the pixels
             with contextlib.suppress(_Unreadable), _opened(where, data) as image:
                 return _shape(where, image, data, rule)
         data = read(-1)

@@ -2,6 +2,7 @@ import os
 import resource
 import signal
 import stat
+import types
 
 import pytest
 
@@ -84,3 +85,15 @@ def test_broken_json_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(PdsError, match="a.json"):
         files.read_json(tmp_path / "a.json")
+
+
+def test_what_cannot_be_written_is_found_out_beforehand(tmp_path, monkeypatch):
+    files.check_writable(tmp_path / "new" / "a.npz", 1000)
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for place, match in ((tmp_path / "file" / "a.npz", "cannot write .*a.npz"), (tmp_path, "is a folder")):
+        with pytest.raises(PdsError, match=match):
+            files.check_writable(place)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=3 << 20))
+    with pytest.raises(PdsError, match="has 3 MiB free, about 5 MiB are needed"):
+        files.check_writable(tmp_path / "a.npz", 5 << 20)

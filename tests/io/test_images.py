@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from configs import digits
+from pds_jax.batches import finish_of
 from pds_jax.data import datasets
 from pds_jax.io import files, images
 from pds_jax.types import PdsError
@@ -95,3 +96,11 @@ def test_channels_that_cannot_be_shown_stand_side_by_side():
     np.testing.assert_array_equal(shown[..., 4:, 0], x[..., 1])
     assert images.visible(x[..., :1]).shape == (2, 3, 4, 1)
     np.testing.assert_array_equal(images.visible(np.array([[[[-1.0], [3.0]]]]), (-1.0, 3.0)).ravel(), [0, 255])
+
+
+def test_devices_make_floats_of_a_declared_range():
+    finish = finish_of(lambda x: (x + 1) / 2, (-3.0, 5.0))
+    x = np.array([-2.0, -1.0, 0.0, 1.0, np.nan], np.float32).reshape(5, 1, 1, 1)
+    found, finite = jax.jit(finish)(x)
+    assert np.asarray(found).ravel()[:4].tolist() == [-3.0, -3.0, 1.0, 5.0] and found.dtype == np.float32
+    assert np.asarray(finite).tolist() == [True, True, True, True, False]
