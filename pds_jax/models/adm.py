@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.models import up_or_down_sampling as resampling
-from pds_jax.models.labels import label_rows
+from pds_jax.models.labels import drop_rows, label_rows
 from pds_jax.models.layers import Block, Dtype, attention, conv1x1, conv3x3, default_init
 from pds_jax.models.layerspp import GroupNorm
 from pds_jax.models.utils import (
@@ -192,7 +192,7 @@ class _Unet(nn.Module):
         if self.label_dim:
             rows = label_rows(labels, batch, self.label_dim)
             if train and self.label_dropout:
-                rows = rows * jax.random.bernoulli(self.make_rng("dropout"), 1 - self.label_dropout, (batch, 1))
+                rows = drop_rows(rows, self.label_dropout, self.make_rng("dropout"))
             temb = temb + dense(width, use_bias=False, name="map_label")(rows)
         return temb
 

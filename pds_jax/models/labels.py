@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, Key, PdsError
 
 
 def label_rows(labels: Array | None, batch: int, width: int, what: str = "labels") -> Array:
@@ -19,3 +20,9 @@ def label_rows(labels: Array | None, batch: int, width: int, what: str = "labels
             f"{what} have shape {tuple(labels.shape)}; {batch} images need ({batch}, {width}), one-hot rows for classes"
         )
     return labels.astype(jnp.float32)
+
+
+def drop_rows(rows: Array, rate: float, key: Key) -> Array:
+    """Rows (B, width), each zero with probability ``rate``: label dropout, so that a network knows "no label" too."""
+    kept = jax.random.bernoulli(key, 1 - rate, (rows.shape[0], 1))
+    return jnp.where(kept, rows, jnp.zeros_like(rows))

@@ -13,11 +13,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from pds_jax.models import layerspp
-from pds_jax.models.labels import label_rows
+from pds_jax.models.labels import drop_rows, label_rows
 from pds_jax.models.layers import default_init, get_act, get_timestep_embedding
 from pds_jax.models.ncsnpp import NCSNpp
 from pds_jax.models.utils import check_divisible, get_dtype, image_size, register_model
@@ -77,7 +76,7 @@ class SongUNet(NCSNpp):
         if self.label_dim:
             rows = label_rows(labels, batch, self.label_dim) * math.sqrt(self.label_dim)
             if train and self.label_dropout:
-                rows = rows * jax.random.bernoulli(self.make_rng("dropout"), 1 - self.label_dropout, (batch, 1))
+                rows = drop_rows(rows, self.label_dropout, self.make_rng("dropout"))
             temb = temb + dense(width, name="map_label")(rows).astype(jnp.float32)
         if self.augment_dim:
             rows = label_rows(augment, batch, self.augment_dim, "augment_labels")
