@@ -113,3 +113,17 @@ def test_the_command(folder, tmp_path):
     failed = subprocess.run([*command, "--dataset=photos"], capture_output=True, text=True)
     assert failed.returncode == 2 and "make_statistics: say where the images are: either" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_alpha_is_a_channel_where_so_many_are_asked_for(tmp_path, channels):
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 12, channels), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "0.png")
+    for options in ({}, {"convert": True}):
+        np.testing.assert_array_equal(everything(tmp_path, channels=channels, **options)[0], pixels)
+    with pytest.raises(PdsError, match="has transparency"):
+        everything(tmp_path)
+    # Bands are resized by themselves: colours under alpha 0 count as much as others.
+    small = everything(tmp_path, channels=channels, size=6)[0]
+    band = Image.fromarray(pixels[..., 0]).resize((6, 6), Image.Resampling.LANCZOS)
+    np.testing.assert_array_equal(small[..., 0], np.asarray(band))
