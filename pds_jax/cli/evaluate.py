@@ -148,6 +148,13 @@ class Job:
             )
         if settings.bpd_dataset.lower() not in _REPEATS:
             raise PdsError(f"config.eval.bpd_dataset={settings.bpd_dataset!r}: use one of {list(_REPEATS)}")
+        judging = ("extractor", "inception_weights", "ref", "metrics", "allow_fewer")
+        given = [name for name in judging if getattr(self.options, name)]
+        if given and not settings.enable_sampling:
+            raise PdsError(
+                f"--{given[0]} has no effect here: config.eval.enable_sampling is off; leave it out, or add "
+                "--config.eval.enable_sampling=true"
+            )
         if settings.enable_sampling:
             # First, for it needs files that the user has to bring.
             self._judge()
@@ -286,6 +293,8 @@ class Job:
                 f"FID's Inception network takes 3 channels, this model's images have {self.trained.shape[2]}; use "
                 "--extractor=pixels, or --config.eval.enable_sampling=False for loss and bits/dim alone"
             )
+        if options.inception_weights and name != "inception":
+            raise PdsError(f"--inception_weights has no effect here: the extractor is {name!r}; leave it out")
         words = {"weights": options.inception_weights} if name == "inception" else {}
         try:
             extractor = get_extractor(name, **words)
@@ -526,7 +535,7 @@ def _stored_result(path: pathlib.Path, identity: Mapping[str, Any]) -> dict[str,
     if stored.get("identity") != identity:
         raise PdsError(
             f"{path} is the result of another setting ({_difference(stored.get('identity'), identity)}); "
-            "choose another --eval_folder or delete it"
+            "choose another --eval_folder"
         )
     return stored["result"]
 

@@ -39,7 +39,7 @@ def explain(error: Exception, mode: str = "") -> str | None:
     """One sentence with the way out; None for what is a fault of this program."""
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
-    if isinstance(error, PdsError | FloatingPointError):
+    if isinstance(error, PdsError | FloatingPointError) and not (mode in _BATCH and "RESOURCE_EXHAUSTED" in text):
         return text
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
         return f"memory is full: use a smaller {_BATCH.get(mode, '--batch_size')} ({first})"

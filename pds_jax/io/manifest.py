@@ -112,7 +112,7 @@ class RunFolder:
             return
         difference = _first_difference(there, self.identity, "")
         raise PdsError(
-            f"{self.folder} holds another run: {difference}; choose another --eval_folder or delete that one"
+            f"{self.folder} holds another run: {difference}; choose another folder (--eval_folder of pds_jax)"
         )
 
     def done(self) -> dict[int, str]:

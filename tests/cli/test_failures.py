@@ -18,6 +18,8 @@ from pds_jax.types import PdsError
         (FloatingPointError("the loss is nan at step 3"), "train", "the loss is nan at step 3"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "train",
          "memory is full: use a smaller --config.training.batch_size (RESOURCE_EXHAUSTED"),
+        (PdsError("use a smaller --batch_size, or --max_batch=auto (RESOURCE_EXHAUSTED: 9 bytes)"), "eval",
+         "memory is full: use a smaller --config.eval.batch_size"),
         (MemoryError("Unable to allocate 8 GiB"), "sample", "use a smaller --batch_size (Unable to allocate 8 GiB)"),
         (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "sample", "runs/x: No space left on device; free"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), "eval", "runs/x: Permission denied"),
