@@ -11,6 +11,7 @@ Source: Song et al., ICLR 2021, and the conventions of its code. ``parametrisati
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -259,9 +260,18 @@ def precision_effect(score_fn: ScoreFn, sde: SDE, shape: tuple[int, int, int]) -
     t = jnp.asarray([0.05, 0.5, 1.0], jnp.float32) * sde.T
     x = batch_mul(sde.std(t), jax.random.normal(jax.random.key(0), (3, *shape)))
     found = jax.jit(lambda f: f(x, t))(score_fn)
-    model = getattr(score_fn, "model", None)
-    if getattr(model, "dtype", jnp.float32) != jnp.float32:
-        score_fn = score_fn.replace(model=model.clone(dtype=jnp.float32))  # type: ignore[attr-defined,union-attr]
+    score_fn = _in_float32(score_fn)
     with jax.default_matmul_precision("highest"):
         exact = jax.jit(lambda f: f(x, t))(score_fn)
     return float(jnp.max(jnp.abs(found - exact)) / jnp.max(jnp.abs(exact)))
+
+
+def _in_float32(part: Any) -> Any:
+    """A score function whose networks compute in float32, however deep in its fields they lie."""
+    if hasattr(part, "clone") and hasattr(part, "apply"):
+        return part.clone(dtype=jnp.float32) if getattr(part, "dtype", jnp.float32) != jnp.float32 else part
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        return part
+    fields = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    changed = {name: new for name, value in fields.items() if (new := _in_float32(value)) is not value}
+    return dataclasses.replace(part, **changed) if changed else part

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from pds_jax import convert
 from pds_jax.cli.failures import one_line_errors
+from pds_jax.convert import edm
 from pds_jax.types import PdsError
 
 FLAGS = flags.FLAGS
@@ -23,6 +24,7 @@ flags.DEFINE_string("src", None, "Checkpoint: a file, a folder, or a Hugging Fac
 config_flags.DEFINE_config_file("config", None, "Configuration of the network; our own models carry theirs.")
 flags.DEFINE_string("out", None, "Where the result goes: a folder, or a .pth file for --kind=score_sde_torch.")
 flags.DEFINE_enum("kind", "safetensors", list(convert.EXPORTS), "What to write.")
+flags.DEFINE_string("like", None, "Write a copy of this EDM snapshot with the weights of --src, instead of --kind.")
 flags.DEFINE_bool("raw_weights", False, "Take the raw weights instead of their moving average.")
 flags.DEFINE_alias("raw", "raw_weights")
 flags.DEFINE_bool("parity", True, "Run the diffusers network beside ours, if diffusers is installed.")
@@ -52,12 +54,17 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected words {argv[1:]}")
     source = convert.locate(FLAGS.src, FLAGS.allow_download)
     config = FLAGS.config or convert.config_of(source)
-    convert.check_export(config, FLAGS.kind)
+    if FLAGS.like is None:
+        convert.check_export(config, FLAGS.kind)
     params, report = convert.load_checkpoint(source, config, use_ema=not FLAGS.raw_weights)
     print(report)
     error = parity(report.kind, source, config, params) if FLAGS.parity else None
-    convert.export(params, config, FLAGS.out, FLAGS.kind)
-    result = {**report.summary(), "out": str(pathlib.Path(FLAGS.out)), "out_kind": FLAGS.kind, "parity": error}
+    if FLAGS.like is None:
+        convert.export(params, config, FLAGS.out, FLAGS.kind)
+    else:
+        edm.rewrite(params, config, FLAGS.like, FLAGS.out)
+    kind = FLAGS.kind if FLAGS.like is None else "edm"
+    result = {**report.summary(), "out": str(pathlib.Path(FLAGS.out)), "out_kind": kind, "parity": error}
     print(json.dumps(result))
 
 

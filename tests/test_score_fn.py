@@ -287,3 +287,18 @@ def test_what_a_networks_dtype_does_to_a_score_is_measured():
 
     with jax.default_matmul_precision("highest"):
         assert effect("float32") == 0.0 and 1e-4 < effect("bfloat16") < 0.1
+
+
+def test_a_network_deep_in_a_score_is_measured_too():
+    from pds_jax import denoisers, guidance
+    from pds_jax.convert import edm
+
+    sizes = {"img_resolution": 8, "in_channels": 3, "out_channels": 3, "model_channels": 8, "channel_mult": [1]}
+    arguments = {**sizes, "num_blocks": 1, "attn_resolutions": [], "label_dim": 2}
+    config = edm.config_from_arguments("EDMPrecond", "SongUNet", arguments)
+    config.model.dtype = "bfloat16"
+    params = jax.tree.map(lambda leaf: leaf + 0.1, init_model(jax.random.key(0), config))
+    found = denoisers.get_score(config, VESDE(0.01, 80), create_model(config), params)
+    found = guidance.conditional(found, guidance.one_hot([0, 1, 1], 2))
+    with jax.default_matmul_precision("highest"):
+        assert 1e-5 < score_fn.precision_effect(found, VESDE(0.01, 80), (8, 8, 3)) < 0.1

@@ -98,6 +98,8 @@ def load_checkpoint(
     if kind == "guided_diffusion":
         params, report = adm.load(path, config, shapes)
     elif kind == "edm":
+        if not use_ema:
+            raise ConversionError(f"{path} is a snapshot of EDM, which holds the moving average of the weights alone")
         params, report = edm.load(path, config, shapes)
     elif kind == "diffusers":
         params, report = diffusers.load(path, config, shapes, use_ema)

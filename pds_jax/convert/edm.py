@@ -86,6 +86,7 @@ class _Snapshot:
     config: ml_collections.ConfigDict
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    half: bool
 
 
 @contextlib.contextmanager
@@ -95,7 +96,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[_Snapshot, Callable[
         tensors = list(module_tensors(wrapper))
         parameters = {name: tensor for name, tensor, buffer in tensors if not buffer}
         buffers = {name: tensor for name, tensor, buffer in tensors if buffer}
-        yield _Snapshot(_config_of_wrapper(wrapper, str(path)), parameters, buffers), leaf
+        half = wrapper.state.get("use_fp16") is True
+        yield _Snapshot(_config_of_wrapper(wrapper, str(path)), parameters, buffers, half), leaf
 
 
 def _wrapper(value: Any, path: str) -> PickledObject:
@@ -251,6 +253,8 @@ def load(path: str | os.PathLike[str], config: Any, shapes: Mapping[str, Shape])
         others = [name for name in snapshot.buffers if name not in names]
         if "u" in others:
             _check_levels(leaf(snapshot.buffers["u"]), config, report.path)
+        if snapshot.half:
+            report.notes.append("EDM evaluates this network in float16 on GPUs; here model.dtype decides")
         report.unused += [f"{len(others)} buffers, which follow from the arguments"] if others else []
         return assemble(pairs, sources, shapes, report), report
 

@@ -167,6 +167,12 @@ def test_nothing_in_a_pickle_runs(tmp_path, capsys):
     assert "must not run" not in capsys.readouterr().out
 
 
+def test_raw_weights_are_refused_for_there_are_none():
+    config = convert.config_of(snapshot("edm_ncsnpp_uncond"))
+    with pytest.raises(PdsError, match="moving average of the weights alone"):
+        convert.load_checkpoint(snapshot("edm_ncsnpp_uncond"), config, use_ema=False)
+
+
 def test_a_training_state_is_named(tmp_path):
     torch = pytest.importorskip("torch")
     state = {"net": "torch_utils.persistence _reconstruct_persistent_obj", "optimizer_state": torch.zeros(3)}
