@@ -118,9 +118,8 @@ def load(path: str | os.PathLike[str], shapes: Mapping[str, Shape], use_ema: boo
     Raises:
       ConversionError: damaged, or of another network.
     """
-    state = read(path)
     report = Report("score_sde_flax", str(path), "ema" if use_ema else "raw")
-    return from_tree(state, shapes, report, use_ema), report
+    return from_tree(read(path), shapes, report, use_ema), report
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -148,4 +147,5 @@ def from_tree(
                 f"{report.path}: {name} is not empty; networks with running statistics are not supported"
             )
     found = choose(state, Leaf, Expected(list(shapes), separator="/"), report, use_ema, alone=alone)
+    del state  # the optimiser's moments are two thirds of a training state
     return assemble([Pair(name, name) for name in shapes], found.arrays, shapes, report)
