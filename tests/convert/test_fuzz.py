@@ -186,7 +186,7 @@ def test_damaged_folders_of_orbax_are_errors_or_whole(tmp_path, use_ocdbt, count
         data = file.read_bytes()
         ((what, damaged, _),) = mutations(data, 1, seed=number) if number % 2 else overwritten(data, number)
         file.write_bytes(damaged)
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             found, _ = convert.load_checkpoint(tmp_path / "c", config)
             assert is_tree(found, config), what
@@ -194,7 +194,7 @@ def test_damaged_folders_of_orbax_are_errors_or_whole(tmp_path, use_ocdbt, count
             errors += 1
         finally:
             file.write_bytes(data)
-        assert time.perf_counter() - start < SECONDS, what
+        assert time.process_time() - start < SECONDS, what
     assert errors > 0
 
 
