@@ -133,3 +133,15 @@ def test_a_damaged_archive_is_refused_by_name_or_read_right(form, tmp_path):
             named = [file.count(".png") for file in getattr(found, "files", ["0.png"])]
             assert len(found) == 3 or "passed over" in found.summary() or form.startswith("tar"), named
             assert all((image == right[0]).all() for image in images)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("suffix", [suffix for suffix in FORMATS if written(suffix)])
+def test_a_file_that_is_cut_off_is_named_wherever_it_is_cut(suffix, tmp_path):
+    data, path = encoded(suffix), tmp_path / f"x.{suffix}"
+    path.write_bytes(data)
+    right = open_images(path, convert=True).stored([0])
+    for share in (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97):
+        path.write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(PdsError, match=path.name):
+            np.testing.assert_array_equal(open_images(path, convert=True).stored([0]), right)
