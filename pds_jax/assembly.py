@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from pds_jax import alpha as alpha_lib
-from pds_jax import checkpoints, classes, denoisers, sampling, sde_lib, strength, table
+from pds_jax import checkpoints, choose, classes, denoisers, pilot, sampling, sde_lib, strength, table
 from pds_jax import statistics as statistics_lib
 from pds_jax.batches import MAX_BATCH, Batches, Decode, Given, OnCost, Saver, Saving, finish_of
 from pds_jax.correctors import get_corrector
@@ -130,6 +133,7 @@ class Plan:
       alpha: strength of M, infinity for none.
       guidance: weight of classifier-free guidance, 1 for none.
       guidance_interval: noise levels std/m_t in (low, high] are guided.
+      reasons: why predictor="auto" chose what it chose.
     """
 
     sampler: Any
@@ -140,6 +144,7 @@ class Plan:
     preconditioner: Preconditioner
     guidance: float = 1.0
     guidance_interval: classes.Interval = classes.EVERYWHERE
+    reasons: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """What decides the images besides model and seed, for a manifest."""
@@ -150,6 +155,7 @@ class Plan:
             "preconditioner": self.preconditioner.describe(),
             "N": self.N,
             "nfe": self.nfe,
+            **({"chosen_because": list(self.reasons)} if self.reasons else {}),
             **({} if self.guidance == 1 else {"guidance": self.guidance, "interval": list(self.guidance_interval)}),
         }
 
@@ -179,7 +185,8 @@ def plan(
       check: refuse a setting that must diverge.
       given: as of :func:`draw`, for alpha="tune".
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
-        variant="exact", prior="matched", filters="both".
+        variant="exact", prior="matched", filters="both", and options of the predictor. predictor="auto" chooses all of
+        them (``choose``).
 
     Raises:
       PdsError: an unknown option or value, options that exclude each other, or what the samplers refuse.
@@ -193,13 +200,37 @@ def plan(
         name = "speed_up" if nfe is None else "nfe"
         raise PdsError(f"{name}: method 'ode' chooses its steps itself; leave {name} out, or use method 'pc'")
     each = classes.evaluations_of(guidance, guidance_interval, trained.config.model, trained.name)
+    reasons: tuple[str, ...] = ()
+    if config.sampling.predictor == "auto":
+        n = nfe // each if nfe else int(config.model.num_scales / (speed_up or config.sampling.speed_up))
+        config, reasons = _chosen(trained, config, n, [*options, *([] if alpha in (None, math.inf) else ["alpha"])])
     if nfe is not None:
         speed_up = _speed_up(config, nfe // each)
     if speed_up is not None:
         config.sampling.speed_up = float(speed_up)
     made = _planned(trained, config, check, given)
     count = None if made.nfe is None else each * made.nfe
-    return dataclasses.replace(made, nfe=count, guidance=float(guidance), guidance_interval=guidance_interval)
+    words: dict[str, Any] = {"guidance": float(guidance), "guidance_interval": guidance_interval, "reasons": reasons}
+    return dataclasses.replace(made, nfe=count, **words)
+
+
+def _chosen(trained: Trained, config: ConfigDict, nfe: int, given: Sequence[str]) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The configuration that predictor="auto" stands for, and why."""
+    stats = _statistics(trained, config)
+    if stats is None or config.sampling.method != "pc":
+        raise PdsError("predictor=auto needs method 'pc' and the data's statistics: pass --statistics=FILE.npz")
+    moments = stats.to_range(config.data.centered)
+    digest = hashlib.sha256(b"".join(np.asarray(v, "<f4").tobytes() for v in moments)).hexdigest()
+    measured = choose.remembered(
+        trained.name,
+        f"{trained.digest} {digest}",
+        lambda: choose.measure(trained.score_fn, trained.sde, moments, trained.shape),
+    )
+    choice = choose.choose(measured, nfe, stats.cross is not None)
+    choose.refuse_decided(given, choice)
+    for reason in choice.reasons:
+        logging.info("predictor=auto, %d evaluations: %s", nfe, reason)
+    return _with_options(config, {"alpha": math.inf, **choice.options}), choice.reasons
 
 
 def _planned(trained: Trained, config: ConfigDict, check: bool, given: Given | None = None) -> Plan:
@@ -215,6 +246,8 @@ def _planned(trained: Trained, config: ConfigDict, check: bool, given: Given | N
     m = strength.get_preconditioner(config, trained.shape, alpha, stats)
     if not m.is_identity:
         sampler = get_sampler(m)
+    if config.sampling.get("pilot_gain"):
+        sampler = pilot.with_gains(sampler, trained.score_fn)
     count = None if sampler.nfe is None else int(sampler.nfe)
     return Plan(sampler, config, steps, count, alpha, m)
 
@@ -223,9 +256,10 @@ def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
     """A copy of the configuration with fields of its sampling and pds sections replaced."""
     changed = ConfigDict(config.to_dict())
     for name, value in options.items():
-        section = next((s for s in ("sampling", "pds") if name in changed[s]), None)
+        own = sampling.option_names() | {"pilot_gain"}
+        section = next((s for s in ("sampling", "pds") if name in changed[s]), "sampling" if name in own else None)
         if section is None:
-            known = sorted([*changed.sampling, *changed.pds])
+            known = sorted({*changed.sampling, *changed.pds, *own})
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise PdsError(f"unknown sampling option {name!r}; known: {', '.join(known)}{hint}")

@@ -259,6 +259,11 @@ def get_pc_sampler(
     return sampler
 
 
+def option_names() -> set[str]:
+    """Fields of config.sampling that :func:`get_pc_sampler` takes as they are, options of registered steps included."""
+    return {*_FIELDS, *(name for step in (*PREDICTORS.values(), *CORRECTORS.values()) for name in step.options)}
+
+
 def get_sampling_fn(
     config: Any,
     sde: SDE,
@@ -299,8 +304,7 @@ def get_sampling_fn(
         )
     if options.method != "pc":
         raise PdsError(f"unknown config.sampling.method {options.method!r}; known: pc, ode")
-    names = {*_FIELDS, *(name for step in (*PREDICTORS.values(), *CORRECTORS.values()) for name in step.options)}
-    own = {name: options[name] for name in names if name in options}
+    own = {name: options[name] for name in option_names() if name in options}
     given = {"preconditioner": preconditioner, "mean_fn": mean_fn, "statistics": statistics, "check": check}
     steps = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
     level = sde.with_num_scales(n)

@@ -1,0 +1,223 @@
+"""``predictor=auto``: a sampler chosen from a checkpoint's score, its data's statistics and the NFE, by a written rule.
+
+**Measured**, once a checkpoint: 24 images are drawn from N(μ, P + σ_max²) and taken down 16 levels, even in log σ, by
+DDIM steps of the network itself, so no data are needed; 384 evaluations of the denoiser D. With the Wiener denoiser
+D_W = μ + J y, the residual R = D − D_W and E the mean over images of the sum over pixels:
+
+    cost(σ) = ∫ E‖R‖²/s² d log s over s > σ      nats; the Kullback–Leibler divergence of p_σ from N(μ, P + σ²)
+    unexplained = max E‖R‖² / Σ P over the levels, the largest share of the data's power that D_W does not account for
+
+**Decided**, for an NFE n:
+
+* P inside the step where unexplained < 0.15: a step of ``spectral`` errs in proportion to R, which it holds. Else the
+  data have no spectrum that explains the network, and the sampler is a DPM-Solver++(2M) without any of what follows: of
+  the flow below 8 evaluations, of the reverse SDE from 8 on.
+* Head start at the least level whose cost is below 0.05 (5/n)² nats: by no more can the laws of the results differ for
+  the noisier levels that were left out. None above n = 20, where they cost little.
+* The colours where the statistics hold them, λ = 0, κ = 0.2 below 8 evaluations and 0.4 from there on.
+
+In all cases the grid is EDM's and the prior matched. M and the pilot's gains are not considered: the first changes
+little here, the second costs 512 n evaluations. Derived, see docs/theory.md; the numbers 0.15, 0.05, 0.2, 0.4, 8 and 20
+were chosen on ``photos`` and ``digits``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pds_jax import cache
+from pds_jax.io import files
+from pds_jax.keys import image_keys, normal
+from pds_jax.ops import batch_mul
+from pds_jax.scores import as_pytree
+from pds_jax.sde_lib import SDE
+from pds_jax.spectral import Moments, matched_prior, noise_level, plane_mean, wiener_denoiser
+from pds_jax.types import Array, PdsError, ScoreFn
+
+IMAGES, LEVELS = 24, 16
+RULE = 1  # another rule of measuring, another number
+_LOWEST = 0.02  # of the levels, in units of the data's deviation
+_FIRST_SEED = 2**31 + 2**21  # far from those of a run
+_UNEXPLAINED = 0.15
+_COST, _COST_NFE, _NO_HEAD_START = 0.05, 5, 20
+_FEW = 8
+_FILE = "predictor_auto.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the rule knows of a checkpoint; see the top of this module.
+
+    Attributes:
+      levels: (16,) noise levels, falling.
+      residual: (16,) E‖R‖² there.
+      power: Σ P over pixels and channels.
+    """
+
+    levels: tuple[float, ...]
+    residual: tuple[float, ...]
+    power: float
+
+    @property
+    def unexplained(self) -> float:
+        """The largest share of the data's power that the Wiener denoiser does not account for."""
+        return max(self.residual) / self.power
+
+    @property
+    def cost(self) -> np.ndarray:
+        """(16,) nats; above the first level E‖R‖² is taken as constant."""
+        levels, rate = np.asarray(self.levels), np.asarray(self.residual) / np.square(self.levels)
+        steps = np.log(levels[:-1] / levels[1:])
+        return rate[0] / 2 + np.concatenate([[0.0], np.cumsum(steps * (rate[1:] + rate[:-1]) / 2)])
+
+    def head_start(self, nats: float) -> float | None:
+        """The least level of at most so many nats, between two measured ones; None where that is none but the first."""
+        cost = np.maximum.accumulate(self.cost)
+        if cost[0] >= nats:
+            return None
+        found = float(np.exp(np.interp(np.log(nats), np.log(cost), np.log(self.levels))))
+        return found if found < 0.95 * self.levels[0] else None
+
+    def to_json(self) -> dict[str, Any]:
+        """For a file."""
+        return {"levels": list(self.levels), "residual": list(self.residual), "power": self.power}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Measured:
+        """Of a file.
+
+        Raises:
+          PdsError: the file does not hold a measurement.
+        """
+        try:
+            levels, residual = (tuple(float(v) for v in value[name]) for name in ("levels", "residual"))
+            made = cls(levels, residual, float(value["power"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise PdsError("not a measurement of predictor=auto") from error
+        good = np.isfinite([*levels, *residual, made.power]).all() and len(levels) == len(residual) > 1
+        if not good or not np.all(np.diff(levels) < 0) or levels[-1] <= 0 or min(residual) < 0 or made.power <= 0:
+            raise PdsError("not a measurement of predictor=auto")
+        return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Options of a plan, and why."""
+
+    options: dict[str, Any]
+    reasons: tuple[str, ...]
+
+
+def measure(score_fn: ScoreFn, sde: SDE, moments: Any, shape: tuple[int, int, int]) -> Measured:
+    """Measure a checkpoint.
+
+    Args:
+      score_fn: its score function.
+      sde: SDE.
+      moments: mean (H, W, C) and power (H, W // 2 + 1, C) of its data in the model's range.
+      shape: (H, W, C).
+
+    Raises:
+      PdsError: the denoised images are not finite.
+    """
+    score_fn, moments = as_pytree(score_fn), tuple(jnp.asarray(v, jnp.float32) for v in moments[:2])
+    first, last = (float(noise_level(sde, jnp.full((1,), t, jnp.float32))[1][0]) for t in (sde.T, sde.default_eps))
+    deviation = float(np.sqrt(plane_mean(moments[1], shape[1])))
+    levels = np.geomspace(first, max(last * 1.01, _LOWEST * deviation), LEVELS)
+    times = np.clip(sde.t_of_level(levels), sde.default_eps, sde.T).astype(np.float32)
+    z = normal(image_keys(range(_FIRST_SEED, _FIRST_SEED + IMAGES)), 0, 0, shape)
+    x = matched_prior(z, sde, times[0], moments) / sde.mean_scale(times[:1])[0]
+    found = []
+    for i, t in enumerate(times):
+        denoised, wiener, level = (np.asarray(v, np.float64) for v in _denoised(score_fn, sde, moments, x, t))
+        if not np.isfinite(denoised).all():
+            raise PdsError(f"predictor=auto: the network's denoised images are not finite at t={t:.5g}")
+        found.append(float(np.sum((denoised - wiener) ** 2) / IMAGES))
+        if i + 1 < LEVELS:
+            ratio = levels[i + 1] / float(level)
+            x = jnp.asarray(ratio * np.asarray(x) + (1 - ratio) * denoised, jnp.float32)
+    power = math.prod(shape) * float(plane_mean(moments[1], shape[1]))
+    return Measured(tuple(map(float, levels)), tuple(found), power)
+
+
+def choose(measured: Measured, nfe: int, colours: bool) -> Choice:
+    """The sampler for an NFE; `colours` says whether the statistics hold them."""
+    options: dict[str, Any] = {"corrector": "none", "grid": "edm", "prior": "matched"}
+    few = nfe < _FEW
+    if measured.unexplained < _UNEXPLAINED:
+        options |= {"predictor": "spectral", "stochasticity": 0.0, "spectrum": 1.0, "kappa": 0.2 if few else 0.4}
+        options["colours"] = colours
+        why = "the data's spectrum is inside the step"
+    else:
+        options["predictor"] = "dpmpp_2m" if few else "sde_dpmpp_2m"
+        why = f"{options['predictor']} without the spectrum, and no head start"
+    share = f"the Wiener denoiser leaves {measured.unexplained:.2f} of the data's power to the network"
+    reasons = [f"{share} (limit {_UNEXPLAINED}): {why}"]
+    if options["predictor"] != "spectral":
+        return Choice(options, tuple(reasons))
+    nats = _COST * (_COST_NFE / nfe) ** 2
+    start = measured.head_start(nats) if nfe <= _NO_HEAD_START else None
+    options["head_start"] = start
+    if start is None:
+        reasons.append(f"no head start: at {nfe} evaluations it may cost {nats:.2g} nats")
+    else:
+        reasons.append(f"head start at the noise level {start:.3g} of {measured.levels[0]:.3g}, for {nats:.2g} nats")
+    return Choice(options, tuple(reasons))
+
+
+def remembered(name: str, key: str, compute: Callable[[], Measured]) -> Measured:
+    """A measurement from a file beside the checkpoint, or in the cache folder where that cannot be written.
+
+    Args:
+      name: the checkpoint's file or folder; another name (a shipped model) has the cache folder alone.
+      key: what decides the measurement: weights and statistics.
+      compute: measures.
+    """
+    key, place = f"{key} rule {RULE}", pathlib.Path(name)
+    beside = place / _FILE if place.is_dir() else place.with_name(f"{place.name}.{_FILE}") if place.is_file() else None
+    if beside is not None:
+        with contextlib.suppress(PdsError):
+            entry = files.read_json(beside)
+            if isinstance(entry, dict) and entry.get("key") == key:
+                return Measured.from_json(entry)
+    value = cache.remembered("predictor_auto", key, lambda: compute().to_json(), _is_measurement)
+    if beside is not None:
+        with contextlib.suppress(PdsError):
+            files.write_json(beside, {"key": key, **value})
+    return Measured.from_json(value)
+
+
+def _is_measurement(value: Any) -> bool:
+    try:
+        return bool(Measured.from_json(value))
+    except PdsError:
+        return False
+
+
+def refuse_decided(given: Sequence[str], choice: Choice) -> None:
+    """Refuse options that predictor=auto decides.
+
+    Raises:
+      PdsError: names the first.
+    """
+    for name in given:
+        if name in (*choice.options, "alpha") and name != "predictor":
+            raise PdsError(f"{name}: predictor=auto decides it; leave {name} out, or name a predictor")
+
+
+@jax.jit
+def _denoised(score_fn: ScoreFn, sde: SDE, moments: Moments, x: Array, t: Array) -> tuple[Array, Array, Array]:
+    """D and D_W of x̄ (B, H, W, C), and the level ()."""
+    t = jnp.full(x.shape[:1], t)
+    m, level = noise_level(sde, t)
+    denoised = x + batch_mul(m * jnp.square(level), score_fn(batch_mul(m, x), t))
+    return denoised, wiener_denoiser(x, level, moments), level[0]

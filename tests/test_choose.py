@@ -1,0 +1,105 @@
+"""predictor=auto: what is measured in closed form, what follows from it, and where it is kept."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pds_jax import assembly, choose
+from pds_jax.io import files
+from pds_jax.models.analytic import FrequencyGaussian, GaussianMixture
+from pds_jax.sde_lib import VESDE, VPSDE
+from pds_jax.types import PdsError
+
+SHAPE = (4, 4, 1)
+MEAN = np.full(SHAPE, 0.5, np.float32)
+POWER = np.full((4, 3, 1), 0.04, np.float32)
+LEVELS = tuple(np.geomspace(50, 0.02, 16))
+
+
+@pytest.mark.parametrize("sde", [VESDE(), VPSDE()], ids=["ve", "vp"])
+def test_gaussian_data_are_explained_at_every_level(sde):
+    found = choose.measure(FrequencyGaussian.create(sde, MEAN, POWER), sde, (MEAN, POWER), SHAPE)
+    assert found.unexplained < 1e-6 and found.power == pytest.approx(16 * 0.04)
+    assert len(found.levels) == 16 and found.head_start(0.05) < 0.1
+
+
+def test_a_rare_image_is_not():
+    """One image in twenty differs from the others, with the same mean and power in all."""
+    sde = VESDE()
+    law = GaussianMixture.create(sde, [0.05, 0.95], np.stack([MEAN + 0.872, MEAN - 0.0459]), np.float32(1e-4))
+    power = np.full((4, 3, 1), 1e-6, np.float32)
+    power[0, 0] = 16 * 0.04
+    found = choose.measure(law, sde, (MEAN, power), SHAPE)
+    assert found.unexplained > 0.15
+    assert choose.choose(found, 5, True).options["predictor"] == "dpmpp_2m"
+    assert choose.choose(found, 10, True).options == {
+        "predictor": "sde_dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched"
+    }  # fmt: skip
+
+
+def test_cost_is_the_integral_of_the_residual():
+    """E‖R‖² = c s² has the rate c at every level; the first half nat of it stands for what is above."""
+    measured = choose.Measured(LEVELS, tuple(0.1 * np.square(LEVELS)), 1.0)
+    np.testing.assert_allclose(measured.cost, 0.05 + 0.1 * np.log(50 / np.asarray(LEVELS)), rtol=1e-6)
+    assert measured.head_start(0.01) is None
+    start = measured.head_start(0.3)
+    assert 0.05 + 0.1 * np.log(50 / start) == pytest.approx(0.3, rel=0.05)
+
+
+def test_fewer_evaluations_start_lower():
+    measured = choose.Measured(LEVELS, (0.5,) * 16, 16.0)
+    five, ten, forty = (choose.choose(measured, nfe, False) for nfe in (5, 10, 40))
+    assert five.options["head_start"] < ten.options["head_start"] < 50 and forty.options["head_start"] is None
+    assert (five.options["kappa"], ten.options["kappa"]) == (0.2, 0.4)
+    assert not five.options["colours"] and all("head start" in choice.reasons[1] for choice in (five, ten, forty))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return assembly.load("digits")
+
+
+def test_a_plan_says_what_was_chosen_and_why(trained, monkeypatch):
+    monkeypatch.setattr(choose, "measure", lambda *a: choose.Measured(LEVELS, (0.01,) * 16, 100.0))
+    plan = assembly.plan(trained, nfe=5, predictor="auto")
+    assert plan.nfe == 5 and plan.sampler.predictor == "spectral" and plan.sampler.prior == "matched"
+    assert plan.describe()["sampling"]["kappa"] == 0.2
+    assert len(plan.describe()["chosen_because"]) == len(plan.reasons) == 2
+    with pytest.raises(PdsError, match="grid: predictor=auto decides it"):
+        assembly.plan(trained, nfe=5, predictor="auto", grid="edm")
+    with pytest.raises(PdsError, match="statistics"):
+        assembly.plan(dataclasses.replace(trained, statistics=None), nfe=5, predictor="auto")
+
+
+def test_digits_have_no_natural_spectrum(trained):
+    assert assembly.plan(trained, nfe=10, predictor="auto").sampler.predictor == "sde_dpmpp_2m"
+
+
+def test_a_measurement_is_kept_beside_the_checkpoint(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return choose.Measured(LEVELS, (0.1,) * 16, 1.0)
+
+    found = [choose.remembered(str(tmp_path), "weights", compute) for _ in range(2)]
+    assert found[0] == found[1] and len(calls) == 1
+    choose.remembered(str(tmp_path), "other weights", compute)
+    assert len(calls) == 2
+    (place,) = tmp_path.iterdir()
+    files.write_json(place, {"key": "other weights rule 1", "levels": [1, 2], "residual": [0, 0], "power": 1})
+    assert choose.remembered(str(tmp_path), "other weights", compute) == found[0]
+
+
+@pytest.mark.parametrize("bad", [{}, {"levels": [2, 1], "residual": [0, -1], "power": 1}, {"levels": 3}])
+def test_damaged_measurements_are_not_used(bad):
+    with pytest.raises(PdsError):
+        choose.Measured.from_json(bad)
+
+
+def test_a_network_that_is_not_finite_is_refused():
+    with pytest.raises(PdsError, match="not finite"):
+        choose.measure(jax.tree_util.Partial(lambda x, t: x * jnp.nan), VESDE(), (MEAN, POWER), SHAPE)
