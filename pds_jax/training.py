@@ -16,6 +16,7 @@ from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
 from pds_jax.data import datasets
 from pds_jax.data.shapes import image_size
+from pds_jax.denoisers import PARAMETRISATIONS
 from pds_jax.io import files, images, manifest
 from pds_jax.io.progress import Bar
 from pds_jax.keys import make_key
@@ -72,6 +73,12 @@ class Trainer:
 
     def __init__(self, config: Any, workdir: str, checkpoint: str | None = None):
         """Build or restore everything; nothing is trained yet."""
+        if config.model.get("parametrisation") in PARAMETRISATIONS:
+            raise PdsError(
+                f"the configuration describes a network of another program (model.name={config.model.name!r}, "
+                f"parametrisation {config.model.parametrisation!r}), which is sampled here, not trained; for a training "
+                "with EDM's preconditioning use parametrisation 'edm', as configs/fashion.py does"
+            )
         self.config, self.workdir = config, pathlib.Path(workdir)
         self.begun = self._begun_elsewhere(checkpoint)
         self.source = datasets.get_source(config, "train")

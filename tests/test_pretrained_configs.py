@@ -10,6 +10,8 @@ import pytest
 
 from pds_jax.denoisers import PARAMETRISATIONS
 from pds_jax.models import init_model
+from pds_jax.training import train
+from pds_jax.types import PdsError
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 # Millions of parameters; those of ADM's U-Nets are in Dhariwal and Nichol 2021 (296, 422, 554).
@@ -60,3 +62,11 @@ def test_a_file_says_its_command_and_what_is_published(name):
 
 def test_the_unconditional_network_is_an_argument_away():
     assert importlib.import_module("configs.adm.imagenet256").get_config("label_dim=0").model.label_dim == 0
+
+
+@pytest.mark.parametrize("name", ["edm.ffhq64", "adm.imagenet64"])
+def test_training_is_refused_before_a_folder_is_made(name, tmp_path):
+    config = importlib.import_module(f"configs.{name}").get_config("runlocal")
+    with pytest.raises(PdsError, match="sampled here, not trained"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
