@@ -76,7 +76,7 @@ class Trainer:
         if config.model.get("parametrisation") in PARAMETRISATIONS:
             raise PdsError(
                 f"the configuration describes a network of another program (model.name={config.model.name!r}, "
-                f"parametrisation {config.model.parametrisation!r}), which is sampled here, not trained; for a training "
+                f"parametrisation {config.model.parametrisation!r}), which is sampled here, not trained; to train "
                 "with EDM's preconditioning use parametrisation 'edm', as configs/fashion.py does"
             )
         self.config, self.workdir = config, pathlib.Path(workdir)
