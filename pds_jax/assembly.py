@@ -11,6 +11,7 @@ import difflib
 import functools
 import hashlib
 import math
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -94,6 +95,10 @@ def load(
     Raises:
       PdsError: nothing there, damaged, or of another network; the message names the first parameter that differs.
     """
+    if any((pathlib.Path(checkpoint) / name).is_dir() for name in ("vae", "vqvae")):
+        raise PdsError(
+            f"{checkpoint} is a latent diffusion model: --mode=sample takes it, pds_jax.latent.trained.load reads it"
+        )
     found = checkpoints.load_any(checkpoint, config, use_ema=use_ema)
     config, stats = found.config, found.statistics
     if "pds" in config and "solenoidal" not in config.pds:  # written before this option was

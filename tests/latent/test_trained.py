@@ -70,6 +70,8 @@ def test_what_cannot_work_is_refused(model, pipelines):
         load(path, statistics=compute_statistics([np.zeros((2, 8, 8, 4), np.uint8)]))
     with pytest.raises(PdsError, match=r"\(4, 4, 4\).*\(8, 8, 4\)"):
         load(path, statistics=latent_statistics([normal(0, 4, 4, 4, 4)], {}))
+    with pytest.raises(PdsError, match="is a latent diffusion model"):
+        assembly.load(str(path))
     with pytest.raises(PdsError, match="multiples of 2"):
         load(path, size=(15, 16))
     with pytest.raises(PdsError, match="give a prompt"):
