@@ -130,6 +130,16 @@ def test_the_house_is_drawn_as_the_levels_are():
         assert heights == sorted(heights, reverse=True), heights
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "development.md"], ids=lambda page: page.name)
+def test_code_of_readme_and_of_the_development_page_runs(page, tmp_path):
+    """Block by block, each in a process of its own: a name may be registered once."""
+    for number, block in enumerate(blocks(page, "python")):
+        (tmp_path / f"block{number}.py").write_text(block)
+        program = [sys.executable, tmp_path / f"block{number}.py"]
+        done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", HAND_WRITTEN)
 def test_code_of_a_page_runs(name, tmp_path):
