@@ -240,7 +240,8 @@ def pds_sections(config: ml_collections.ConfigDict) -> None:
         dict(
             alpha=float("inf"),  # strength; inf is no preconditioning
             recipe="ijcv2025",
-            filters="freq",
+            filters="freq",  # "space", "both", or "flat": M = gain I, without data
+            gain=1.0,
             statistics="",
             freq_mask_path="",
             space_mask_path="",

@@ -262,7 +262,8 @@ def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
     changed = ConfigDict(config.to_dict())
     for name, value in options.items():
         own = sampling.option_names() | {"pilot_gain"}
-        section = next((s for s in ("sampling", "pds") if name in changed[s]), "sampling" if name in own else None)
+        missing = "sampling" if name in own else "pds" if name in ("gain", "solenoidal") else None  # newer than the file
+        section = next((s for s in ("sampling", "pds") if name in changed[s]), missing)
         if section is None:
             known = sorted({*changed.sampling, *changed.pds, *own})
             near = difflib.get_close_matches(name, known, 1)

@@ -67,6 +67,10 @@ def get_preconditioner(config: Any, shape: tuple[int, int, int], alpha: float, s
 def _filters(config: Any, shape: tuple[int, int, int], alpha: float, statistics: Any) -> Preconditioner:
     pds = config.pds
     masks = pds.freq_mask_path or pds.space_mask_path
+    if pds.filters == "flat":
+        if pds.r or masks or not math.isinf(alpha):
+            raise PdsError("filters=flat is M = gain I: it takes gain, not alpha, masks or the two-number filter")
+        return preconditioner.flat(float(pds.get("gain", 1.0)))
     if pds.r and masks:
         raise PdsError("choose either masks from files or the two-number filter (radius, lam), not both")
     if pds.r:

@@ -2,6 +2,7 @@
 
 import pytest
 
+import pds_jax
 from pds_jax import assembly
 from pds_jax.types import PdsError
 
@@ -44,3 +45,15 @@ def test_steps_are_reported_in_order_up_to_all_of_them_over_batches(digits):
     drawn = assembly.draw(digits, plan, range(3), batch_size=2, on_step=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (60, 60) and [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert drawn.pixels.dtype == "uint8" and drawn.pixels.shape == (3, 8, 8, 1)
+
+
+def test_a_flat_m_has_a_gain_and_no_alpha():
+    trained = pds_jax.load("digits")
+    plan = pds_jax.plan(trained, nfe=20, filters="flat", gain=1.1)
+    assert plan.preconditioner.describe()["recipe"] == "flat(1.1)"
+    assert float(plan.preconditioner.describe()["lambda_max"]) == pytest.approx(1.21)
+    for options in ({"alpha": 5.0}, {"r": 1.0, "lam": 1.2}):
+        with pytest.raises(PdsError, match="filters=flat is M = gain I"):
+            pds_jax.plan(trained, nfe=20, filters="flat", gain=1.1, **options)
+    with pytest.raises(PdsError, match="flat gain c=-1"):
+        pds_jax.plan(trained, nfe=20, filters="flat", gain=-1.0)

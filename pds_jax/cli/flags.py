@@ -131,8 +131,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
         Flag(
             "filters",
-            ("freq", "space", "both"),
-            "Which filters of the statistics M has.",
+            ("freq", "space", "both", "flat"),
+            "Which filters of the statistics M has; flat is M = c I with c of --gain, without statistics or alpha.",
             field="pds.filters",
             modes=_SAMPLES,
         ),
@@ -170,6 +170,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             field="pds.r",
             modes=_SAMPLES,
         ),
+        Flag("gain", float, "c of --filters=flat, for instance 1.15.", "GAIN", field="pds.gain", modes=_SAMPLES),
         Flag("lam", float, "Filter without data: gain outside the radius.", "GAIN", field="pds.lam", modes=_SAMPLES),
         Flag(
             "solenoidal",

@@ -33,6 +33,7 @@ class SamplerOptions:
     norm: str | None = None
     alpha: float | str | None = None
     filters: str | None = None
+    gain: float | None = None
     recipe: str | None = None
     statistics: str | None = None
     freq_mask_path: str | None = None

@@ -47,6 +47,10 @@ def _without_effect(given: Mapping[str, Any], plan: assembly.Plan) -> Iterator[t
         if options.predictor == "none":
             yield ("grid", "variant"), "there is no predictor"
     masks, m = pds.freq_mask_path or pds.space_mask_path, plan.preconditioner
+    if pds.filters == "flat":
+        yield ("recipe",), "a flat M has none"
+    else:
+        yield ("gain",), "it belongs to --filters=flat"
     if pds.r:
         yield ("filters", "recipe"), "M comes from the radius and lam"
         if m.is_identity or pds.lam == 1:
@@ -59,6 +63,6 @@ def _without_effect(given: Mapping[str, Any], plan: assembly.Plan) -> Iterator[t
         yield ("statistics",), "M does not come from statistics"
     if m.is_identity and "alpha" not in given:
         why = "PDS is off (no --alpha)"
-        yield ("filters", "recipe", "variant"), why
+        yield ("filters", "gain", "recipe", "variant"), "gain is 1" if pds.filters == "flat" else why
         if not needs_statistics:
             yield ("statistics",), why

@@ -45,6 +45,7 @@ def configuration(
         "alpha": float("inf"),
         "recipe": "ijcv2025",
         "filters": "freq",
+        "gain": 1.0,
         "statistics": "",
         "freq_mask_path": "",
         "space_mask_path": "",
