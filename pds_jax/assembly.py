@@ -262,7 +262,7 @@ def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
     changed = ConfigDict(config.to_dict())
     for name, value in options.items():
         own = sampling.option_names() | {"pilot_gain"}
-        missing = "sampling" if name in own else "pds" if name in ("gain", "solenoidal") else None  # newer than the file
+        missing = "sampling" if name in own else "pds" if name in ("gain", "solenoidal") else None
         section = next((s for s in ("sampling", "pds") if name in changed[s]), missing)
         if section is None:
             known = sorted({*changed.sampling, *changed.pds, *own})
