@@ -31,12 +31,20 @@ def test_a_plan_of_heun_has_the_evaluations_asked_for_or_one_fewer(digits, nfe):
         ({"nfe": 40, "predictr": "ddim"}, "unknown sampling option 'predictr'.*did you mean predictor"),
         ({"nfe": 40, "alpha": 5.0, "r": 2.0, "lam": 1.2}, "has no alpha"),
         ({"nfe": 40, "alpha": float("inf"), "r": 2.0, "lam": 1.2}, "has no alpha"),
+        ({"nfe": 40, "kappa": 0.5}, "has no kappa option"),
         ({"nfe": 40, "alpha": "five"}, "alpha=five: use a number above 1"),
     ],
 )
 def test_options_that_exclude_each_other_or_do_not_exist_are_refused(digits, options, match):
     with pytest.raises(PdsError, match=match):
         assembly.plan(digits, **{**FEW, **options})
+
+
+def test_a_plan_takes_a_predictors_own_options(digits):
+    words = {"grid": "edm", "prior": "matched", "kappa": 0.4, "stochasticity": 0.5, "head_start": 2.0}
+    plan = assembly.plan(digits, nfe=6, predictor="spectral", corrector="none", **words)
+    assert float(plan.sampler.numbers["kappa"]) == pytest.approx(0.4) and plan.describe()["sampling"]["head_start"] == 2
+    assert float(digits.sde.std(plan.sampler.times[:1])[0]) == pytest.approx(2.0, rel=1e-4)
 
 
 def test_steps_are_reported_in_order_up_to_all_of_them_over_batches(digits):
