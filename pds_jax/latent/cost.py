@@ -17,8 +17,8 @@ from pds_jax.latent.folder import init_autoencoder, init_unet, latent_size
 from pds_jax.latent.unet2d import UNet2D
 
 # Stable Diffusion 1: the network has the constructor's defaults but for the width of the text encoder.
-_UNET = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "sample_size": 64}
-_AUTOENCODER = {
+UNET = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "sample_size": 64}
+AUTOENCODER = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -50,8 +50,8 @@ def of_folder(path: str | os.PathLike[str] | None = None) -> Cost:
     Raises:
       PdsError: a configuration that is missing or not supported.
     """
-    unet_fields: dict[str, Any] = _UNET
-    vae_fields: dict[str, Any] = _AUTOENCODER
+    unet_fields: dict[str, Any] = UNET
+    vae_fields: dict[str, Any] = AUTOENCODER
     if path is not None:
         folder = pathlib.Path(path)
         unet_fields, _ = layouts.read_config(folder / "unet")
