@@ -66,6 +66,22 @@ SAMPLERS: dict[str, tuple[dict[str, Any], bool]] = {
     "DPM++(2M)": ({"predictor": "dpmpp_2m", "corrector": "none", "grid": "edm"}, False),
     "DPM++(2M) matched": ({"predictor": "dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched"}, False),
     "spectral DDIM": ({"predictor": "spectral_ddim", "corrector": "none", "grid": "edm", "prior": "matched"}, False),
+    "spectral": (
+        {"predictor": "spectral", "corrector": "none", "grid": "edm", "prior": "matched", "kappa": 0.4},
+        False,
+    ),
+    "spectral SDE": (
+        {
+            "predictor": "spectral",
+            "corrector": "none",
+            "grid": "edm",
+            "prior": "matched",
+            "kappa": 0.4,
+            "stochasticity": 1.0,
+        },
+        False,
+    ),
+    "auto": ({"predictor": "auto"}, False),
     "spectral DPM++(2M)": (
         {"predictor": "spectral_dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched"},
         False,

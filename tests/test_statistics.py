@@ -1,5 +1,6 @@
 """Statistics against their definition, batching, precision, the recorded masks, files and bad images."""
 
+import dataclasses
 import json
 import zipfile
 
@@ -325,3 +326,22 @@ def test_bad_images(images, message):
 def test_bad_limit():
     with pytest.raises(PdsError, match="limit=0"):
         st.compute_statistics([random_images()], limit=0)
+
+
+def test_cross_spectra_are_kept_and_older_files_do_without(tmp_path):
+    """S_ij = Re mean F(x_i − μ_i) conj F(x_j − μ_j) / (H W) for channels i < j; four times that in [-1, 1]."""
+    images = np.random.default_rng(0).uniform(size=(30, 6, 5, 3)).astype(np.float32)
+    images[..., 1] = (images[..., 0] + images[..., 1]) / 2
+    made = st.compute_statistics([images])
+    modes = np.fft.rfft2(images - images.mean(axis=0), axes=(1, 2))
+    for number, (i, j) in enumerate(((0, 1), (0, 2), (1, 2))):
+        expected = np.mean((modes[..., i] * modes[..., j].conj()).real, axis=0) / 30
+        np.testing.assert_allclose(made.cross[..., number], expected, atol=2e-6)
+    made.save(tmp_path / "new.npz")
+    found = st.load(tmp_path / "new.npz")
+    np.testing.assert_array_equal(found.cross, made.cross)
+    np.testing.assert_array_equal(found.moments(True)[2], 4 * made.cross)
+    dataclasses.replace(made, cross=None).save(tmp_path / "old.npz")
+    assert st.load(tmp_path / "old.npz").cross is None
+    assert len(st.load(tmp_path / "old.npz").moments(False)) == 2
+    assert st.compute_statistics([images[..., :1]]).cross is None
