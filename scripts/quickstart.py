@@ -1,10 +1,15 @@
-"""Sample a shipped model at few steps without and with PDS from the same seeds; a figure and a table."""
+"""Sample a shipped model at few steps without PDS, with PDS, and with the sampler chosen for it; a figure and a table.
+
+    python scripts/quickstart.py                    fashion: about five minutes on two cores
+    python scripts/quickstart.py --model=photos     about one minute
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -12,37 +17,41 @@ from absl import app, flags
 from pds_jax import assembly
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors
 from pds_jax.io import images
 
-_MODEL = flags.DEFINE_enum("model", "photos", ["fashion", "photos", "digits"], "Which shipped model.")
-_NFES = flags.DEFINE_list("nfe", ["20", "40", "80"], "Numbers of network evaluations.")
-_COUNT = flags.DEFINE_integer("images", 128, "Images a cell; more makes the table's distances less noisy.")
-_ALPHA = flags.DEFINE_float("alpha", None, "Strength of PDS; default: the model's recommended value.")
+_MODEL = flags.DEFINE_enum("model", "fashion", ["fashion", "photos", "digits"], "Which shipped model.")
+_NFES = flags.DEFINE_list("nfe", ["20", "40"], "Numbers of network evaluations; predictor=auto also makes 5.")
+_COUNT = flags.DEFINE_integer("images", 64, "Images a cell; more makes the table's distances less noisy.")
+_ALPHA = flags.DEFINE_string("alpha", "tune", "Strength of PDS: a number, or tune (by the spectrum of a few samples).")
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Where results go.")
+_SHOWN = 16
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """Label -> how it is sampled."""
+    alpha = _ALPHA.value if _ALPHA.value == "tune" else float(_ALPHA.value)
+    return {
+        "without PDS": {"alpha": math.inf},
+        "with PDS": {"alpha": alpha},
+        "predictor=auto": {"predictor": "auto"},
+    }
 
 
 def main(argv: list[str]) -> None:
     """Sample, compare, draw."""
     del argv
     use_compilation_cache(None)
-    out = pathlib.Path(_OUT.value)
-    trained = assembly.load(_MODEL.value)
-    recommended = trained.config.pds.get("recommended_alpha", 5.0)
-    alpha = float(recommended if _ALPHA.value is None else _ALPHA.value)
-    judge = quality.judge_for(_MODEL.value)
-    rows = {"without PDS": math.inf, f"with PDS (alpha {alpha:g})": alpha}
-    cells: dict[str, dict[str, np.ndarray]] = {label: {} for label in rows}
+    out, trained, judge = pathlib.Path(_OUT.value), assembly.load(_MODEL.value), quality.judge_for(_MODEL.value)
+    cells: dict[str, dict[str, np.ndarray]] = {}
     table = []
-    for nfe in map(int, _NFES.value):
-        for label, strength in rows.items():
-            plan = assembly.plan(trained, nfe=nfe, alpha=strength)
+    for label, options in rows().items():
+        for nfe in (*map(int, _NFES.value), *([5] if "predictor" in options else [])):
+            plan = assembly.plan(trained, nfe=nfe, **options)
             drawn = assembly.draw(trained, plan, range(_COUNT.value), label=f"{plan.nfe} NFE, {label}")
-            scores = judge(drawn.images)
-            cells[label][f"{plan.nfe} NFE"] = images.enlarge(
-                images.to_uint8(drawn.images[:16]), images.visible_scale(drawn.images.shape[1])
-            )
-            table.append({"nfe": plan.nfe, "sampler": label, **scores, "seconds": drawn.seconds})
+            shown = images.enlarge(images.to_uint8(drawn.images[:_SHOWN]), images.visible_scale(trained.shape[0]))
+            cells.setdefault(label, {})[f"{nfe} NFE"] = shown
+            row = {"nfe": plan.nfe, "sampler": _name(label, plan)}
+            table.append({**row, **judge(drawn.images), "seconds": drawn.seconds})
     figures.comparison(cells, out / "comparison.png", f"{_MODEL.value}: the same network, the same seeds")
     text = quality.markdown(table)
     print(f"\n{_COUNT.value} images a row, seeds 0-{_COUNT.value - 1}, reference: {judge.reference_name}\n")
@@ -52,6 +61,11 @@ def main(argv: list[str]) -> None:
     print(json.dumps({"figure": str(out / "comparison.png"), "rows": table}))
 
 
+def _name(label: str, plan: assembly.Plan) -> str:
+    if label == "with PDS":
+        return f"{label} (alpha {plan.alpha:g})"
+    return label if label == "without PDS" else f"{label}: {plan.config.sampling.predictor}"
+
+
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    app.run(main)

@@ -61,20 +61,23 @@ def comparison(cells: Mapping[str, Mapping[str, np.ndarray]], path: str | os.Pat
     """Rows of image grids: one row a sampler, one column a number of network evaluations.
 
     Args:
-      cells: row label -> column label -> images (n, H, W, C), uint8 or float in [0, 1]; every row has the same columns.
+      cells: row label -> column label -> images (n, H, W, C), uint8 or float in [0, 1]; a row may lack columns.
       path: the PNG to write.
       title: above everything.
     """
     plt = _pyplot()
-    columns = list(next(iter(cells.values())))
-    shown = grid(next(iter(cells.values()))[columns[0]], pad=1)
+    columns = list(dict.fromkeys(name for row in cells.values() for name in row))
+    shown = grid(next(iter(next(iter(cells.values())).values())), pad=1)
     height = 3.2 * shown.shape[0] / shown.shape[1] + 0.1
     size = 3.2 * len(columns) + 0.8, height * len(cells) + 0.4 + 0.4 * bool(title)
     figure, axes = plt.subplots(len(cells), len(columns), figsize=size, squeeze=False)
     for row, (label, images_by_column) in enumerate(cells.items()):
         for column, name in enumerate(columns):
             axis = axes[row][column]
-            _show(axis, grid(images_by_column[name], pad=1))
+            if name in images_by_column:
+                _show(axis, grid(images_by_column[name], pad=1))
+            else:
+                axis.set(xticks=[], yticks=[], frame_on=False)
             if row == 0:
                 axis.set_title(name)
             if column == 0:
