@@ -235,6 +235,7 @@ def pds_sections(config: ml_collections.ConfigDict) -> None:
         variant="paper",
         prior="standard",
         grid="uniform",
+        solver_options="",  # "order=2,rho=5": options of the predictor and the grid
     )
     config.pds = ml_collections.ConfigDict(
         dict(

@@ -34,6 +34,7 @@ from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
 from pds_jax.score_fn import get_score_fn, model_options
+from pds_jax.steps import named_options
 from pds_jax.types import PdsError, ScoreFn
 
 
@@ -261,7 +262,7 @@ def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
     """A copy of the configuration with fields of its sampling and pds sections replaced."""
     changed = ConfigDict(config.to_dict())
     for name, value in options.items():
-        own = sampling.option_names() | {"pilot_gain"}
+        own = sampling.option_names() | {"pilot_gain", "solver_options"}
         missing = "sampling" if name in own else "pds" if name in ("gain", "solenoidal") else None
         section = next((s for s in ("sampling", "pds") if name in changed[s]), missing)
         if section is None:
@@ -278,7 +279,9 @@ def _speed_up(config: ConfigDict, nfe: int) -> float:
     """The speed-up that leaves the iterations of an NFE."""
     options, scales = config.sampling, int(config.model.num_scales)
     steps = get_predictor(options.predictor), get_corrector(options.corrector)
-    n = table.iterations(nfe, *steps, options.n_steps_each, options.noise_removal)
+    own = {name: options[name] for name in steps[0].options if name in options}
+    own |= named_options(options.get("solver_options", ""))
+    n = table.iterations(nfe, *steps, options.n_steps_each, options.noise_removal, own)
     if n > scales:
         raise PdsError(f"nfe={nfe} makes N={n} iterations, more than the model's num_scales={scales}; ask for fewer")
     # The small term keeps int(num_scales / speed_up) from rounding down to one iteration less.

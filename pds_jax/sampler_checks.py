@@ -15,7 +15,6 @@ from pds_jax.predictors import VARIANTS
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import in_colours
 from pds_jax.steps import Step
-from pds_jax.time_grids import GRIDS
 from pds_jax.types import PdsError
 
 PRIORS = ("standard", "matched")
@@ -32,7 +31,7 @@ def check_options(
     preconditioner: Preconditioner,
     prior: str,
     norm: str,
-    grid: str,
+    grid: Any,
     shape: tuple[int, int, int],
     head_start: Any = None,
     corrector_levels: Any = None,
@@ -43,7 +42,7 @@ def check_options(
       PdsError: says which, and what would do.
     """
     variant = options["variant"]
-    check_names(variant=(variant, VARIANTS), prior=(prior, PRIORS), norm=(norm, tuple(NORMS)), grid=(grid, GRIDS))
+    check_names(variant=(variant, VARIANTS), prior=(prior, PRIORS), norm=(norm, tuple(NORMS)))
     if predictor.name == corrector.name == "none":
         raise PdsError("predictor and corrector are both 'none': nothing would be sampled")
     if corrector.name != "none":
@@ -158,10 +157,15 @@ def checked_moments(statistics: Any, shape: tuple[int, int, int]) -> tuple[np.nd
     return mean, power
 
 
-def _check_steps(predictor: Step, corrector: Step, options: dict[str, Any], grid: str) -> None:
-    if not predictor.any_grid and predictor.name != "none" and grid != "uniform":
+def _check_steps(predictor: Step, corrector: Step, options: dict[str, Any], grid: Any) -> None:
+    if not predictor.any_grid and predictor.name != "none" and not (isinstance(grid, str) and grid == "uniform"):
         raise PdsError(
             f"predictor {predictor.name!r} steps through the SDE's own levels: use grid 'uniform', not {grid!r}"
+        )
+    if predictor.build is not None and corrector.name != "none":
+        raise PdsError(
+            f"predictor {predictor.name!r} lays out its own evaluations, between which corrector {corrector.name!r} "
+            "has no place: use corrector 'none', or a predictor of one step (ddim, heun, spectral_ddim)"
         )
     remembers = predictor.multistep and options.get("kappa") != 0
     if remembers and corrector.name != "none" and predictor.second is None:
@@ -177,8 +181,6 @@ def _check_steps(predictor: Step, corrector: Step, options: dict[str, Any], grid
 
 def _check_levels(predictor: Step, corrector: Step, prior: str, head_start: Any, corrector_levels: Any) -> None:
     if head_start is not None:
-        if isinstance(head_start, str):
-            raise PdsError(f"head_start={head_start!r}: use a noise level; 'auto' is for predictor 'auto' of a plan")
         if not predictor.any_grid:
             raise PdsError(
                 f"head_start={head_start}: predictor {predictor.name!r} steps through the SDE's own levels; use one of "
@@ -197,6 +199,11 @@ def _check_levels(predictor: Step, corrector: Step, prior: str, head_start: Any,
 def _check_preconditioner(m: Preconditioner, predictor: Step, options: dict[str, Any]) -> None:
     if m.is_identity or predictor.name == "none":
         return
+    if not predictor.uses_M and (predictor.draws or "churn" in predictor.options):
+        raise PdsError(
+            f"predictor {predictor.name!r} adds white noise, as its source defines it, and has no form with M: use "
+            "alpha=inf, or sde_dpmpp_2m, spectral_ancestral, reverse_diffusion"
+        )
     if not predictor.uses_M:
         raise PdsError(
             f"predictor {predictor.name!r} solves an ordinary differential equation, which has no noise for M to act "

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax import spectral_steps, time_grids  # noqa: F401
+from pds_jax import gits, spectral_steps, time_grids  # noqa: F401
 from pds_jax import table as tables
 from pds_jax.correctors import CORRECTORS, NORMS, get_corrector
 from pds_jax.keys import image_keys, normal, typed
@@ -33,13 +33,13 @@ from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.predictors import PREDICTORS, get_predictor
 from pds_jax.replaying import replay  # noqa: F401
 from pds_jax.runner import PACE, Run, SamplingDiverged, check_finite, run  # noqa: F401
-from pds_jax.sampler_checks import check_options, image_shape, is_number, needed_moments
+from pds_jax.sampler_checks import check_options, checked_moments, image_shape, is_number, needed_moments
 from pds_jax.scores import checked, finite, known
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers import Memory
 from pds_jax.spectral import matched_prior
 from pds_jax.stability import check_stability
-from pds_jax.steps import Step
+from pds_jax.steps import Step, named_options
 from pds_jax.table import CHUNK, Carry, Row, Table
 from pds_jax.types import Array, Key, PdsError, ScoreFn
 
@@ -56,6 +56,7 @@ class PCSampler:
     preconditioner: Preconditioner
     rows: Row  # the table, padded
     count: Any  # () int32 rows in it
+    first: Any  # () time of the prior
     numbers: dict[str, Any]  # options of the steps that are numbers, traced
     moments: Any = None  # (mean (H, W, C), power (H, W // 2 + 1, C)) of the data in the model's range
     shape: tuple[int, int, int] = static(default=(0, 0, 0))  # (H, W, C)
@@ -95,11 +96,12 @@ class PCSampler:
     def start(self, z: Array, keys: Key | None = None, condition: Any = None) -> Carry:
         """Begin from the prior made of standard normal noise z (B, H, W, C)."""
         z = z.astype(jnp.float32)
-        first = jnp.asarray(self.rows.t)[0]
+        first = jnp.asarray(self.first)
         if self.prior == "matched":
             x = matched_prior(z, self.sde, first, self.moments)
         else:
             x = (self.preconditioner.apply(z) if self.variant == "paper" else z) * self.sde.prior_std
+            x = x * (self.sde.std(first) / self.sde.std(jnp.float32(self.sde.T)))  # 1 but for times that begin below T
         if condition is not None:
             x = condition.start(x, jnp.full(x.shape[:1], first), z, self.sde)
         memory = next((step.start or Memory.empty for step in self.kinds if step.multistep), lambda x: None)(x)
@@ -136,12 +138,12 @@ class PCSampler:
         row: Row = jax.tree.map(lambda column: jnp.asarray(column)[carry.row], self.rows)
         t, t_next = (jnp.full(carry.x.shape[:1], time) for time in (row.t, row.t_next))
         known_part, x = carry.condition, carry.x
+        shift = 0 if known_part is None else row.given
         if self.rises:
-            x = row.shrink * x + row.up * self.preconditioner.apply(noise(row.step, row.draw + 1))
+            x = row.shrink * x + row.up * self.preconditioner.apply(noise(row.step, row.rise + shift))
         if known_part is not None:
             x = self._pinned(carry, row.pin_before, (x, x), t, noise, row)[0]
         s = checked(score_fn)(x, t)
-        shift = 0 if known_part is None else row.given
         z = noise(row.step, row.draw + shift) if any(step.draws for step in self.kinds) else None
         words = {"sde": self.sde, "score_fn": known(s), "preconditioner": self.preconditioner, "t_next": t_next,
                  "moments": self.moments, "memory": carry.memory, "row": row, "mean_fn": self.mean_fn}  # fmt: skip
@@ -184,7 +186,7 @@ def get_pc_sampler(
     prior: str = "standard",
     norm: str = "sample",
     mean_fn: Callable[[Array], Array] | None = None,
-    grid: str = "uniform",
+    grid: Any = "uniform",
     head_start: float | None = None,
     corrector_levels: tuple[float, float] | None = None,
     colours: bool = False,
@@ -209,13 +211,13 @@ def get_pc_sampler(
         the statistics' mean and spectrum at T, without M.
       norm: "sample" or "batch", the norms in the Langevin step.
       mean_fn: in place of norm, for a mean over devices too.
-      grid: times, see ``time_grids``.
+      grid: name of a grid of times, see ``time_grids``, or the times themselves.
       head_start: noise level std/m_t to start from, in place of that of T, with the matched prior.
       corrector_levels: lowest and highest noise level that has corrector rows, by default all.
       colours: P of the channels rotated to the colours' principal axes, where prior and steps use P.
       statistics: ``Statistics.moments(config.data.centered)``, or its (mean, power), where needed.
       check: refuse a setting whose predictor must diverge.
-      **options: options of the predictor or corrector by their own names.
+      **options: options of predictor, corrector and grid by their own names.
 
     Returns:
       ``sampler(keys, score_fn) -> (x, nfe)``. A predictor of any grid (``solvers``) makes N steps, the last from
@@ -228,27 +230,28 @@ def get_pc_sampler(
     of_image, m = image_shape(shape), preconditioner or identity()
     m.check_shape(of_image)
     steps = get_predictor(predictor), get_corrector(corrector)
-    given = {**options, "variant": variant, "probability_flow": probability_flow}
+    moments = functools.partial(checked_moments, statistics, of_image)
+    sde, times, own = time_grids.plan(grid, sde, eps, options, moments, head_start)
+    given = {**own, "variant": variant, "probability_flow": probability_flow}
     check_options(sde, *steps, given, snr=snr, n_steps=n_steps, preconditioner=m, prior=prior, norm=norm, grid=grid,
                   shape=of_image, head_start=head_start, corrector_levels=corrector_levels)  # fmt: skip
-    eps = sde.default_eps if eps is None else float(eps)
-    times = time_grids.get_grid(grid, sde, eps, int(sde.N), head_start=head_start)
     table = tables.build(sde, times, *steps, int(n_steps), bool(denoise), given, corrector_levels)
-    defaults, words = {k: v for step in table.kinds for k, v in step.options.items()}, {**given, "snr": snr}
-    own = {name: words.get(name, value) for name, value in defaults.items()}
+    defaults = {k: v for step in table.kinds for k, v in step.options.items() if step.takes(k)}
+    own = {name: {**given, "snr": snr}.get(name, value) for name, value in defaults.items()}
     numbers = {name: np.float32(value) for name, value in own.items() if is_number(value)}
     sampler = PCSampler(
         sde=sde,
         preconditioner=m,
         rows=table.padded(),
         count=np.int32(len(table)),
+        first=np.float32(times[0]),
         numbers=numbers,
         moments=needed_moments(statistics, of_image, table.kinds, given, prior, colours),
         shape=of_image,
         kinds=table.kinds,
         choices=tuple(sorted((name, value) for name, value in own.items() if name not in numbers)),
         draws=table.draws,
-        rises=bool(np.any(table.rows.up != 0)),
+        rises=bool(np.any(table.rows.up != 0) or np.any(table.rows.shrink != 1)),
         denoise=bool(denoise) and predictor != "none",  # without one there is no x_mean, as in score_sde
         variant=variant if steps[0].limited else "exact",
         prior=prior,
@@ -260,8 +263,9 @@ def get_pc_sampler(
 
 
 def option_names() -> set[str]:
-    """Fields of config.sampling that :func:`get_pc_sampler` takes as they are, options of registered steps included."""
-    return {*_FIELDS, *(name for step in (*PREDICTORS.values(), *CORRECTORS.values()) for name in step.options)}
+    """Fields of config.sampling that :func:`get_pc_sampler` takes as they are, those of steps and grids among them."""
+    steps = {name for step in (*PREDICTORS.values(), *CORRECTORS.values()) for name in step.options}
+    return {*_FIELDS, *steps, *time_grids.option_names()}
 
 
 def get_sampling_fn(
@@ -279,7 +283,7 @@ def get_sampling_fn(
 
     Args:
       config: with sampling.{method, predictor, corrector, snr, n_steps_each, noise_removal, probability_flow} as in
-        score_sde, and sampling.{speed_up, norm, variant, prior, grid} (defaults where absent).
+        score_sde, and sampling.{speed_up, norm, variant, prior, grid, solver_options} where present.
       sde: SDE of training; its levels are replaced by N = int(config.model.num_scales / speed_up).
       shape: (H, W, C) or (B, H, W, C).
       preconditioner, mean_fn, check: see :func:`get_pc_sampler`.
@@ -306,6 +310,7 @@ def get_sampling_fn(
         raise PdsError(f"unknown config.sampling.method {options.method!r}; known: pc, ode")
     own = {name: options[name] for name in option_names() if name in options}
     given = {"preconditioner": preconditioner, "mean_fn": mean_fn, "statistics": statistics, "check": check}
+    given.update(named_options(options.get("solver_options", "")))
     steps = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
     level = sde.with_num_scales(n)
     return get_pc_sampler(level, shape, options.predictor, options.corrector, **steps, **own, **given)

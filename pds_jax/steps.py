@@ -7,8 +7,10 @@ such.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,12 +37,14 @@ class Step:
       coefficients: (sde, times (N,), options) -> (N, K) float64, weights computed on the host, for
         ``row.coefficients``.
       build: (sde, times, step, options) -> ``table.Table``, for a method whose rows are not one a time; else None.
+      extra: options -> rows that its table has beside those of its steps; None for none.
       start: x -> what ``memory`` is before the first row.
+      planned: options that `coefficients` and `build` read, on the host, and the function does not -> their defaults.
       least_steps: fewest steps that the method is defined for.
       limited: whether M has a stability limit in it.
       refuse: (options, M, shape) -> None, raises where the step cannot do what is asked.
       inputs: those of :data:`INPUTS` that it takes.
-      options: its own keywords -> their defaults.
+      options: its own keywords, and those planned -> their defaults.
     """
 
     kind: str
@@ -50,7 +54,9 @@ class Step:
     second: Step | None = None
     coefficients: Callable[..., np.ndarray] | None = None
     build: Callable[..., Any] | None = None
+    extra: Callable[[dict[str, Any]], int] | None = None
     start: Callable[[Array], Any] | None = None
+    planned: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
     least_steps: int = 2
     limited: bool = True
     refuse: Callable[..., None] | None = None
@@ -61,7 +67,8 @@ class Step:
         parameters = inspect.signature(self.fn).parameters.values()
         words = [p for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY]
         object.__setattr__(self, "inputs", tuple(p.name for p in words if p.name in INPUTS))
-        object.__setattr__(self, "options", {p.name: p.default for p in words if p.name not in INPUTS})
+        own = {p.name: p.default for p in words if p.name not in INPUTS}
+        object.__setattr__(self, "options", {**own, **self.planned})
 
     def __call__(self, x: Array, t: Array, z: Array | None, **words: Any) -> tuple[Any, ...]:
         """Take the step; inputs that it has no use for are left out, options that it does not know are refused.
@@ -72,10 +79,14 @@ class Step:
         self.check({name: value for name, value in words.items() if name not in INPUTS})
         if not self.uses_M and not getattr(words.get("preconditioner"), "is_identity", True):
             raise PdsError(f"{self.kind} {self.name!r} does not apply M; leave it out")
-        taken = {name: words[name] for name in (*self.inputs, *self.options) if name in words}
+        taken = {name: value for name, value in words.items() if name in self.inputs or self.takes(name)}
         if taken.get("preconditioner", self) is None:
             del taken["preconditioner"]
         return self.fn(x, t, z, **taken)
+
+    def takes(self, name: str) -> bool:
+        """Whether an option is a keyword of the function."""
+        return name in self.options and name not in self.planned
 
     def check(self, options: dict[str, Any]) -> None:
         """Refuse an option that this step does not take.
@@ -134,3 +145,29 @@ def registrar(registry: Registry[Step]) -> Callable[..., Callable[[Callable[...,
         return enter
 
     return register
+
+
+def named_options(given: Any) -> dict[str, Any]:
+    """Options by name from a mapping, or from text like ``order=2,form=bh1,restarts=((3,2,0.06,0.3),)``.
+
+    >>> named_options("order=2, form=bh1, tau=(1, 0.2, 0.8)")
+    {'order': 2, 'form': 'bh1', 'tau': (1, 0.2, 0.8)}
+
+    Raises:
+      PdsError: text of another form.
+    """
+    if not isinstance(given, str):
+        return dict(given or {})
+    try:
+        call = ast.parse(f"f({given})", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords)
+        return {str(word.arg): _literal(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError, AssertionError, AttributeError) as error:
+        raise PdsError(f"solver_options={given!r}: write NAME=VALUE,NAME=VALUE, e.g. order=2,form=bh1,rho=5") from error
+
+
+def _literal(node: ast.expr) -> Any:
+    """A number or a tuple of numbers; a name stands for itself, but inf, True, False and None for what they are."""
+    if isinstance(node, ast.Name):
+        return math.inf if node.id == "inf" else node.id
+    return ast.literal_eval(node)

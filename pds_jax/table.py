@@ -32,6 +32,8 @@ class Row:
       kind: int32, which of the sampler's kinds of step.
       step: int32, iteration from 1; noise is drawn from fold_in(fold_in(key, step), draw).
       draw: int32, number of the row's draw within its iteration.
+      rise: int32, number of the draw of the noise added before the evaluation.
+      draws: int32, noise draws of its iteration, without a condition's.
       given: int32, what a condition adds to `draw`, which has draws of its own.
       pin_before, pin_after: int32, number of the draw with which a condition pins the state before and after the row;
         −1 where it does not.
@@ -45,6 +47,8 @@ class Row:
     kind: Any
     step: Any
     draw: Any
+    rise: Any
+    draws: Any
     given: Any
     pin_before: Any
     pin_after: Any
@@ -68,7 +72,7 @@ class Carry:
     memory: Any = None  # of a multistep predictor
 
 
-_WHOLE = ("kind", "step", "draw", "given", "pin_before", "pin_after")
+_WHOLE = ("kind", "step", "draw", "rise", "draws", "given", "pin_before", "pin_after")
 FIELDS = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -79,7 +83,7 @@ class Table:
     Attributes:
       rows: :class:`Row` with a leading axis of R rows, NumPy.
       kinds: what ``rows.kind`` counts in.
-      draws: noise draws an iteration, without a condition's.
+      draws: most noise draws of an iteration, without a condition's.
     """
 
     rows: Row
@@ -132,8 +136,8 @@ def unpadded(rows: Row, count: int, kinds: tuple[Step, ...], draws: int) -> Tabl
 
 
 def from_rows(rows: list[dict[str, Any]], kinds: tuple[Step, ...], draws: int) -> Table:
-    """A table of rows given one by one; fields left out are 0, but `shrink` 1 and the pins −1."""
-    blank = {**dict.fromkeys(FIELDS, 0), "shrink": 1.0, "pin_before": -1, "pin_after": -1}
+    """A table of rows given one by one; fields left out are 0, but `shrink` 1, the pins −1 and `draws` the table's."""
+    blank = {**dict.fromkeys(FIELDS, 0), "shrink": 1.0, "pin_before": -1, "pin_after": -1, "draws": draws}
     widest = max((len(row.get("coefficients", ())) for row in rows), default=0)
     columns: dict[str, np.ndarray] = {}
     for name in FIELDS:
@@ -212,12 +216,15 @@ def build(
 ) -> Table:
     """The table of a predictor and a corrector; a predictor may have a table or weights of its own.
 
+    They get its options, where not given at their defaults, and `to_data` as ``denoise``.
+
     Args:
       levels: the corrector's rows are at noise levels std/m_t between these two; by default at all.
 
     Raises:
       PdsError: no time has such a level.
     """
+    options = {**predictor.options, **options, "denoise": to_data}
     if predictor.build is not None:
         return predictor.build(sde, times, predictor, options)
     weights = None if predictor.coefficients is None else predictor.coefficients(sde, times, options)
@@ -234,14 +241,22 @@ def _between(sde: SDE, times: np.ndarray, levels: tuple[float, float]) -> np.nda
     return found
 
 
-def iterations(nfe: int, predictor: Step, corrector: Step, n_steps: int = 1, to_data: bool = True) -> int:
-    """The largest N whose table has at most `nfe` rows.
+def iterations(
+    nfe: int,
+    predictor: Step,
+    corrector: Step,
+    n_steps: int = 1,
+    to_data: bool = True,
+    options: dict[str, Any] | None = None,
+) -> int:
+    """The largest N whose table has at most `nfe` rows, with the predictor's `options` where it has any.
 
     Raises:
       PdsError: too few for one iteration of the two, or for the predictor's order.
     """
     each = predictor.stages + (n_steps if corrector.stages else 0)
     saved = predictor.stages - 1 if predictor.second is not None and to_data else 0
+    saved -= 0 if predictor.extra is None else predictor.extra({**predictor.options, **(options or {})})
     n = (int(nfe) + saved) // max(each, 1) + (predictor.any_grid and not to_data)
     least = max(predictor.least_steps, 2)
     if n < least:

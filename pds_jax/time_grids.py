@@ -1,16 +1,33 @@
-"""Times at which a sampler evaluates the score, from T = 1 down to eps; computed in float64, given as float32."""
+"""Times at which a sampler evaluates the score, from T = 1 down to eps; computed in float64, given as float32.
+
+    uniform     linear in t: the levels of the SDE itself
+    edm         linear in σ^{1/ρ}, ρ = 7 (option rho)
+    log_sigma   linear in log σ
+    quadratic   linear in t^{1/2} of the VP time (option power)
+    spectrum    equal changes of Σ_k log(P_k + σ²), P the data's power spectrum
+    gits        the levels of a teacher's grid that its own errors choose, see ``gits``
+
+σ is std/m_t, the noise level of x/m_t. A grid of one's own is an array of times, or a function entered by
+:func:`register_grid`: fn(sde, eps, N, *, own options with defaults) -> (N,) times, with ``moments`` among them where it
+needs the data's mean and spectrum, and ``first`` where it can begin at another time than T, for a head start.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from pds_jax.levels import VPTime, levels
 from pds_jax.sde_lib import SDE
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, Registry
 
-GRIDS = ("uniform", "edm")
+GRIDS: Registry[Callable[..., np.ndarray]] = Registry("grid")
+register_grid = GRIDS.register
+_FINE = 4097  # levels between which the grid "spectrum" is interpolated
 
 
 def uniform(T: float, eps: float, N: int) -> np.ndarray:  # noqa: N803
@@ -61,72 +78,182 @@ def speed_up(num_scales: int, speed_up: float, eps0: float) -> tuple[int, float]
     return n, eps
 
 
-def edm_rho(sde: SDE, eps: float, N: int, rho: float = 7.0, first: float | None = None) -> np.ndarray:  # noqa: N803
-    """Times whose noise levels σ̃ = std/m_t satisfy σ̃_i^{1/ρ} linear in i, from `first`, by default T, to eps.
+@register_grid("uniform")
+def _uniform(sde: SDE, eps: float, N: int, *, first: float | None = None) -> np.ndarray:  # noqa: N803
+    return uniform(sde.T if first is None else first, eps, N)
 
-    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, equation 5, on
-    the noise level of x/m_t.
 
-    Args:
-      sde: the SDE.
-      eps: last time.
-      N: number of times, ≥ 2.
-      rho: ρ > 0; the larger, the more of the times have little noise.
-      first: first time.
+@register_grid("edm")
+def edm_rho(sde: SDE, eps: float, N: int, *, rho: float = 7.0, first: float | None = None) -> np.ndarray:  # noqa: N803
+    """Times whose noise levels satisfy σ_i^{1/ρ} linear in i; the larger ρ, the more have little noise.
 
-    Returns:
-      (N,) float32, decreasing.
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, equation 5.
 
     Raises:
       PdsError: N < 2, eps outside (0, 1), or ρ ≤ 0.
     """
-    first = sde.T if first is None else first
-    _check(first, eps, N)
+    high, low = _ends(sde, eps, N, first)
     if not 0 < rho < math.inf:
         raise PdsError(f"rho={rho}: use a finite number > 0 (7 is EDM's)")
-    high, low = (_level(sde, t) ** (1 / rho) for t in (first, eps))
-    t = sde.t_of_level(np.linspace(high, low, N) ** rho)
-    t[0], t[-1] = first, eps
-    return t.astype(np.float32)
+    return at_levels(sde, eps, np.linspace(high ** (1 / rho), low ** (1 / rho), N) ** rho, first)
 
 
-def get_grid(
-    name: str, sde: SDE, eps: float, N: int, rho: float = 7.0, head_start: float | None = None  # noqa: N803
-) -> np.ndarray:
-    """The grid called `name`; (N,) float32.
+@register_grid("log_sigma")
+def log_sigma(sde: SDE, eps: float, N: int, *, first: float | None = None) -> np.ndarray:  # noqa: N803
+    """Times whose noise levels are a geometric sequence: "logSNR" in DPM-Solver. Raises as :func:`edm_rho`."""
+    return at_levels(sde, eps, np.geomspace(*_ends(sde, eps, N, first), N), first)
 
-    Args:
-      name: of the grid.
-      sde: the SDE.
-      eps: last time.
-      N: number of times, ≥ 2.
-      rho: of the grid "edm".
-      head_start: noise level std/m_t of the first time, in place of that of T.
+
+@register_grid("quadratic")
+def quadratic(sde: SDE, eps: float, N: int, *, power: float = 2.0, first: float | None = None) -> np.ndarray:  # noqa: N803
+    """t^{1/power} linear in i, in the SDE's own time where its mean shrinks, for VE in that of a VP SDE of its levels.
+
+    Source: Song et al., "Denoising Diffusion Implicit Models", 2021, appendix D.3; :class:`VPTime`.
 
     Raises:
-      PdsError: unknown name, or a bad argument of the grid.
+      PdsError: N < 2, eps outside (0, 1), or power ≤ 0.
     """
-    if name not in GRIDS:
-        raise PdsError(f"unknown grid {name!r}; known: {', '.join(GRIDS)}")
-    first = sde.T if head_start is None else start_of(sde, eps, head_start)
-    return uniform(first, eps, N) if name == "uniform" else edm_rho(sde, eps, N, rho, first)
+    high, low = _ends(sde, eps, N, first)
+    if not 0 < power < math.inf:
+        raise PdsError(f"power={power}: use a finite number > 0 (2 is quadratic, 1 uniform in the VP time)")
+    own = float(levels(sde, np.array([sde.T]))[0][0]) != 1
+    end = eps if own else VPTime.END
+    begin = first if own and first is not None else 1.0
+    t = np.linspace(begin ** (1 / power), end ** (1 / power), N) ** power
+    return _closed(sde, eps, t, first) if own else at_levels(sde, eps, VPTime(low, high).level(t), first)
+
+
+@register_grid("spectrum")
+def spectrum(sde: SDE, eps: float, N: int, *, moments: Any, first: float | None = None) -> np.ndarray:  # noqa: N803
+    """Equal changes of c(σ) = Σ_k log(P_k + σ²), which is where Gaussian data of spectrum P are decided.
+
+    As log σ where all frequencies are noise, and sparse below the level at which each is seen. Derived here.
+
+    Raises:
+      PdsError: N < 2, or eps outside (0, 1).
+    """
+    mean, power = (np.asarray(value, np.float64) for value in moments)
+    weights = np.full(power.shape[1], 2.0)
+    weights[0] = 1.0
+    if mean.shape[1] % 2 == 0:
+        weights[-1] = 1.0
+    sigma = np.geomspace(*_ends(sde, eps, N, first), _FINE)
+    change = np.zeros(_FINE)
+    for column, weight in enumerate(weights):
+        change += weight * np.log(power[:, column].reshape(-1, 1) + sigma**2).sum(axis=0)
+    wanted = np.linspace(change[0], change[-1], N)
+    return at_levels(sde, eps, np.exp(np.interp(-wanted, -change, np.log(sigma))), first)
+
+
+def get_grid(name: str, sde: SDE, eps: float, N: int, **options: Any) -> np.ndarray:  # noqa: N803
+    """The grid called `name`; (N,) float32.
+
+    Raises:
+      PdsError: unknown name, a bad argument of the grid, or an option that it does not have.
+    """
+    grid = GRIDS.find(name)
+    known = _options(grid)
+    for option in options:
+        if option not in known:
+            raise PdsError(f"grid {name!r} has no {option} option; it takes {', '.join(known) or 'no options'}")
+    return np.asarray(grid(sde, eps, N, **options), np.float32)
+
+
+def plan(
+    grid: Any,
+    sde: SDE,
+    eps: float | None,
+    options: dict[str, Any],
+    moments: Callable[[], Any],
+    head_start: float | None = None,
+) -> tuple[SDE, np.ndarray, dict[str, Any]]:
+    """What a sampler needs of a grid by name, or of an array of times.
+
+    Args:
+      grid: name, or (N,) decreasing times.
+      sde: SDE with N levels; an array of times gives it its own N.
+      eps: last time; None is the SDE's own.
+      options: of the sampler; those of the grid are taken out.
+      moments: () -> the data's mean and spectrum, called where they are needed.
+      head_start: noise level std/m_t of the first time, in place of that of T.
+
+    Returns:
+      The SDE, the times (N,) float32, and the options left.
+
+    Raises:
+      PdsError: what :func:`get_grid` and :func:`start_of` refuse, or a head start where the first time is given.
+    """
+    known = _options(GRIDS.find(grid)) if isinstance(grid, str) else []
+    if head_start is not None and "first" not in known:
+        name = repr(grid) if isinstance(grid, str) else "a list of times"
+        raise PdsError(f"head_start={head_start}: {name} has a first time of its own; leave one of the two out")
+    if not isinstance(grid, str):
+        times = checked_times(sde, grid)
+        return sde.with_num_scales(len(times)), times, options
+    own = {name: value for name, value in options.items() if name in known}
+    rest = {name: value for name, value in options.items() if name not in known}
+    last = sde.default_eps if eps is None else float(eps)
+    if "moments" in known:
+        own["moments"] = moments()
+    if head_start is not None:
+        own["first"] = start_of(sde, last, head_start)
+    return sde, get_grid(grid, sde, last, int(sde.N), **own), rest
 
 
 def start_of(sde: SDE, eps: float, head_start: float) -> float:
     """The time whose noise level std/m_t is `head_start`.
 
     Raises:
-      PdsError: not between the levels of eps and T.
+      PdsError: no number, or not between the levels of eps and T.
     """
-    low, high = _level(sde, eps), _level(sde, sde.T)
-    if not low < float(head_start) <= high:
+    if isinstance(head_start, str):
+        raise PdsError(f"head_start={head_start!r}: use a noise level; 'auto' is for predictor 'auto' of a plan")
+    high, low = levels(sde, [sde.T, eps])[1]
+    if not low < float(head_start) <= high * (1 + 1e-6):
         raise PdsError(f"head_start={head_start}: use a noise level above {low:.4g} and at most {high:.4g}, or none")
-    return float(sde.t_of_level(np.asarray([head_start], np.float64))[0])
+    return min(float(sde.t_of_level(np.asarray([head_start], np.float64))[0]), sde.T)
 
 
-def _level(sde: SDE, t: float) -> float:
-    time: Any = np.asarray([t], np.float32)
-    return float(sde.std(time)[0]) / float(sde.mean_scale(time)[0])
+def checked_times(sde: SDE, times: Any) -> np.ndarray:
+    """(N,) float32 times, N ≥ 2, decreasing, from at most T to above 0.
+
+    Raises:
+      PdsError: they are not.
+    """
+    given = np.asarray(times, np.float32)
+    inside = given.ndim == 1 and len(given) > 1 and np.isfinite(given).all() and 0 < given[-1] and given[0] <= sde.T
+    if not inside or np.any(np.diff(given) >= 0):
+        raise PdsError(f"grid={times}: use a name ({', '.join(GRIDS)}), or N >= 2 decreasing times in (0, {sde.T:g}]")
+    return given
+
+
+def at_levels(sde: SDE, eps: float, sigma: np.ndarray, first: float | None = None) -> np.ndarray:
+    """(N,) float32 times of noise levels, the first and the last exactly `first`, by default T, and eps."""
+    return _closed(sde, eps, sde.t_of_level(sigma), first)
+
+
+def option_names() -> set[str]:
+    """Options of all grids, as a user gives them."""
+    return {name for grid in GRIDS.values() for name in _options(grid)} - {"first", "moments"}
+
+
+def _options(grid: Callable[..., Any]) -> list[str]:
+    words = inspect.signature(grid).parameters.values()
+    return [p.name for p in words if p.kind == inspect.Parameter.KEYWORD_ONLY]
+
+
+def _closed(sde: SDE, eps: float, t: np.ndarray, first: float | None = None) -> np.ndarray:
+    closed = np.array(t, np.float64)
+    closed[0], closed[-1] = sde.T if first is None else first, eps
+    return closed.astype(np.float32)
+
+
+def _ends(sde: SDE, eps: float, N: int, first: float | None = None) -> tuple[float, float]:  # noqa: N803
+    """The noise levels at the first time and at eps."""
+    start = sde.T if first is None else first
+    _check(start, eps, N)
+    high, low = levels(sde, [start, eps])[1]
+    return float(high), float(low)
 
 
 def _check(T: float, eps: float, N: int) -> None:  # noqa: N803

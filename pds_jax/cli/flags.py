@@ -224,9 +224,19 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag("corrector", str, "langevin, ald or none.", "NAME", field="sampling.corrector", modes=_SAMPLES),
         Flag(
             "grid",
-            ("uniform", "edm"),
-            "Times of the steps: uniform in t, or those of EDM, for the solvers (ddim, heun, dpmpp_2m, ...).",
+            str,
+            "Times of the steps: uniform in t; or, for the solvers (ddim, heun, dpmpp_2m, ...), edm, log_sigma, "
+            "quadratic or spectrum.",
+            "NAME",
             field="sampling.grid",
+            modes=_SAMPLES,
+        ),
+        Flag(
+            "solver_options",
+            str,
+            "Options of the predictor and the grid by their names, e.g. order=2,form=bh1,rho=5: docs/how_to_choose.md.",
+            "NAME=VALUE,...",
+            field="sampling.solver_options",
             modes=_SAMPLES,
         ),
         Flag(

@@ -27,6 +27,7 @@ class SamplerOptions:
     predictor: str | None = None
     corrector: str | None = None
     grid: str | None = None
+    solver_options: str | None = None
     method: str | None = None
     snr: float | None = None
     n_steps_each: int | None = None

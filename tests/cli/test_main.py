@@ -107,7 +107,7 @@ def test_help_is_printed(monkeypatch, capsys):
         (["--mode=sample"], "type --workdir=FOLDER, for example"),
         ([*SAMPLE, "--alpha=5", "--alpha=3"], "--alpha is given twice"),
         ([*SAMPLE, "--config.sampling.snr"], "--config.sampling.snr: write --config.section.field=value"),
-        ([*SAMPLE, "--grid=edn"], "--grid=edn: use one of uniform|edm"),
+        ([*SAMPLE, "--norm=batches"], "--norm=batches: use one of sample|batch"),
         ([*SAMPLE, "--mask=m.png"], "--mask is not used by --mode=sample (it is for inpaint)"),
         ([*SAMPLE, "--metrics=fid"], "--metrics is not used by --mode=sample"),
         (["--mode=train", "--workdir=x", "--seeds=0-3"], "--seeds is not used by --mode=train"),

@@ -7,8 +7,10 @@ D = x̄ + σ̄² s̄, s̄ = m_t s(x, t) the score of x̄. Below, σ is the level
     name          step
     ddim          x̄' = x̄ + (1 − σ'/σ) (D − x̄)
     heun          the trapezoidal rule on dx̄/dσ
-    dpmpp_2m      ddim with D extrapolated from the last two
-    sde_dpmpp_2m  the same for the reverse SDE, with noise
+    sde_dpmpp_2m  ddim's reverse SDE with D extrapolated from the last two
+
+Others are in the files beside: ``adams`` (iPNDM, DEIS), ``dpm`` (DPM-Solver++, UniPC), ``stochastic`` (ER-SDE,
+SA-Solver), all steps of ``linear``; ``churn`` (EDM's stochastic sampler, Restart).
 
 Those with the data's spectrum are in ``spectral_steps``. The ordinary differential equations have no noise for M to act
 on and refuse it. Sources: Song et al., "Denoising Diffusion Implicit Models", 2021; Karras et al., "Elucidating the
@@ -106,22 +108,6 @@ def heun(
     return x, x, Memory(jnp.stack([x_bar, slope]), jnp.log(level))
 
 
-@register_predictor("dpmpp_2m", draws=0)
-def dpmpp_2m(
-    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, memory: Memory
-) -> tuple[Array, Array, Memory]:
-    """DPM-Solver++(2M): ddim with D + (h/2h₋)(D − D₋) for D, h = log(σ/σ') and D₋, h₋ those of the step before.
-
-    Args and Returns as :func:`ddim`, with the memory; the first step and the last, to the data, are ddim's.
-    """
-    (m, level), (m_next, below) = noise_level(sde, t), noise_level(sde, t_next)
-    x_bar = batch_mul(1 / m, x)
-    guess, memory = _extrapolated(x_bar + batch_mul(m * jnp.square(level), score_fn(x, t)), level, below, memory)
-    ratio = below / level
-    x = batch_mul(m_next, batch_mul(ratio, x_bar) + batch_mul(1 - ratio, guess))
-    return x, x, memory
-
-
 @register_predictor("sde_dpmpp_2m")
 def sde_dpmpp_2m(
     x: Array,
@@ -137,9 +123,10 @@ def sde_dpmpp_2m(
 ) -> tuple[Array, Array, Memory]:
     """SDE-DPM-Solver++(2M) with M: x̄' = x̄ + (1 − ρ²) M Mᵀ (D̂ − x̄) + σ' √(1 − ρ²) M z, ρ = σ'/σ.
 
-    D̂ is the extrapolated denoised image of :func:`dpmpp_2m`. That is the variant "paper"; "exact" leaves the
+    D̂ = D + (h/2h₋)(D − D₋) for h = log(σ/σ') and D₋, h₋ of the step before, D itself in the first step and the last, to
+    the data. That is the variant "paper"; "exact" leaves the
     probability flow's share alone: x̄' = x̄ + [(1 − ρ) + ρ (1 − ρ) M Mᵀ] (D̂ − x̄) + σ' √(1 − ρ²) M z.
-    Args and Returns as :func:`dpmpp_2m`.
+    Args and Returns as :func:`ddim`, with the memory.
     """
     m_op = preconditioner or _IDENTITY
     (m, level), (m_next, below) = noise_level(sde, t), noise_level(sde, t_next)
@@ -209,3 +196,9 @@ def _extrapolated(denoised: Array, level: Array, below: Array, memory: Memory) -
     h = jnp.where(below > 0, jnp.log(level / jnp.where(below > 0, below, level)), 0.0)
     guess = denoised + batch_mul(h / (2 * h_before), denoised - memory.previous)
     return guess, Memory(denoised, jnp.log(level))
+
+
+from pds_jax.solvers.adams import deis, ipndm, ipndm_v  # noqa: E402, F401
+from pds_jax.solvers.churn import edm, restart  # noqa: E402, F401
+from pds_jax.solvers.dpm import dpmpp_2m, dpmpp_3m, unipc  # noqa: E402, F401
+from pds_jax.solvers.stochastic import er_sde, sa  # noqa: E402, F401

@@ -1,0 +1,166 @@
+"""Heun's method with noise put in: EDM's stochastic sampler, and Restart.
+
+    edm      at each level σ: σ̂ = (1 + γ) σ,  x̂ = x̄ + √(σ̂² − σ²) S z,  then a step of order 2 from σ̂ to σ'
+             γ = min(churn/N, √2 − 1) where churn_min ≤ σ ≤ churn_max, else 0
+    restart  the same; each time that it arrives at σ_min of an interval (n, K, σ_min, σ_max), K times
+             x̄ ← x̄ + √(σ_max² − σ_min²) S z, and n − 1 steps down again, on EDM's grid of n levels between
+
+A step of order 2 is two rows, at σ̂ and at σ̂ + a (σ' − σ̂); a = 1 is Heun's, ½ the midpoint method. The step to the data
+is Euler's and one row. The noise is white: what is added must be what the network is trained on.
+
+Draws, in the order of the authors' programs: one a step, also where γ = 0, and one before the first step of a repeat.
+
+Sources: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, algorithms 1 to 3;
+Xu et al., "Restart Sampling for Improving Generative Processes", 2023, algorithm 2.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pds_jax import table as tables
+from pds_jax.levels import levels
+from pds_jax.predictors import register_predictor
+from pds_jax.sde_lib import SDE
+from pds_jax.solvers.linear import Weights, keeps, on_noise, whole
+from pds_jax.steps import Step
+from pds_jax.table import Table
+from pds_jax.types import PdsError
+
+_MOST = math.sqrt(2) - 1  # γ at most, EDM's
+_CHURN = {"churn": 0.0, "churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0, "second_at": 1.0, "order": 2}
+_RHO = 7.0
+Interval = tuple[int, int, float, float]
+
+
+def gammas(sigma: np.ndarray, most: float, options: dict[str, Any]) -> np.ndarray:
+    """γ at levels σ (N,): `most` inside churn_min..churn_max."""
+    inside = (sigma >= float(options["churn_min"])) & (sigma <= float(options["churn_max"]))
+    return np.where(inside, most, 0.0)
+
+
+class _Rows:
+    """The rows of steps from level to level, each an iteration."""
+
+    def __init__(self, sde: SDE, options: dict[str, Any]):
+        self.sde, self.options, self.rows = sde, options, list[dict[str, Any]]()
+        self.step = 0
+
+    def add(self, sigma: float, gamma: float, below: float, jump: float = 0.0) -> None:
+        """A step from σ to `below`, 0 for the data, after which the noise is raised to the level `jump`, 0 for not."""
+        at, extra = float(self.options["second_at"]), float(self.options["churn_noise"])
+        high = (1 + gamma) * sigma
+        stages = [high] if below == 0 or self.options["order"] == 1 else [high, high + at * (below - high)]
+        ends = [*stages[1:], jump or below]
+        t, t_next = (self._times(values) for values in (stages, ends))
+        weights = Weights.blank(len(stages), 2)
+        weights.predict[0, 0] = (stages[1] if len(stages) > 1 else below) - high
+        if len(stages) > 1:
+            # d of the second stage is the newest.
+            weights.corrects[1] = 1
+            weights.correct[1] = (below - high) * np.array([1 / (2 * at), 1 - 1 / (2 * at)])
+        weights.noise[-1] = extra * math.sqrt(max(jump**2 - below**2, 0.0)) if jump else 0.0
+        self.step += 1
+        blank = {"step": self.step, "given": 1, "draws": 2 if jump else 1, "rise": 0, "draw": 1 if jump else 0}
+        coefficients = weights.stacked()
+        own = [{**blank, "t": t[i], "t_next": t_next[i], "coefficients": coefficients[i]} for i in range(len(stages))]
+        if gamma > 0:
+            (m, m_high), _ = levels(self.sde, np.append(self._times([sigma]), t[0]))
+            own[0]["shrink"] = m_high / m
+            own[0]["up"] = m_high * extra * math.sqrt(high**2 - sigma**2)
+        own[0]["pin_before"] = 0
+        own[-1]["pin_after"] = blank["draws"] + 1
+        self.rows += own
+
+    def _times(self, sigma: list[float]) -> np.ndarray:
+        """Times of levels; 0 for the data."""
+        values = np.asarray(sigma)
+        found = self.sde.t_of_level(np.where(values > 0, values, 1.0))
+        return np.where(values > 0, found, 0.0).astype(np.float32)
+
+
+def _checked(options: dict[str, Any], method: str) -> None:
+    """Refuse values that are out of range.
+
+    Raises:
+      PdsError: names one.
+    """
+    whole(options, "order", 1, 2, method)
+    low, high = float(options["churn_min"]), float(options["churn_max"])
+    if not 0 <= low <= high:
+        raise PdsError(f"{method}: needs 0 <= churn_min <= churn_max, got {low:g} and {high:g}")
+    for name in ("churn", "churn_noise", *(["restart_gamma"] if "restart_gamma" in options else [])):
+        if not 0 <= float(options[name]) < math.inf:
+            raise PdsError(f"{method}: {name}={options[name]}; use a finite number >= 0")
+    if not 0 < float(options["second_at"]) <= 1:
+        raise PdsError(f"{method}: second_at={options['second_at']}; use a number above 0 and at most 1 (Heun's)")
+
+
+def edm_rows(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) -> Table:
+    """The table of both: N steps from the N times, or N − 1 without ``denoise``."""
+    _checked(options, step.name)
+    sigma = levels(sde, times)[1]
+    ends = np.append(sigma[1:], [0.0] * bool(options["denoise"]))
+    rows, most = _Rows(sde, options), min(float(options["churn"]) / len(ends), _MOST)
+    gamma, found = gammas(sigma, most, options), _placed(options.get("restarts", ()), np.append(sigma[0], ends))
+    for i, below in enumerate(ends):
+        count, repeats, top = found.get(i + 1, (0, 0, 0.0))
+        rows.add(sigma[i], gamma[i], below, top if repeats else 0.0)
+        for repeat in range(repeats):
+            inner = np.linspace(top ** (1 / _RHO), below ** (1 / _RHO), count) ** _RHO
+            inner[0], inner[-1] = top, below
+            inside = gammas(inner, float(options["restart_gamma"]), options)
+            for j in range(count - 1):
+                again = j + 2 == count and repeat + 1 < repeats
+                rows.add(inner[j], inside[j], inner[j + 1], top if again else 0.0)
+    return tables.from_rows(rows.rows, (step,), 2 if found else 1)
+
+
+def _placed(intervals: Any, sigma: np.ndarray) -> dict[int, tuple[int, int, float]]:
+    """Index of the level nearest to σ_min -> (n, K, σ_max).
+
+    Raises:
+      PdsError: an interval that is none, or two at one level.
+    """
+    found: dict[int, tuple[int, int, float]] = {}
+    for interval in intervals:
+        if len(interval) != 4:
+            raise PdsError(f"restart: interval {interval}; use (levels, repeats, sigma_min, sigma_max)")
+        count, repeats, low, high = (float(value) for value in interval)
+        index = int(np.argmin(np.abs(sigma - low)))
+        if int(count) != count or int(repeats) != repeats or count < 2 or repeats < 1 or not 0 <= low < high < math.inf:
+            raise PdsError(
+                f"restart: interval {tuple(interval)}; use (levels >= 2, repeats >= 1, sigma_min, sigma_max), with "
+                "0 <= sigma_min < sigma_max"
+            )
+        if index == 0 or sigma[index] >= high:
+            raise PdsError(
+                f"restart: the grid has no level near sigma_min of interval {tuple(interval)} that is below its "
+                f"sigma_max; the nearest is {sigma[index]:.4g}"
+            )
+        if index in found:
+            raise PdsError(f"restart: two intervals begin at the level {sigma[index]:.4g}; use more steps, or one")
+        found[index] = int(count), int(repeats), high
+    return found
+
+
+def _extra(options: dict[str, Any]) -> int:
+    """Evaluations of the repeats."""
+    return sum(int(repeats) * 2 * (int(count) - 1) for count, repeats, *_ in options["restarts"])
+
+
+_SECOND = Step("predictor", "edm_second", on_noise, draws=0)
+edm = register_predictor(
+    "edm", draws=0, second=_SECOND, build=edm_rows, start=keeps(2, corrects=True), planned=_CHURN
+)(on_noise)
+restart = register_predictor(
+    "restart",
+    second=_SECOND,
+    build=edm_rows,
+    extra=_extra,
+    start=keeps(2, corrects=True),
+    planned={**_CHURN, "restart_gamma": 0.0, "restarts": ((3, 2, 0.06, 0.3),)},
+)(on_noise)
