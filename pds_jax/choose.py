@@ -4,17 +4,17 @@
 DDIM steps of the network itself, so no data are needed; 384 evaluations of the denoiser D. With the Wiener denoiser
 D_W = μ + J y, the residual R = D − D_W and E the mean over images of the sum over pixels:
 
-    cost(σ) = ∫ E‖R‖²/s² d log s over s > σ      nats; the Kullback–Leibler divergence of p_σ from N(μ, P + σ²)
-    unexplained = max E‖R‖² / Σ P over the levels, the largest share of the data's power that D_W does not account for
+cost(σ) = ∫ E‖R‖²/s² d log s over s > σ, in nats, is the Kullback–Leibler divergence of p_σ from N(μ, P + σ²);
+unexplained = max E‖R‖² / Σ P over the levels is the largest share of the data's power that D_W does not account for.
 
-**Decided**, for an NFE n:
+**Decided**, for an NFE n. P goes inside the step where unexplained < 0.15: a step of ``spectral`` errs in proportion to
+R, which it holds. Else the data have no spectrum that explains the network, and the sampler is a DPM-Solver++(2M)
+without any of what follows: of the flow below 8 evaluations, of the reverse SDE from 8 on.
 
-* P inside the step where unexplained < 0.15: a step of ``spectral`` errs in proportion to R, which it holds. Else the
-  data have no spectrum that explains the network, and the sampler is a DPM-Solver++(2M) without any of what follows: of
-  the flow below 8 evaluations, of the reverse SDE from 8 on.
-* Head start at the least level whose cost is below 0.05 (5/n)² nats: by no more can the laws of the results differ for
-  the noisier levels that were left out. None above n = 20, where they cost little.
-* The colours where the statistics hold them, λ = 0, κ = 0.2 below 8 evaluations and 0.4 from there on.
+The head start is at the least level whose cost is below 0.05 (5/n)² nats: by no more can the laws of the results differ
+for the noisier levels that were left out. There is none above n = 20, where they cost little.
+
+The colours are used where the statistics hold them; λ = 0, κ = 0.2 below 8 evaluations and 0.4 from there on.
 
 In all cases the grid is EDM's and the prior matched. M and the pilot's gains are not considered: the first changes
 little here, the second costs 512 n evaluations. Derived, see docs/theory.md; the numbers 0.15, 0.05, 0.2, 0.4, 8 and 20

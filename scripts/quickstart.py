@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     cells: dict[str, dict[str, np.ndarray]] = {}
     table = []
     for label, options in rows().items():
-        for nfe in (*map(int, _NFES.value), *([5] if "predictor" in options else [])):
+        for nfe in (*([5] if "predictor" in options else []), *map(int, _NFES.value)):
             plan = assembly.plan(trained, nfe=nfe, **options)
             drawn = assembly.draw(trained, plan, range(_COUNT.value), label=f"{plan.nfe} NFE, {label}")
             shown = images.enlarge(images.to_uint8(drawn.images[:_SHOWN]), images.visible_scale(trained.shape[0]))

@@ -66,7 +66,8 @@ def comparison(cells: Mapping[str, Mapping[str, np.ndarray]], path: str | os.Pat
       title: above everything.
     """
     plt = _pyplot()
-    columns = list(dict.fromkeys(name for row in cells.values() for name in row))
+    longest_first = sorted(cells.values(), key=len, reverse=True)
+    columns = list(dict.fromkeys(name for row in longest_first for name in row))
     shown = grid(next(iter(next(iter(cells.values())).values())), pad=1)
     height = 3.2 * shown.shape[0] / shown.shape[1] + 0.1
     size = 3.2 * len(columns) + 0.8, height * len(cells) + 0.4 + 0.4 * bool(title)

@@ -1,9 +1,9 @@
 """Figures of merit that need no download: how near samples of a shipped model are to its data.
 
-fashion: Fréchet distances in principal components and in the features of a classifier, classes, power spectrum; from a
-  stored reference, without the data set.
-digits: Fréchet distance in the features of a small classifier, class histogram, power spectrum.
-photos: Fréchet distance in the principal components of patches, sliced Wasserstein distance, power spectrum.
+For fashion, Fréchet distances in principal components and in the features of a classifier, classes and the power
+spectrum, from a stored reference, without the data set; for digits, the Fréchet distance in the features of a small
+classifier, classes and spectrum; for photos, the Fréchet distance in the principal components of patches, sliced
+Wasserstein distance and spectrum.
 """
 
 from __future__ import annotations
