@@ -209,7 +209,8 @@ def plan(
     reasons: tuple[str, ...] = ()
     if config.sampling.predictor == "auto":
         n = nfe // each if nfe else int(config.model.num_scales / (speed_up or config.sampling.speed_up))
-        config, reasons = _chosen(trained, config, n, [*options, *([] if alpha in (None, math.inf) else ["alpha"])])
+        decided = [*options, *([] if alpha in (None, math.inf) else ["alpha"])]
+        config, reasons = _chosen(trained, config, n, decided, given)
     if nfe is not None:
         speed_up = _speed_up(config, nfe // each)
     if speed_up is not None:
@@ -220,20 +221,21 @@ def plan(
     return dataclasses.replace(made, nfe=count, **words)
 
 
-def _chosen(trained: Trained, config: ConfigDict, nfe: int, given: Sequence[str]) -> tuple[ConfigDict, tuple[str, ...]]:
+def _chosen(
+    trained: Trained, config: ConfigDict, nfe: int, decided: Sequence[str], given: Given | None
+) -> tuple[ConfigDict, tuple[str, ...]]:
     """The configuration that predictor="auto" stands for, and why."""
     stats = _statistics(trained, config)
     if stats is None or config.sampling.method != "pc":
         raise PdsError("predictor=auto needs method 'pc' and the data's statistics: pass --statistics=FILE.npz")
     moments = stats.to_range(config.data.centered)
     digest = hashlib.sha256(b"".join(np.asarray(v, "<f4").tobytes() for v in moments)).hexdigest()
-    measured = choose.remembered(
-        trained.name,
-        f"{trained.digest} {digest}",
-        lambda: choose.measure(trained.score_fn, trained.sde, moments, trained.shape),
-    )
+    score_fn = trained.score_fn if given is None else given(range(choose.IMAGES))[1]
+    measure = functools.partial(choose.measure, score_fn, trained.sde, moments, trained.shape)
+    # What a prompt or a class measures is not the checkpoint's.
+    measured = measure() if given else choose.remembered(trained.name, f"{trained.digest} {digest}", measure)
     choice = choose.choose(measured, nfe, stats.cross is not None)
-    choose.refuse_decided(given, choice)
+    choose.refuse_decided(decided, choice)
     for reason in choice.reasons:
         logging.info("predictor=auto, %d evaluations: %s", nfe, reason)
     return _with_options(config, {"alpha": math.inf, **choice.options}), choice.reasons
@@ -253,6 +255,8 @@ def _planned(trained: Trained, config: ConfigDict, check: bool, given: Given | N
     if not m.is_identity:
         sampler = get_sampler(m)
     if config.sampling.get("pilot_gain"):
+        if given is not None:
+            raise PdsError("pilot_gain draws its pilot without classes, prompts or conditions: leave it out with them")
         sampler = pilot.with_gains(sampler, trained.score_fn)
     count = None if sampler.nfe is None else int(sampler.nfe)
     return Plan(sampler, config, steps, count, alpha, m)

@@ -103,3 +103,17 @@ def test_damaged_measurements_are_not_used(bad):
 def test_a_network_that_is_not_finite_is_refused():
     with pytest.raises(PdsError, match="not finite"):
         choose.measure(jax.tree_util.Partial(lambda x, t: x * jnp.nan), VESDE(), (MEAN, POWER), SHAPE)
+
+
+def test_a_prompt_or_a_class_is_measured_itself():
+    trained = assembly.load("digits")
+    asked = []
+
+    def given(seeds):
+        asked.append(len(seeds))
+        return None, trained.score_fn
+
+    plan = assembly.plan(trained, nfe=10, predictor="auto", given=given)
+    assert asked == [choose.IMAGES] and plan.sampler.predictor == "sde_dpmpp_2m"
+    with pytest.raises(PdsError, match="pilot_gain draws its pilot without classes"):
+        assembly.plan(trained, nfe=10, predictor="spectral", corrector="none", pilot_gain=True, given=given)
