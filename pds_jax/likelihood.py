@@ -288,7 +288,7 @@ def evaluate_bpd(
     scaler: Callable[[Any], Any],
     repeats: int = 5,
     uniform_dequantization: bool = True,
-    spread: Callable[[Any, Any], Callable[[Any], Any]] | None = None,
+    data_parallel: Callable[[Any, Any], Callable[[Any], Any]] | None = None,
     done: MutableMapping[str, np.ndarray] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> BitsPerDim:
@@ -305,7 +305,7 @@ def evaluate_bpd(
       scaler: the map from [0, 1] to the network's range.
       repeats: passes over the set.
       uniform_dequantization: off when the images are continuous or dequantised already.
-      spread: (function, arguments) -> function of a batch on several devices, such as ``parallel.data_parallel``.
+      data_parallel: (function, arguments) -> function of a batch on several devices, as ``parallel.data_parallel``.
       done: bits/dim and evaluations (2, b) of batches by "repeat-first image"; those in it are not computed again,
         others are put in.
       progress: called with the number of images after each batch.
@@ -317,7 +317,8 @@ def evaluate_bpd(
       PdsError: an empty set, or an image whose ODE did not reach T (its index is named).
     """
     arguments = likelihood_fn, as_pytree(score_fn)
-    compute = functools.partial(_bpd_and_nfe, arguments) if spread is None else spread(_bpd_and_nfe, arguments)
+    on_one = functools.partial(_bpd_and_nfe, arguments)
+    compute = on_one if data_parallel is None else data_parallel(_bpd_and_nfe, arguments)
     done = {} if done is None else done
     table, evaluations = [], []
     for repeat in range(repeats):

@@ -45,7 +45,7 @@ OnLog = Callable[[int, dict[str, float]], None]  # (step, loss and steps per sec
 
 
 def train(config: Any, workdir: str, checkpoint: str | None = None, *, on_log: OnLog | None = None) -> None:
-    """Train the network that a configuration describes; goes on where an earlier run in ``workdir`` stopped.
+    """Train the network that a configuration describes; resumes an interrupted run in ``workdir``.
 
     Args:
       config: see configs/.

@@ -8,7 +8,7 @@
 
 --images is a folder, an archive, or a .npz or .npy of images (docs/files.md).
 --ref is a file of this program, of pytorch-fid, EDM or score_sde. With --checkpoint images are drawn, judged and not
-saved. The last line of the output is JSON. A run that stopped goes on where it was when it is started again.
+saved. The last line of the output is JSON. The same command resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def cache_folder() -> str | None:
 def extractor() -> Extractor:
     """The extractor that the flags name."""
     options = {"weights": _WEIGHTS.value, "resize": _RESIZE.value} if _EXTRACTOR.value == "inception" else {}
-    return get_extractor(_EXTRACTOR.value, **options).spread(parallel.data_parallel)
+    return get_extractor(_EXTRACTOR.value, **options).on_devices(parallel.data_parallel)
 
 
 def image_sets() -> list[ImageSet]:

@@ -330,7 +330,7 @@ def judge_of(table: Table, name: str, out: pathlib.Path) -> Judge:
     network, words = table.networks[name], {}
     if table.extractor == "inception":
         words = {"weights": _WEIGHTS.value}
-    extractor = get_extractor(table.extractor, **words).spread(parallel.data_parallel)
+    extractor = get_extractor(table.extractor, **words).on_devices(parallel.data_parallel)
     reference_path = by_network(_REF.value, table, "ref").get(name)
     reference = load_reference(reference_path) if reference_path else None
     checkpoint = by_network(_CHECKPOINT.value, table, "checkpoint").get(name) or network.checkpoint
@@ -530,7 +530,7 @@ def measure_coco(table: coco.CocoTable, out: pathlib.Path) -> dict[str, Any]:
         raise PdsError("give --checkpoint=FOLDER of a text-to-image model and --prompts=FILE; --dry_run needs neither")
     judge = None
     if _REF.value:
-        extractor = get_extractor("inception", weights=_WEIGHTS.value).spread(parallel.data_parallel)
+        extractor = get_extractor("inception", weights=_WEIGHTS.value).on_devices(parallel.data_parallel)
         reference = load_reference(_REF.value[0])
         evaluation.check_request(table.images, ["fid"], reference, allow_fewer=_ALLOW.value or _QUICK.value)
 

@@ -205,10 +205,10 @@ def test_batches_that_are_done_are_not_done_again_and_devices_do_not_matter():
     first = run(done=done, progress=seen.append)
     assert sorted(done) == ["0-0", "0-3", "1-0", "1-3"] and seen == [3, 2, 3, 2]
     done["0-3"] = np.full((2, 2), 7.0)
-    second = run(done=done, spread=lambda *_: None)  # nothing to compute: what is stored is believed
+    second = run(done=done, data_parallel=lambda *_: None)  # nothing to compute: what is stored is believed
     np.testing.assert_array_equal(second.per_image[:3], first.per_image[:3])
     assert second.per_image[4] == (7.0 + done["1-3"][0, 1]) / 2
-    np.testing.assert_allclose(run(spread=parallel.data_parallel).per_image, first.per_image, rtol=1e-5)
+    np.testing.assert_allclose(run(data_parallel=parallel.data_parallel).per_image, first.per_image, rtol=1e-5)
 
 
 def test_preconditioners_are_refused_and_the_identity_is_not():

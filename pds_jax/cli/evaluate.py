@@ -260,7 +260,7 @@ class Job:
                 make_key(self.trained.config.seed),
                 scaler=datasets.get_data_scaler(self.trained.config),
                 repeats=_REPEATS[split],
-                spread=parallel.data_parallel_everywhere,
+                data_parallel=parallel.data_parallel_everywhere,
                 done=StoredArrays(self.folder / self.name / "bpd", self._bpd_origin()),
                 progress=bar.advance,
             )
@@ -323,7 +323,7 @@ class Job:
             allow_fewer=allow_fewer,
             subset_size=min(_KID_SUBSET, count, rows),
         )
-        return extractor.spread(parallel.data_parallel), reference, metrics
+        return extractor.on_devices(parallel.data_parallel), reference, metrics
 
     def _quality(self) -> dict[str, Any]:
         count = self.settings.num_samples

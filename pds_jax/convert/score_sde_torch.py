@@ -1,4 +1,4 @@
-"""Checkpoints with the names of score_sde_pytorch, which the PDS release shares: ``.pth`` and kin.
+"""Checkpoints with the names of score_sde_pytorch, which the PDS release shares: ``.pth`` and similar files.
 
 The originals write ``model``, ``ema``, ``optimizer``, ``step``. Their moving average is a bare list in the order of the
 trainable parameters, without the frozen Fourier frequencies. Other layouts are found by their names (``weight_sets``).

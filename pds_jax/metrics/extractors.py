@@ -47,9 +47,11 @@ class Extractor:
     network: Network | None = None
     params: Any = None
 
-    def spread(self, spread: Callable[[Network, Any], Callable[[np.ndarray], Outputs]]) -> Extractor:
+    def on_devices(self, data_parallel: Callable[[Network, Any], Callable[[np.ndarray], Outputs]]) -> Extractor:
         """The same extractor on several devices, as by ``parallel.data_parallel``; itself where it has no network."""
-        return self if self.network is None else dataclasses.replace(self, outputs=spread(self.network, self.params))
+        if self.network is None:
+            return self
+        return dataclasses.replace(self, outputs=data_parallel(self.network, self.params))
 
     def __call__(self, images: np.ndarray) -> Any:
         """Features (B, D) of uint8 images (B, H, W, C)."""

@@ -1,7 +1,7 @@
 """One pass over images: features in batches, moments in constant memory, nothing lost when it stops.
 
 Images are taken in blocks of fixed size, so the sums do not depend on the batch size. With a folder, a pass that was
-killed or met a broken file goes on where it stopped: the sums so far are kept, or, where features themselves are wanted
+killed or met a broken file is resumed: the sums so far are kept, or, where features themselves are wanted
 (KID, precision and recall), every image's features under the hash of its content. Several processes deal the blocks
 among themselves and put together what they found.
 """

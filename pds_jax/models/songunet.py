@@ -87,7 +87,7 @@ class SongUNet(NCSNpp):
 
 @register_model("songunet")
 def from_config(config: Any) -> SongUNet:
-    """SongUNet from a config; ``model.label_dim`` and its kin have the names of EDM's constructor.
+    """SongUNet from a config; ``model.label_dim`` and related fields have the names of EDM's constructor.
 
     Raises PdsError for an unknown option or an image size that does not divide.
     """

@@ -105,7 +105,7 @@ def statistics_job(folder: pathlib.Path) -> None:
 def fid_job(folder: pathlib.Path) -> None:
     """Sums over 40000 images, each batch over all devices, saved many times a second."""
     pixels = np.random.default_rng(0).integers(0, 256, (40_000, 8, 8, 1), np.uint8)
-    extractor = get_extractor("digits").spread(parallel.data_parallel)
+    extractor = get_extractor("digits").on_devices(parallel.data_parallel)
     found = extract(ArrayImages("random", pixels), extractor, folder=folder, save_every=0.1).moments
     out = folder / "moments.npz"
     files.atomic_write(out, lambda file: np.savez(file, count=found.count, mean=found.mean, scatter=found.scatter))

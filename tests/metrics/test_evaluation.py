@@ -131,7 +131,7 @@ def test_four_devices_give_the_statistics_of_one(name, shape):
     """37 images in batches of 10: ragged batches, which do not divide by four either."""
     images = RNG.integers(0, 256, (37, *shape)).astype(np.uint8)
     one = get_extractor(name)
-    four = one.spread(parallel.data_parallel)
+    four = one.on_devices(parallel.data_parallel)
     assert four.identity == one.identity
     plain, spread = (
         make_reference(ArrayImages("x", images), judge, keep_features=True, batch_size=10) for judge in (one, four)
@@ -140,7 +140,7 @@ def test_four_devices_give_the_statistics_of_one(name, shape):
     np.testing.assert_allclose(spread.features, plain.features, atol=2e-6 * scale, rtol=0)
     np.testing.assert_allclose(spread.mu, plain.mu, atol=2e-6 * scale, rtol=0)
     np.testing.assert_allclose(spread.sigma, plain.sigma, atol=1e-5 * np.abs(plain.sigma).max(), rtol=0)
-    assert PIXELS.spread(parallel.data_parallel) is PIXELS  # nothing to compute
+    assert PIXELS.on_devices(parallel.data_parallel) is PIXELS  # nothing to compute
 
 
 def test_patches_are_near_to_crops_of_the_same_photographs():
