@@ -209,7 +209,7 @@ def test_identity_is_no_preconditioner_to_the_bit(name, sde):
 
 def test_the_registry():
     assert {"langevin", "ald", "none"} <= set(correctors.CORRECTORS)
-    with pytest.raises(PdsError, match="unknown corrector 'lang'; known: ald, langevin, none"):
+    with pytest.raises(PdsError, match="unknown corrector 'lang'; known: ald, langevin, .*none"):
         correctors.get_corrector("lang")
     with pytest.raises(PdsError, match="already"):
         correctors.register_corrector("ald")(correctors.ald)
