@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pds_jax import checkpoints, statistics
-from pds_jax.data import image_files
+from pds_jax.data import image_files, pictures, places
 from pds_jax.io import files, images, manifest
 from pds_jax.io.npy import read_npy
 from pds_jax.types import PdsError
@@ -19,14 +19,17 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "pds_jax"
 
 
 def test_nothing_unpickles_or_evaluates():
-    """pickle is read by a parser of our own that executes nothing; np.load never allows objects."""
+    """pickle is read by a parser of our own that executes nothing; np.load never allows objects.
+
+    A plugin is a program that its user names, so plugins.py alone runs one.
+    """
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
                 assert not names & {"pickle", "dill", "joblib", "marshal", "shelve"}, f"{path.name} imports {names}"
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and path.name != "plugins.py":
                 assert node.func.id not in ("eval", "exec", "compile", "__import__"), path.name
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
                 if isinstance(node.func.value, ast.Name) and node.func.value.id == "np":
@@ -78,18 +81,16 @@ def test_gigantic_json_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "_MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(places, "MAX_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(1 << 23))
     assert (tmp_path / "a.zip").stat().st_size < 1 << 15
-    with pytest.raises(PdsError, match="no image file is that large"):
+    with pytest.raises(PdsError, match="no image file of that size"):
         list(image_files.read_images(tmp_path / "a.zip"))
 
 
 def test_an_image_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
-    from PIL import Image
-
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
     images.save_png(tmp_path / "a.png", np.zeros((32, 32, 1), np.uint8))
     with pytest.raises(PdsError, match="a.png"):
         list(image_files.read_images(tmp_path))
