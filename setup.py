@@ -20,7 +20,7 @@ class BuildWithModels(build_py):
         if self.editable_mode:  # the repository's own folder is used
             return
         target = pathlib.Path(self.build_lib) / "pds_jax" / "checkpoints_shipped"
-        for name in ("model.safetensors", "config.json", "statistics.npz", "README.md"):
+        for name in ("model.safetensors", "config.json", "statistics.npz", "reference.npz", "README.md"):
             for file in sorted((HERE / "checkpoints").glob(f"*/{name}")):
                 copy = target / file.relative_to(HERE / "checkpoints")
                 copy.parent.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ def test_commands_of_a_page_have_known_flags_and_values(page):
                 kind = known[name].kind
                 assert not isinstance(kind, tuple) or value in kind, f"{page.name}: --{name}={value}"
                 if name == "predictor":
-                    assert value in PREDICTORS
+                    assert value in {*PREDICTORS, "auto"}
                 if name == "corrector":
                     assert value in CORRECTORS
                 if name in ("config", "checkpoint") and "/" in value:
@@ -93,7 +93,7 @@ def test_names_of_flags_and_modules_in_the_text_are_real(page):
         except ImportError:
             assert hasattr(importlib.import_module(module), last), name
     for name in re.findall(r"`--predictor=(\w+)", text):
-        assert name in PREDICTORS
+        assert name in {*PREDICTORS, "auto"}
     known = {flag.name for flag in flags.table()} | {"no-deps", "config.section.field", "config.sampling.snr", "slow"}
     known |= {"logdir"}  # TensorBoard's
     for script in (ROOT / "scripts").rglob("*.py"):
