@@ -89,7 +89,7 @@ def test_an_equinox_module_is_an_argument_so_new_weights_compile_nothing():
 
 
 def test_a_pytorch_module_by_pure_callback():
-    """The recipe of docs/recipes: NHWC to NCHW on the host, one network for all images."""
+    """The recipe of docs/recipes.md: NHWC to NCHW on the host, one network for all images."""
     torch = pytest.importorskip("torch")
     net = torch.nn.Conv2d(2, 2, 3, padding=1)
 
