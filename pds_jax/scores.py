@@ -37,7 +37,7 @@ def as_pytree(score_fn: ScoreFn) -> ScoreFn:
     if not callable(score_fn):
         raise PdsError(f"a score function is a callable s(x, t), not {type(score_fn).__name__}")
     leaves, structure = jax.tree.flatten(score_fn)
-    arrays = [leaf if hasattr(leaf, "dtype") else None for leaf in leaves]
+    arrays = [leaf if hasattr(leaf, "dtype") or type(leaf) in (int, float) else None for leaf in leaves]
     if all(array is not None for array in arrays):
         return score_fn
     if len(leaves) == 1 and leaves[0] is score_fn:

@@ -269,7 +269,7 @@ def _report_memory(trained: assembly.Trained, score_fn: ScoreFn, batch_size: int
     """What a large network needs, before it is compiled."""
     from pds_jax.bench.memory import peak_bytes
 
-    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(score_fn))
+    weights = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(score_fn))
     if weights < _LARGE:
         return
     x, t = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, *trained.shape), (1,)))
