@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts), ROOT / "README.md"]
 HAND_WRITTEN = ("getting_started", "conditional", "development")
+SHORT = ("development.md", "migrate.md")
 STAND_INS = ("my_", "cifar10_train/", "checkpoint_", "ffhq_", "freq.npy", "space.npy")
 
 
@@ -118,20 +119,20 @@ def test_every_module_of_the_package_is_in_the_api_reference_or_internal():
     assert not missing, f"add to docs/api, or to the internal ones of this test: {missing}"
 
 
-def test_the_house_is_drawn_as_the_levels_are():
-    """Every module stands in the picture, higher floors above lower ones."""
+def test_the_drawing_of_the_modules_agrees_with_the_levels():
+    """Every module is in the drawing, higher levels above lower ones."""
     from test_imports import LEVELS
 
-    house = re.search(r"^```text\n(.*?)^```", (DOCS / "development.md").read_text(), re.M | re.S).group(1)
-    rooms = [re.findall(r"\w+", line[15:73]) for line in house.splitlines()]  # between the floor's name and its comment
-    assert {word for line in rooms for word in line} == set(LEVELS) - {"version"}
+    drawing = re.search(r"^```text\n(.*?)^```", (DOCS / "development.md").read_text(), re.M | re.S).group(1)
+    rows = [re.findall(r"\w+", line[15:73]) for line in drawing.splitlines()]  # between the level and its comment
+    assert {word for line in rows for word in line} == set(LEVELS) - {"version"}
     for pick in (min, max):
-        heights = [pick(LEVELS[word] for word in line) for line in rooms]
+        heights = [pick(LEVELS[word] for word in line) for line in rows]
         assert heights == sorted(heights, reverse=True), heights
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "development.md"], ids=lambda page: page.name)
-def test_code_of_readme_and_of_the_development_page_runs(page, tmp_path):
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(DOCS / name for name in SHORT)], ids=lambda page: page.name)
+def test_code_of_readme_and_of_short_pages_runs(page, tmp_path):
     """Block by block, each in a process of its own: a name may be registered once."""
     for number, block in enumerate(blocks(page, "python")):
         (tmp_path / f"block{number}.py").write_text(block)
