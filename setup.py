@@ -11,7 +11,6 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "pds_jax" / "version.py").read_text()).group(1)
 
 
-
 class BuildWithModels(build_py):
     """Put the trained models of checkpoints/ into the wheel, as pds_jax/checkpoints_shipped."""
 

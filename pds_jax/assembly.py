@@ -1,7 +1,7 @@
 """From names to things that run: a checkpoint to a trained model, options to a plan, a plan to images.
 
-    trained = load("photos")
-    images = draw(trained, plan(trained, nfe=40, alpha=3.0), seeds=range(16)).images
+trained = load("photos")
+images = draw(trained, plan(trained, nfe=40, alpha=3.0), seeds=range(16)).images
 """
 
 from __future__ import annotations

@@ -13,9 +13,7 @@ from pds_jax.scores import as_pytree
 from pds_jax.types import Array, PdsError, ScoreFn
 
 
-def replay(
-    sampler: Any, noise: Array, score_fn: ScoreFn, condition: Any = None
-) -> tuple[Array, dict[str, Array]]:
+def replay(sampler: Any, noise: Array, score_fn: ScoreFn, condition: Any = None) -> tuple[Array, dict[str, Array]]:
     """Run the sampler's own rows on given noise.
 
     Args:

@@ -305,7 +305,11 @@ def draw_figures(book: Book, problem: lab.Problem, about: dict[str, Any], out: p
             lines[name] = points
     floor = mean_of(book, problem=problem.name, sampler="exact", nfe=0)[0]
     figures.curves(
-        lines, out / f"quality_{problem.name}.png", xlabel="score evaluations", ylabel="Fréchet distance", floor=floor,
+        lines,
+        out / f"quality_{problem.name}.png",
+        xlabel="score evaluations",
+        ylabel="Fréchet distance",
+        floor=floor,
         title=f"{problem.name}: exact score, {about['samples']} samples, {about['seeds']} seeds",
     )
     powers = {"data": problem.stats.power}

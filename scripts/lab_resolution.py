@@ -42,7 +42,6 @@ AT = (20, 40, 100)  # iterations whose distance with PDS the others must reach
 SIGMA_MIN = 0.01
 
 
-
 def views(count: int, side: int) -> np.ndarray:
     """Views (n, side, side, 3) in [0, 1], a fifth to a half of a photograph's width each."""
     source = photographs.landscapes("train", side, boxes=range(1, 6), shares=(0.2, 0.5))

@@ -96,11 +96,20 @@ def main(argv: list[str]) -> None:
         mean, deviation = result.pixel_moments
         print(f"pixels: mean {mean:.4g}, deviation {deviation:.4g} (config.model.data_mean and sigma_data of edm)")
         print(f"sigma_max from the largest distance of two images: {sigma_max:.4g} (twice that for [-1, 1] models)")
-    print(json.dumps({
-        "statistics": _OUT.value, "masks": masks, "count": result.count, "shape": result.shape,
-        "estimate_sigma_max": sigma_max, "pixel_moments": result.pixel_moments,
-        "images_sha256": result.provenance["images_sha256"], "source": record,
-    }))
+    print(
+        json.dumps(
+            {
+                "statistics": _OUT.value,
+                "masks": masks,
+                "count": result.count,
+                "shape": result.shape,
+                "estimate_sigma_max": sigma_max,
+                "pixel_moments": result.pixel_moments,
+                "images_sha256": result.provenance["images_sha256"],
+                "source": record,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

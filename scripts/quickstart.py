@@ -1,7 +1,7 @@
 """Sample a shipped model at few steps without PDS, with PDS, and with the sampler chosen for it; a figure and a table.
 
-    python scripts/quickstart.py                    fashion: about five minutes on two cores
-    python scripts/quickstart.py --model=photos     about one minute
+python scripts/quickstart.py                    fashion: about five minutes on two cores
+python scripts/quickstart.py --model=photos     about one minute
 """
 
 from __future__ import annotations

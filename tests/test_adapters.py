@@ -109,9 +109,7 @@ def test_a_falling_schedule_and_its_own_times(x_t):
 
 def test_ddpm_schedules():
     linear, cosine = (adapters.ddpm_schedule(name) for name in ("linear", "cosine"))
-    np.testing.assert_allclose(
-        np.exp(linear.log_levels[[0, -1]]), [0.0100005, np.sqrt(1 / 4.0358e-5 - 1)], rtol=1e-4
-    )
+    np.testing.assert_allclose(np.exp(linear.log_levels[[0, -1]]), [0.0100005, np.sqrt(1 / 4.0358e-5 - 1)], rtol=1e-4)
     np.testing.assert_allclose(linear.log_norms, 0, atol=1e-6)
     np.testing.assert_allclose(np.exp(cosine.log_levels[0]), 0.006423, rtol=1e-3)
     sde = VPSDE(0.1, 20, 1000)

@@ -35,9 +35,7 @@ def test_recorded_updates_of_score_sde(golden):
         sde, base = SDES[kind](N=int(n)), f"{kind}.N{n}.{times}"
         x, t = data[f"{base}.x_in"], data[f"{base}.t"]
         for z in data[f"corrector.noise.n{inner}"]:
-            x, x_mean = step(
-                name, x, t, z, sde, score_sde_score(data, sde), float(snr), mean_fn=correctors.batch_norm
-            )
+            x, x_mean = step(name, x, t, z, sde, score_sde_score(data, sde), float(snr), mean_fn=correctors.batch_norm)
         assert worst_sample(x if what == "x_out" else x_mean, data[key]) < 1e-5, key
         checked += 1
     assert checked > 25
@@ -53,9 +51,7 @@ def test_recorded_norms_over_two_devices(golden):
 
     @functools.partial(jax.vmap, axis_name="batch")
     def update(x, t, z):
-        return correctors.langevin(
-            x, t, z, sde=sde, score_fn=score_sde_score(data, sde), snr=0.16, mean_fn=both
-        )
+        return correctors.langevin(x, t, z, sde=sde, score_fn=score_sde_score(data, sde), snr=0.16, mean_fn=both)
 
     x, x_mean = update(data["twodev.x_in"], data["twodev.t"], data["twodev.noise"])
     for ours, recorded in ((x, data["twodev.x_out"]), (x_mean, data["twodev.x_mean"])):

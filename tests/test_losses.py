@@ -152,8 +152,11 @@ def original(golden):
     folder = golden / "score_sde/train"
     state = flax.serialization.msgpack_restore((folder / "checkpoint_1").read_bytes())
     grads = flax.serialization.msgpack_restore((folder / "grads_step_3.msgpack").read_bytes())
-    return state, grads, dict(np.load(folder / "train_step.npz")), ml_collections.ConfigDict(
-        read_json(folder / "config.json")
+    return (
+        state,
+        grads,
+        dict(np.load(folder / "train_step.npz")),
+        ml_collections.ConfigDict(read_json(folder / "config.json")),
     )
 
 

@@ -227,9 +227,7 @@ def test_dpm_solver_of_vp(recorded, name):
     case = cases[name]
     prediction = "data" if case["algorithm"] == "dpmsolver++" else "noise"
     times, options = data[f"{name}.times_of_plain_grid"], {"prediction": prediction, "denoise": False}
-    sampler = sampling.get_pc_sampler(
-        VP, SHAPE, f"dpmpp_{case['settings']['order']}m", "none", grid=times, **options
-    )
+    sampler = sampling.get_pc_sampler(VP, SHAPE, f"dpmpp_{case['settings']['order']}m", "none", grid=times, **options)
     final = data[f"{name}.final_f64"] if f"{name}.final_f64" in data else data[f"{name}.x"][-1]
     tolerance = 1e-4 if name.endswith("net") else max(5 * case["f32_vs_f64_rel"], 1e-5)
     check(case, name, data, sampler, nhwc(data[f"{name}.x_T"])[None], nhwc(final), tolerance)

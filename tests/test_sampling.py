@@ -353,9 +353,7 @@ def config(**sampling_options):
         "probability_flow": False,
         **sampling_options,
     }
-    return ml_collections.ConfigDict(
-        {"sampling": options, "model": {"num_scales": 1000}, "data": {"centered": False}}
-    )
+    return ml_collections.ConfigDict({"sampling": options, "model": {"num_scales": 1000}, "data": {"centered": False}})
 
 
 def test_sampler_of_a_configuration():

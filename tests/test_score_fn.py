@@ -61,9 +61,7 @@ def test_discrete_labels_count_in_training_levels():
     sampler = VESDE(N=20)
     t = jnp.full((3,), 0.05)
     kept = score_fn.get_score_fn(sampler, Echo(), PARAMS, continuous=False, num_scales=232)(X, t)
-    original = score_fn.get_score_fn(
-        sampler, Echo(), PARAMS, continuous=False, num_scales=232, labels="sampler"
-    )(X, t)
+    original = score_fn.get_score_fn(sampler, Echo(), PARAMS, continuous=False, num_scales=232, labels="sampler")(X, t)
     assert float(kept[0, 0, 0, 0]) == 219 and float(original[0, 0, 0, 0]) == 18
     times = time_grids.uniform(1.0, 5e-4, 20)
     sigma = sampler.discrete_sigmas[np.asarray(sampler.index(jnp.asarray(times)))]

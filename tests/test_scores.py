@@ -114,9 +114,7 @@ def test_a_pytorch_module_by_pure_callback():
 
 def test_keys_of_both_styles_give_the_same_images():
     old = jnp.stack([jax.random.key_data(key) for key in KEYS])
-    np.testing.assert_array_equal(
-        sampling.run(SAMPLER, old, plain).x, sampling.run(SAMPLER, KEYS, plain).x
-    )
+    np.testing.assert_array_equal(sampling.run(SAMPLER, old, plain).x, sampling.run(SAMPLER, KEYS, plain).x)
     for bad in (jax.random.key(0), jax.random.PRNGKey(0), jnp.zeros((2, 3), jnp.uint32), 7):
         with pytest.raises(PdsError, match="keys must be"):
             sampling.run(SAMPLER, bad, plain)

@@ -299,9 +299,7 @@ def test_the_exact_sde_solver_keeps_amplified_modes_above_the_noise(n):
     law = FrequencyGaussian.create(sde, MEAN, 0 * POWER)
     times = uniform(n)
     levels = np.asarray(sde.std(times), np.float64)
-    (a, *_), (b, *_), _ = gains(
-        "sde_dpmpp_2m", times, "exact", sde=sde, law=law, preconditioner=filter_of(lam)
-    )
+    (a, *_), (b, *_), _ = gains("sde_dpmpp_2m", times, "exact", sde=sde, law=law, preconditioner=filter_of(lam))
     rho = levels[1] / levels[0]
     np.testing.assert_allclose(np.abs(a), np.broadcast_to(rho * np.abs(1 - lam * (1 - rho)), HALF), rtol=1e-3)
     settled = np.abs(b) ** 2 / levels[1] ** 2 / (1 - np.abs(a) ** 2 / rho**2)

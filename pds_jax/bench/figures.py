@@ -209,8 +209,10 @@ def filters(freq: np.ndarray | None, space: np.ndarray | None, path: str | os.Pa
       title: above everything.
     """
     plt = _pyplot()
-    maps = {"R (frequency)": None if freq is None else np.fft.fftshift(np.asarray(freq), axes=(0, 1)),
-            "A (pixels)": None if space is None else np.asarray(space)}
+    maps = {
+        "R (frequency)": None if freq is None else np.fft.fftshift(np.asarray(freq), axes=(0, 1)),
+        "A (pixels)": None if space is None else np.asarray(space),
+    }
     shown = {name: value for name, value in maps.items() if value is not None}
     figure, axes = plt.subplots(1, max(1, len(shown)), figsize=(4.6 * max(1, len(shown)), 4), squeeze=False)
     for axis, (name, value) in zip(axes[0], shown.items(), strict=False):

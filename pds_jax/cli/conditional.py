@@ -1,8 +1,8 @@
 """``--mode=inpaint|colorize|super_resolution|deblur|class_conditional``: images of which something is known.
 
-    WORKDIR/MODE/000/000000.png …     results; result k of image i is number i·per_image + k, which is its seed
-    WORKDIR/MODE/comparison.png       one line an image: what was given | results | the original, where it is known
-    WORKDIR/MODE/manifest.json        settings, and what each result was made from
+WORKDIR/MODE/000/000000.png …     results; result k of image i is number i·per_image + k, which is its seed
+WORKDIR/MODE/comparison.png       one line an image: what was given | results | the original, where it is known
+WORKDIR/MODE/manifest.json        settings, and what each result was made from
 """
 
 from __future__ import annotations

@@ -322,4 +322,3 @@ def _grid(folder: RunFolder, seeds: Sequence[int], most: int = 64) -> pathlib.Pa
     shown, path = folder.visible(seeds[:most]), folder.folder / "grid.png"
     images.save_png(path, images.grid(images.enlarge(shown, images.visible_scale(shown.shape[1]))))
     return path
-

@@ -116,12 +116,12 @@ def _check_values(data: Images, name: str, value_range: Range, declared: bool) -
         lowest, highest = min(lowest, low), max(highest, high)
     slack = SLACK * (value_range[1] - value_range[0])
     if lowest < value_range[0] - slack or highest > value_range[1] + slack:
-        what = f"the declared range is {value_range}" if declared else (
-            "float images go from 0 (black) to 1 (white), and values from 0 to 255 are stored as uint8"
+        what = (
+            f"the declared range is {value_range}"
+            if declared
+            else ("float images go from 0 (black) to 1 (white), and values from 0 to 255 are stored as uint8")
         )
-        raise PdsError(
-            f"{name} holds values from {lowest:.6g} to {highest:.6g}; {what}; clip them, or {_DECLARE}"
-        )
+        raise PdsError(f"{name} holds values from {lowest:.6g} to {highest:.6g}; {what}; clip them, or {_DECLARE}")
 
 
 def _pieces(data: Images) -> Iterator[tuple[int, np.ndarray]]:

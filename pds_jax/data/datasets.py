@@ -255,9 +255,10 @@ class Stream:
             flip = below(self.seed, 10, positions, 2).astype(bool)
             images[flip] = images[flip, :, ::-1]
         if self.uniform_dequantization:
-            pixels = np.arange(images[0].size, dtype=np.uint64)[None] + (
-                positions.astype(np.uint64) * np.uint64(images[0].size)
-            )[:, None]
+            pixels = (
+                np.arange(images[0].size, dtype=np.uint64)[None]
+                + (positions.astype(np.uint64) * np.uint64(images[0].size))[:, None]
+            )
             noise = uniform(self.seed, 11, pixels).reshape(images.shape)
             images = ((images * 255.0 + noise) / 256.0).astype(np.float32)
         return images

@@ -84,9 +84,7 @@ def read_bytes(file: IO[bytes], size: int, where: str) -> np.ndarray:
     data = file.read()
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected or min(shape, default=1) < 0:
-        raise PdsError(
-            f"{where} is truncated or damaged: {len(data)} bytes of data, its header says {expected}"
-        )
+        raise PdsError(f"{where} is truncated or damaged: {len(data)} bytes of data, its header says {expected}")
     array = np.frombuffer(data, dtype=dtype)
     return array.reshape(shape, order="F" if fortran else "C").copy()
 
@@ -261,7 +259,6 @@ def _map_array(file: IO[bytes], start: int, size: int, where: str) -> np.ndarray
         mapped: Any = np.memmap(file, dtype, "r", offset, shape, "F")
         return mapped
     return Rows(file, offset, shape, dtype, where)
-
 
 
 @contextlib.contextmanager

@@ -150,9 +150,7 @@ def evaluate(
     dims = None if reference is None else reference.mu.size
     keep = [] if set(metrics) <= {"fid", "is"} else ["features"]
     keep += ["logits"] if "is" in metrics else []
-    found = extract(
-        images, extractor, keep=keep, batch_size=batch_size, folder=folder, dims=dims, progress=progress
-    )
+    found = extract(images, extractor, keep=keep, batch_size=batch_size, folder=folder, dims=dims, progress=progress)
     figures: dict[str, Any] = {}
     for metric in metrics:
         figures |= _FIGURES[metric](found, reference, subset_size)
@@ -165,9 +163,7 @@ def evaluate(
     }
 
 
-def _notes(
-    count: int, dims: int, metrics: Sequence[str], reference: Reference | None, subset_size: int
-) -> list[str]:
+def _notes(count: int, dims: int, metrics: Sequence[str], reference: Reference | None, subset_size: int) -> list[str]:
     """What a reader of the figures must know: which of them are of few images, in all or in each of their parts."""
     notes = list(reference.notes) if reference is not None else []
     if count < STANDARD_COUNT:

@@ -144,9 +144,7 @@ def _ours(stored: dict[str, np.ndarray], name: str) -> Reference:
         raise PdsError(f"{name} is no whole reference file ({error!r}); make it again") from error
     if provenance.get("format", 0) > FORMAT:
         raise PdsError(f"{name} was written by a newer version, {provenance.get('pds_jax')}; update pds_jax")
-    return dataclasses.replace(
-        _plain(mu, sigma, count, name), provenance=provenance, features=stored.get("features")
-    )
+    return dataclasses.replace(_plain(mu, sigma, count, name), provenance=provenance, features=stored.get("features"))
 
 
 def _plain(mu: np.ndarray, sigma: np.ndarray, count: int | None, name: str) -> Reference:

@@ -166,9 +166,7 @@ class _Unet(nn.Module):
 
     def _block(self, **options: Any) -> Any:
         cls = remat_keeping_name(ADMBlock, self.remat, static_argnums=(3,))
-        return cls(
-            scale_shift=self.scale_shift, dropout=self.dropout, groups=self.groups, dtype=self.dtype, **options
-        )
+        return cls(scale_shift=self.scale_shift, dropout=self.dropout, groups=self.groups, dtype=self.dtype, **options)
 
     def _attend(self, h: Array, up: bool = False) -> Array:
         heads = (self.heads_up if up else 0) or self.heads or h.shape[-1] // self.head_channels

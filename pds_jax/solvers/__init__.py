@@ -57,9 +57,7 @@ class Memory:
 
 
 @register_predictor("ddim", draws=0)
-def ddim(
-    x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array
-) -> tuple[Array, Array]:
+def ddim(x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array) -> tuple[Array, Array]:
     """DDIM, the exponential Euler step: x̄' = x̄ + (1 − σ'/σ) (D − x̄).
 
     Args:

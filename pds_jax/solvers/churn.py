@@ -153,9 +153,9 @@ def _extra(options: dict[str, Any]) -> int:
 
 
 _SECOND = Step("predictor", "edm_second", on_noise, draws=0)
-edm = register_predictor(
-    "edm", draws=0, second=_SECOND, build=edm_rows, start=keeps(2, corrects=True), planned=_CHURN
-)(on_noise)
+edm = register_predictor("edm", draws=0, second=_SECOND, build=edm_rows, start=keeps(2, corrects=True), planned=_CHURN)(
+    on_noise
+)
 restart = register_predictor(
     "restart",
     second=_SECOND,

@@ -87,7 +87,7 @@ def unipc_weights(sigma: np.ndarray, order: int, form: str, prediction: str, low
         full = _solved(powers, right)
         short = _solved(powers[:-1, :-1], right[:-1])
         # − B for D, − σ' B for d: h = |z|.
-        share = (-b if data else -sigma[i + 1] * b)
+        share = -b if data else -sigma[i + 1] * b
         weights.keep[i] = sigma[i + 1] / sigma[i] if data else 1.0
         base = scale * h * values[0]
         weights.predict[i, 0] = base - share * np.sum(short / ratios[:-1])

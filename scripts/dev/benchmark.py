@@ -153,7 +153,10 @@ def measure_sampler(net: str, batch: int, steps: int, turns: int) -> dict[str, A
     )
     nfe = int(plain.nfe)
     return {
-        "network": net, "shape": shape, "batch": batch, "NFE": nfe,
+        "network": net,
+        "shape": shape,
+        "batch": batch,
+        "NFE": nfe,
         "network_ms": 1e3 * float(np.median(seconds["network"])),
         "sampler_over_network": statistics.median(seconds["plain"] / (nfe * seconds["network"])),
         "pds_over_plain_of_runs": statistics.median(seconds["pds"] / seconds["plain"]),
@@ -177,8 +180,12 @@ def measure_operator(net: str, batch: int, steps: int, turns: int) -> dict[str, 
     extra = (seconds["pds"] - seconds["plain"]) / steps
     base = 2 * seconds["network"] + seconds["plain"] / steps
     return {
-        "network": net, "shape": shape, "batch": batch, "network_ms": 1e3 * float(np.median(seconds["network"])),
-        "pds_ms_a_step": 1e3 * float(np.median(extra)), "pds_over_plain": 1 + statistics.median(extra / base),
+        "network": net,
+        "shape": shape,
+        "batch": batch,
+        "network_ms": 1e3 * float(np.median(seconds["network"])),
+        "pds_ms_a_step": 1e3 * float(np.median(extra)),
+        "pds_over_plain": 1 + statistics.median(extra / base),
         **({"peak_bytes": peak_bytes()} if batch == 1 else {}),
     }
 
@@ -279,9 +286,11 @@ def measure_flops(batch: int, turns: int) -> dict[str, Any]:
     rates = {name: operations[name] / float(np.median(seconds[name])) / 1e9 for name in timers}
     convolution = max(rate for name, rate in rates.items() if name.startswith("conv"))
     return {
-        "GFLOP_an_image": operations["network"] / batch / 1e9, "GFLOP_per_second": rates,
+        "GFLOP_an_image": operations["network"] / batch / 1e9,
+        "GFLOP_per_second": rates,
         "network_ms_an_image": 1e3 * float(np.median(seconds["network"])) / batch,
-        "over_convolution": rates["network"] / convolution, "over_matmul": rates["network"] / rates["matmul 1536"],
+        "over_convolution": rates["network"] / convolution,
+        "over_matmul": rates["network"] / rates["matmul 1536"],
     }
 
 
@@ -345,7 +354,9 @@ def measure_scaling(net: str, turns: int) -> dict[str, Any]:
             rates[count].append(found["images_a_second"])
     medians = {count: statistics.median(values) for count, values in rates.items()}
     return {
-        "network": net, "cores": cores, "images_a_second": medians,
+        "network": net,
+        "cores": cores,
+        "images_a_second": medians,
         "scaling": {count: rate / (min(count, cores) * medians[1]) for count, rate in medians.items()},
     }
 
@@ -362,7 +373,9 @@ def measure_start(net: str, turns: int) -> dict[str, Any]:
             for seconds in (cold, warm):
                 seconds.append(start("first_image", model, cache_dir=f"{place}/{turn}")["seconds"])
     return {
-        "network": net, "cold_seconds": statistics.median(cold), "warm_seconds": statistics.median(warm),
+        "network": net,
+        "cold_seconds": statistics.median(cold),
+        "warm_seconds": statistics.median(warm),
         "warm_over_cold": statistics.median(c / w for c, w in zip(cold, warm, strict=True)),
     }
 
@@ -431,9 +444,13 @@ def table(found: dict[str, Any]) -> str:
     about = f"{facts['architecture']}, jax {facts['jax']}, float32; medians over {found['turns']} turns."
     parts = [title, about + (" **Quick run.**" if found["quick"] else ""), "Made by `python scripts/dev/benchmark.py`."]
     targets = {
-        "sampler_over_network": "at most 1.03", "pds_over_plain": "at most 1.02",
-        "network_over_diffusers": "at least 10 on a CPU", "scaling": "at least 0.9 where there are cores",
-        "warm_over_cold": "at least 5", "flops_over_peak": "at least 0.75", "peak_bytes": "24 GiB at 1024 pixels",
+        "sampler_over_network": "at most 1.03",
+        "pds_over_plain": "at most 1.02",
+        "network_over_diffusers": "at least 10 on a CPU",
+        "scaling": "at least 0.9 where there are cores",
+        "warm_over_cold": "at least 5",
+        "flops_over_peak": "at least 0.75",
+        "peak_bytes": "24 GiB at 1024 pixels",
         "compiles_on_second_call": "0",
     }
     rows = [{"figure": key, "target": targets[key], "found": _words(key, last[key])} for key in targets]

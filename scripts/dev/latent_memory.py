@@ -1,7 +1,7 @@
 """Memory and time of one evaluation of Stable Diffusion 1's network with guidance, or of its decoder; random weights.
 
-    python scripts/dev/latent_memory.py --part=network
-    python scripts/dev/latent_memory.py --part=decoder --tile=32
+python scripts/dev/latent_memory.py --part=network
+python scripts/dev/latent_memory.py --part=decoder --tile=32
 """
 
 from __future__ import annotations

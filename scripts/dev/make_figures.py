@@ -1,7 +1,7 @@
 """The pictures of the documentation's concept pages.
 
-    python scripts/dev/make_figures.py                      all of them, into docs/figures
-    python scripts/dev/make_figures.py --only=plane,filters
+python scripts/dev/make_figures.py                      all of them, into docs/figures
+python scripts/dev/make_figures.py --only=plane,filters
 """
 
 from __future__ import annotations

@@ -64,7 +64,11 @@ def config() -> Any:
     """A network that compiles in seconds."""
     found = digits.get_config("nf=8,ch_mult=1:1")
     found.training.update(
-        batch_size=8, n_iters=STEPS, log_freq=10, snapshot_freq=STEPS, snapshot_freq_for_preemption=5,
+        batch_size=8,
+        n_iters=STEPS,
+        log_freq=10,
+        snapshot_freq=STEPS,
+        snapshot_freq_for_preemption=5,
         snapshot_sampling=False,
     )
     found.optim.update(warmup=3, cosine_steps=0)

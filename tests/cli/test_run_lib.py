@@ -87,9 +87,7 @@ def test_an_image_does_not_depend_on_its_batch(model):
     """Convolutions sum in another order at another batch size: equal to float32 rounding, not to the bit."""
     trained = assembly.load(str(model))
     plan = assembly.plan(trained, speed_up=4.0, alpha=5.0)
-    alone, sevens, together = (
-        assembly.draw(trained, plan, range(8), batch_size=size).images for size in (1, 7, 8)
-    )
+    alone, sevens, together = (assembly.draw(trained, plan, range(8), batch_size=size).images for size in (1, 7, 8))
     scale = np.abs(together).max()
     np.testing.assert_allclose(alone, together, atol=2e-5 * scale, rtol=0)
     np.testing.assert_allclose(sevens, together, atol=2e-5 * scale, rtol=0)

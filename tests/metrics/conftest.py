@@ -37,7 +37,6 @@ def build(names: dict[str, list[int]]) -> dict[str, np.ndarray]:
     return {name: recipe_tensor(name, shape) for name, shape in names.items()}
 
 
-
 @pytest.fixture(scope="session")
 def folder(golden: pathlib.Path) -> pathlib.Path:
     return golden / "metrics"
