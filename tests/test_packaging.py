@@ -1,10 +1,13 @@
 """The wheel, built and used outside the tree; the metadata."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+
+import yaml
 
 from pds_jax.cli import parse
 from pds_jax.version import __version__
@@ -53,3 +56,17 @@ def test_the_wheel_samples_outside_the_tree(tmp_path):
     assert "Manifest:" in text and (out / "a" / "grid.png").is_file()
     run(*command, "--checkpoint=digits", "--config=configs/digits.py", "--eval_folder=b", cwd=tmp_path)
     assert (out / "b" / "grid.png").is_file()
+
+
+def test_changelog_and_citation_file_are_of_this_version_and_cite_the_article_of_readme():
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M).group(1) == __version__
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(cited)  # what the format requires
+    assert cited["cff-version"] == "1.2.0" and str(cited["version"]) == __version__
+    described = run(sys.executable, "setup.py", "--quiet", "--name", "--version", "--license", cwd=ROOT).split()
+    assert described == ["pds_jax", cited["version"], cited["license"]]
+    (article,) = cited["references"]
+    authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in article["authors"])
+    readme = (ROOT / "README.md").read_text()
+    for words in (article["title"], authors, article["journal"], article["url"], str(article["year"])):
+        assert words in readme
