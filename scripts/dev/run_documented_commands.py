@@ -5,8 +5,8 @@
     python scripts/dev/run_documented_commands.py --quick
 
 Each page runs in a copy of the repository of its own, block after block, as printed; the Python blocks of a page are
-one session. Files that a page calls the reader's own (my_folder, my.pth, ...) are stand-ins by documented_stand_ins.py, and
-are listed. A block that cannot be run says so in the page's source, in a comment in front of it:
+one session. Files that a page calls the reader's own (my_folder, my.pth, ...) are stand-ins, which are listed
+(documented_stand_ins.py). A block that cannot be run says so in the page's source, in a comment in front of it:
 
     <!-- not run: needs the official weights -->
     <!-- not run "bash scripts/check.sh": it is the test suite -->
