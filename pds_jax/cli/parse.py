@@ -92,7 +92,8 @@ def _check_names(words: Sequence[str], values: absl_flags.FlagValues) -> None:
         if name in values:
             seen.add(name)
         else:
-            near = difflib.get_close_matches(name, [flag.name for flag in flags.table()], 1, 0.5)
+            near = difflib.get_close_matches(name, [flag.name for flag in flags.table()], 3, 0.5)
+            near.sort(key=lambda other: sorted(other) != sorted(name))  # letters in another order first: --nef is --nfe
             hint = f"; did you mean --{near[0]}?" if near else ""
             raise PdsError(f"Unknown command line flag '{match[1]}'{hint}")
 

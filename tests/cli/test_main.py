@@ -100,6 +100,7 @@ def test_help_is_printed(monkeypatch, capsys):
         (["--snr=x"], "--snr=x"),
         (["--sed=1"], "Unknown command line flag 'sed'; did you mean --seeds?"),
         (["--corector=none"], "did you mean --corrector?"),
+        (["--nef=40"], "did you mean --nfe?"),
         (["--nosuchthing"], "Unknown command line flag 'nosuchthing'"),
         (["--mode=fly", "--workdir=x"], "sample|train"),
         (["photos"], "unexpected words ['photos']"),
