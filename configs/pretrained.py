@@ -22,6 +22,26 @@ def pretrained(described: ml_collections.ConfigDict, arg: str, dataset: str) -> 
     return finish(config, arg)
 
 
+def ddpmpp64(dropout: float) -> dict[str, Any]:
+    """Arguments of EDM's SongUNet, as DDPM++ on 64x64 pixels, that its networks of FFHQ and AFHQv2 share."""
+    return {
+        "img_resolution": 64,
+        "in_channels": 3,
+        "out_channels": 3,
+        "augment_dim": 9,
+        "model_channels": 128,
+        "channel_mult": [1, 2, 2, 2],
+        "num_blocks": 4,
+        "attn_resolutions": [16],
+        "dropout": dropout,
+        "embedding_type": "positional",
+        "encoder_type": "standard",
+        "decoder_type": "standard",
+        "channel_mult_noise": 1,
+        "resample_filter": [1, 1],
+    }
+
+
 def guided_unet(size: int, **settings: Any) -> dict[str, Any]:
     """Arguments of guided-diffusion's UNetModel that its published networks share."""
     shared = {

@@ -4,10 +4,12 @@ import functools
 import importlib
 import math
 import pathlib
+import re
 
 import jax
 import pytest
 
+from pds_jax.convert.adm import config_from_settings
 from pds_jax.denoisers import PARAMETRISATIONS
 from pds_jax.models import init_model
 from pds_jax.training import train
@@ -57,11 +59,26 @@ def test_runlocal_is_small_and_the_rest_stays(name):
 @pytest.mark.parametrize("name", MILLIONS)
 def test_a_file_says_its_command_and_what_is_published(name):
     text = (FOLDER / (name.replace(".", "/") + ".py")).read_text()
-    assert f"--config=configs/{name.replace('.', '/')}.py" in text and "Published: " in text
+    assert f"config=configs/{name.replace('.', '/')}.py" in text and "Published: " in text
 
 
 def test_the_unconditional_network_is_an_argument_away():
     assert importlib.import_module("configs.adm.imagenet256").get_config("label_dim=0").model.label_dim == 0
+
+
+def test_the_classifier_of_64_pixels_is_an_argument_away():
+    """It has guided-diffusion's attention at 32, 16 and 8 pixels, and the schedule of the network it guides."""
+    module = importlib.import_module("configs.adm.classifier256")
+    text = " ".join(module.__doc__.split())
+    argument = re.search(r"64x64_classifier.pt takes :(\S+)", text)[1]
+    settings = {"image_size": 64, "out_channels": 1000, "model_channels": 128, "num_res_blocks": 4,
+                "channel_mult": [1, 2, 3, 4], "attention_resolutions": [2, 4, 8], "num_head_channels": 64,
+                "resblock_updown": True, "use_scale_shift_norm": True, "pool": "attention"}  # fmt: skip
+    expected = config_from_settings(settings, classifier=True, noise_schedule="cosine").model
+    found = module.get_config(argument).model
+    assert {name: found[name] for name in expected if not name.startswith("sigma")} == {
+        name: value for name, value in expected.items() if not name.startswith("sigma")
+    }
 
 
 @pytest.mark.parametrize("name", ["edm.ffhq64", "adm.imagenet64"])

@@ -1,7 +1,9 @@
 """ADM's classifier of noisy ImageNet images at 256x256: 256x256_classifier.pt of guided-diffusion.
 
-pds_jax.load does not sample it; docs/edm_adm.md shows guidance with it:
---config=configs/adm/classifier256.py (image_size=64,num_res_blocks=4,ch_mult=1:2:3:4 for 64x64_classifier.pt).
+pds_jax --mode=sample --config=configs/adm/imagenet256.py --checkpoint=256x256_diffusion.pt --labels=random \
+  --classifier=256x256_classifier.pt --classifier_config=configs/adm/classifier256.py --workdir=runs/adm_guided
+64x64_classifier.pt takes :image_size=64,num_res_blocks=4,ch_mult=1:2:3:4,noise_schedule=cosine after the file, and
+128x128_classifier.pt :image_size=128,ch_mult=1:1:2:3:4.
 Published: guides configs/adm/imagenet256.py to FID 4.59 (README of openai/guided-diffusion).
 """
 

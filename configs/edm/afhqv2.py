@@ -8,25 +8,11 @@ afhqv2-64x64.npz there. The snapshot carries the same configuration; --config ma
 
 import ml_collections
 
-from configs.pretrained import pretrained
+from configs.pretrained import ddpmpp64, pretrained
 from pds_jax.convert.edm import config_from_arguments
+
+NETWORK = ("SongUNet", ddpmpp64(dropout=0.25))
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arguments = {
-        "img_resolution": 64,
-        "in_channels": 3,
-        "out_channels": 3,
-        "augment_dim": 9,
-        "model_channels": 128,
-        "channel_mult": [1, 2, 2, 2],
-        "num_blocks": 4,
-        "attn_resolutions": [16],
-        "dropout": 0.25,
-        "embedding_type": "positional",
-        "encoder_type": "standard",
-        "decoder_type": "standard",
-        "channel_mult_noise": 1,
-        "resample_filter": [1, 1],
-    }
-    return pretrained(config_from_arguments("EDMPrecond", "SongUNet", arguments), arg, "afhqv2")
+    return pretrained(config_from_arguments("EDMPrecond", *NETWORK), arg, "afhqv2")

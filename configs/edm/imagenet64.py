@@ -11,9 +11,9 @@ import ml_collections
 from configs.pretrained import pretrained
 from pds_jax.convert.edm import config_from_arguments
 
-
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    arguments = {
+NETWORK = (
+    "DhariwalUNet",
+    {
         "img_resolution": 64,
         "in_channels": 3,
         "out_channels": 3,
@@ -23,5 +23,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "num_blocks": 3,
         "attn_resolutions": [32, 16, 8],
         "dropout": 0.1,
-    }
-    return pretrained(config_from_arguments("EDMPrecond", "DhariwalUNet", arguments), arg, "imagenet")
+    },
+)
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    return pretrained(config_from_arguments("EDMPrecond", *NETWORK), arg, "imagenet")

@@ -290,8 +290,8 @@ def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
     trained = sampling_job.load(options)
     if trained.config.data.dataset != "digits":
         raise PdsError(
-            f"there is no classifier of noised images for {trained.name}: one ships for digits only; for another model "
-            "pass yours to pds_jax.controllable_generation.class_conditional"
+            f"there is no classifier of noised images for {trained.name}: one ships for digits only; give "
+            "yours by --mode=sample --classifier=PATH"
         )
     logit_fn = classifier_features.noisy_logit_fn()
     classes = classifier_features.load("digits").model.classes

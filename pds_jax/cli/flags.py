@@ -340,6 +340,31 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             otherwise="everywhere",
             modes=("sample",),
         ),
+        Flag(
+            "classifier",
+            str,
+            "Classifier of noisy images that guides to the labels, in place of classifier-free guidance or beside it: "
+            "guided-diffusion's (.pt) or a folder with model.safetensors.",
+            "PATH",
+            otherwise="none",
+            modes=("sample",),
+        ),
+        Flag(
+            "classifier_config",
+            "config",
+            "Configuration of the classifier, e.g. configs/adm/classifier256.py.",
+            "FILE.py",
+            otherwise="the one that lies with its weights",
+            modes=("sample",),
+        ),
+        Flag(
+            "classifier_scale",
+            float,
+            "Weight of the classifier's gradient.",
+            "WEIGHT",
+            otherwise="1",
+            modes=("sample",),
+        ),
     ),
     "Text to image": (
         Flag("prompt", str, "A text for all seeds.", "TEXT", otherwise="none", modes=("sample",)),

@@ -63,6 +63,7 @@ def job(options: RunOptions) -> Job:
     if options.config is not None or options.raw_weights:
         flag = "config" if options.config is not None else "raw_weights"
         raise PdsError(f"--{flag} has no effect here: {options.weights} says by itself what it is; leave it out")
+    _refuse(options, ("classifier", "classifier_config", "classifier_scale"), "no classifier")
     path = options.sampler.statistics
     model = load(
         options.weights,

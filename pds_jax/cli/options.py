@@ -83,6 +83,9 @@ class RunOptions:
     labels: tuple[int, ...] | str | None = None
     guidance: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    classifier: str | None = None
+    classifier_config: ConfigDict | None = None
+    classifier_scale: float | None = None
     prompt: str | None = None
     prompts: str | None = None
     negative_prompt: str | None = None

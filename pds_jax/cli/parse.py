@@ -22,6 +22,7 @@ from pds_jax.types import PdsError
 # Flags of the process, which the start of the program uses up.
 _OF_THE_PROCESS = ("cache_dir", "coordinator", "num_processes", "process_id")
 _OVERRIDE = re.compile(r"--?config\.([^=]+)(=(.*))?$", re.DOTALL)
+_CONFIGS = tuple(flag.name for flag in flags.table() if flag.kind == "config")
 _FLAG = re.compile(r"--?([A-Za-z_][\w.]*)(=.*)?$", re.DOTALL)
 
 
@@ -42,7 +43,7 @@ def read(words: Sequence[str], values: absl_flags.FlagValues) -> list[tuple[str,
     words, overrides = _without_overrides(with_installed_configs(words))
     missing = _missing_config(words)
     if missing:
-        raise PdsError(f"--config={missing}: there is no such file, here or beside the installed package")
+        raise PdsError(f"--{missing}: there is no such file, here or beside the installed package")
     _check_names(words, values)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -131,17 +132,17 @@ def with_installed_configs(words: Sequence[str]) -> list[str]:
 
 
 def _missing_config(words: Sequence[str]) -> str | None:
-    """The configuration that a command line names but that is not there."""
-    named = [path for _, path, config in _split(words) if config]
-    return next((path for path in named if not os.path.exists(path.partition(":")[0])), None)
+    """The flag of a configuration that is not there, with its value."""
+    named = [(config, path) for _, path, config in _split(words) if config]
+    return next((f"{name}={path}" for name, path in named if not os.path.exists(path.partition(":")[0])), None)
 
 
-def _split(words: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
-    """Words as (head with its =, value, whether the value is that of --config)."""
+def _split(words: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Words as (head with its =, value, name of the flag if the value is a configuration, else "")."""
     for before, word in zip(["", *words], words, strict=False):
         head, equals, path = word.partition("=") if word.startswith("-") else ("", "", word)
-        follows = not head and before.startswith("-") and before.lstrip("-") == "config"
-        yield head + equals, path, (head.lstrip("-") == "config" and bool(equals)) or follows
+        flag = head.lstrip("-") if equals else before.lstrip("-") if before.startswith("-") and not head else ""
+        yield head + equals, path, flag if flag in _CONFIGS else ""
 
 
 def _installed(path: str) -> str:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from pds_jax import assembly, classes, parallel, processes
-from pds_jax.cli import unused
+from pds_jax.cli import classifier, unused
 from pds_jax.cli.options import RunOptions
 from pds_jax.data import datasets
 from pds_jax.io import files, images
@@ -46,13 +46,20 @@ def sample(options: RunOptions) -> pathlib.Path:
         return make(trained, made, options.seeds, place, how, given=job.given, identity=job.identity).folder
     trained = load(options)
     labels = in_turn(options.labels, options.seeds)
-    classes.labels_of(labels, options.seeds, trained.num_classes, trained.name)  # refused before a plan is made
+    guide = classifier.read(options, trained, labels)
+    if guide is None or trained.num_classes:
+        classes.labels_of(labels, options.seeds, trained.num_classes, trained.name)  # refused before a plan is made
     interval = classes.EVERYWHERE if options.guidance_interval is None else options.guidance_interval
     made = plan(trained, options, guidance=options.guidance_weight, guidance_interval=interval)
     chosen: dict[str, Any] = {} if labels is None else {"labels": options.labels}
     if isinstance(options.labels, tuple):
         chosen["first_seed"] = options.seeds[0]
-    return make(trained, made, options.seeds, place, how, labels=labels, identity=chosen).folder
+    words: dict[str, Any] = {}
+    if guide is not None:
+        words["given"] = guide.given(trained, made, options.seeds)
+        chosen |= guide.identity()
+        words["facts"] = guide.facts(made, words["given"](options.seeds[:1])[1])
+    return make(trained, made, options.seeds, place, how, labels=labels, identity=chosen, **words).folder
 
 
 def _is_latent(options: RunOptions) -> bool:
@@ -138,7 +145,7 @@ def make(
       seeds: which images.
       place: the folder.
       how: batches and shares.
-      given: what is known of the images, see ``assembly.draw``; or
+      given: what is known of the images, see ``assembly.draw``; by default
       labels: class of each seed, see there.
       identity: what else decides the images.
       facts: what else the manifest is to say.
@@ -151,9 +158,8 @@ def make(
     batch_size, adapt = _batch_size(how, -(-len(seeds) // share[1]), together)
     writes = not together or processes.is_first_process()
     image_format = images.ImageFormat.of(trained.image_shape, datasets.get_range(trained.config))
-    if given is None:
-        given = assembly.labelled(trained, plan, seeds, labels)
-        facts = {**_labels_record(seeds, labels), **(facts or {})}
+    given = given or assembly.labelled(trained, plan, seeds, labels)
+    facts = {**_labels_record(seeds, labels), **(facts or {})}
     folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
     done = folder.done()
     todo = _todo(seeds, done, share, batch_size if together else None)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.models import up_or_down_sampling as resampling
-from pds_jax.models.labels import drop_rows, label_rows
+from pds_jax.models.labels import class_rows, label_rows
 from pds_jax.models.layers import Block, Dtype, attention, conv1x1, conv3x3, default_init
 from pds_jax.models.layerspp import GroupNorm
 from pds_jax.models.utils import (
@@ -188,10 +188,7 @@ class _Unet(nn.Module):
         temb = dense(width)(temb)
         temb = dense(width)(nn.swish(temb))
         if self.label_dim:
-            rows = label_rows(labels, batch, self.label_dim)
-            if train and self.label_dropout:
-                rows = drop_rows(rows, self.label_dropout, self.make_rng("dropout"))
-            temb = temb + dense(width, use_bias=False, name="map_label")(rows)
+            temb = temb + dense(width, use_bias=False, name="map_label")(class_rows(self, labels, batch, train))
         return temb
 
     def _encode(self, x: Array, temb: Array, train: bool) -> list[Array]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +22,17 @@ def label_rows(labels: Array | None, batch: int, width: int, what: str = "labels
             f"{what} have shape {tuple(labels.shape)}; {batch} images need ({batch}, {width}), one-hot rows for classes"
         )
     return labels.astype(jnp.float32)
+
+
+def class_rows(module: Any, labels: Array | None, batch: int, train: bool) -> Array:
+    """Labels (batch, label_dim) float32 of a network; in training each row is zero with probability label_dropout.
+
+    ``module`` is the network, with ``label_dim`` and ``label_dropout``. Raises PdsError as :func:`label_rows`.
+    """
+    rows = label_rows(labels, batch, module.label_dim)
+    if train and module.label_dropout:
+        return drop_rows(rows, module.label_dropout, module.make_rng("dropout"))
+    return rows
 
 
 def drop_rows(rows: Array, rate: float, key: Key) -> Array:

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from pds_jax.models import layerspp
-from pds_jax.models.labels import drop_rows, label_rows
+from pds_jax.models.labels import class_rows, label_rows
 from pds_jax.models.layers import default_init, get_act, get_timestep_embedding
 from pds_jax.models.ncsnpp import NCSNpp
 from pds_jax.models.utils import check_divisible, get_dtype, image_size, register_model
@@ -74,9 +74,7 @@ class SongUNet(NCSNpp):
             temb = get_timestep_embedding(noise, width)
         dense = partial(nn.Dense, kernel_init=default_init(), dtype=self.dtype)
         if self.label_dim:
-            rows = label_rows(labels, batch, self.label_dim) * math.sqrt(self.label_dim)
-            if train and self.label_dropout:
-                rows = drop_rows(rows, self.label_dropout, self.make_rng("dropout"))
+            rows = class_rows(self, labels, batch, train) * math.sqrt(self.label_dim)
             temb = temb + dense(width, name="map_label")(rows).astype(jnp.float32)
         if self.augment_dim:
             rows = label_rows(augment, batch, self.augment_dim, "augment_labels")
