@@ -17,6 +17,7 @@ from pds_jax.types import PdsError
 _SCALES = 1000  # the number of scales that eps is tied to by speed_up, eps = eps0 · scales / N
 _ALPHAS = (*np.geomspace(1.5, 200, 60), math.inf)
 CANDIDATES = (2.5, 4.0, 7.0, 15.0, math.inf)
+MOST_TRIALS = len(CANDIDATES) + 2  # of a search
 CHOSEN = ("auto", "tune")
 
 

@@ -37,6 +37,8 @@ from pds_jax.score_fn import get_score_fn, model_options
 from pds_jax.steps import named_options
 from pds_jax.types import PdsError, ScoreFn
 
+TUNE_IMAGES = 128  # for each strength that alpha="tune" tries
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -305,7 +307,7 @@ def tune_alpha(
     config: ConfigDict,
     stats: Any,
     *,
-    images: int = 128,
+    images: int = TUNE_IMAGES,
     alphas: Sequence[float] = alpha_lib.CANDIDATES,
     first_seed: int = 2**31,
     given: Given | None = None,

@@ -35,7 +35,7 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from pds_jax import assembly, parallel
-from pds_jax.bench import ablation, quality
+from pds_jax.bench import ablation, cells, quality
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import coco
 from pds_jax.cli import sample as sampling_job
@@ -496,7 +496,8 @@ def ablate(out: pathlib.Path) -> dict[str, Any]:
         print(f"{len(work)} cells, {evaluations:,} network evaluations")
         return {"dry_run": True, "cells": len(work), "evaluations": evaluations}
     trained, judge = assembly.load(_TABLE.value), quality.judge_for(_TABLE.value)
-    rows = ablation.run(ablation.Bench(trained, judge, size, out, _BATCH.value or 256), _MINUTES.value)
+    bench = cells.Cells(trained, judge, out, size.blocks, size.choosing, _BATCH.value or 256, _MINUTES.value)
+    rows = ablation.run(bench, size)
     print(f"\n{(out / 'table.md').read_text()}\nTable: {out / 'table.md'}, {out / 'table.json'}")
     whole = sum(1 for _ in ablation.cells(size))
     return {"table": _TABLE.value, "cells": len(rows), "of": whole, "images": size.images(min(size.iterations))}

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pathlib
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pds_jax import assembly, preconditioner, sampling
+from pds_jax import assembly
+from pds_jax.bench import cells as cells_lib
 from pds_jax.bench import quality
+from pds_jax.bench.cells import CHOOSING_IMAGES, CRITERION, number, score_names, spread
 from pds_jax.io import files
 from pds_jax.io.manifest import plain
-from pds_jax.types import PdsError
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "PC": {"predictor": "reverse_diffusion", "corrector": "langevin"},
@@ -32,8 +31,6 @@ BASELINE = "DPM++(2M) matched"
 ALPHAS = (3.0, 4.0, 5.0, 8.0, 12.0, 20.0)
 FLATS = (1.03, 1.06, 1.1, 1.15, 1.2, 1.3)
 METHODS = ("plain", "flat", "PDS 5", "PDS best", "PDS auto", "space 5", "both 5")
-CRITERION = "frechet"
-_CHOOSING_SEED, _CHOOSING_IMAGES = 2**30, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Plan:
     counts: tuple[tuple[int, int], ...]
     iterations: tuple[int, ...] = (10, 20, 40, 66, 100, 200, 400, 1000)
     blocks: int = 2
-    choosing: int = _CHOOSING_IMAGES
+    choosing: int = CHOOSING_IMAGES
 
     def images(self, iterations: int) -> int:
         """Images a block at a number of iterations; 0 for no cell."""
@@ -97,138 +94,61 @@ def sampler_of(trained: assembly.Trained, cell: Cell, value: float | str) -> ass
     options = dict(SAMPLERS[cell.sampler])
     speed_up = trained.config.model.num_scales / (cell.iterations + 1e-6)
     if cell.method == "flat":
-        made = assembly.plan(trained, speed_up=speed_up, **options)
-        m = preconditioner.flat(float(value))
-        stats = trained.statistics
-        sampler = sampling.get_sampling_fn(made.config, trained.sde, trained.shape, m, statistics=stats)
-        return dataclasses.replace(made, sampler=sampler, preconditioner=m)
+        return assembly.plan(trained, speed_up=speed_up, filters="flat", gain=float(value), **options)
     if cell.method in ("space 5", "both 5"):
         options["filters"] = cell.method.split()[0]
     alpha = "auto" if cell.method == "PDS auto" else value
     return assembly.plan(trained, speed_up=speed_up, alpha=alpha, **options)
 
 
-@dataclasses.dataclass(frozen=True)
-class Bench:
-    """A model, its judge and a folder of cells."""
-
-    trained: assembly.Trained
-    judge: quality.Judge
-    plan: Plan
-    folder: pathlib.Path
-    batch_size: int = 256
-
-    def measure(self, cell: Cell) -> dict[str, Any]:
-        """A cell, or what an earlier run found of it: scores of each block, or why there are none."""
-        count = self.plan.images(cell.iterations)
-        identity = plain({
-            "weights_sha256": self.trained.digest, "images": count, "choosing": self.plan.choosing,
-            "candidates": candidates(cell), "options": SAMPLERS[cell.sampler],
-        })  # fmt: skip
-        path = self.folder / "cells" / f"{cell.key}.json"
-        row = files.read_json(path) if path.exists() else {}
-        if row.get("identity") != identity:
-            row = {"identity": identity, **dataclasses.asdict(cell), "blocks": []}
-        try:
-            value = float(row["value"]) if "value" in row else self._choose(cell)
-            made = sampler_of(self.trained, cell, value)
-            strength = made.alpha if cell.method != "flat" else value
-            row |= {"value": value, "nfe": made.nfe, "parameter": strength}
-            for block in range(len(row["blocks"]), self.plan.blocks):
-                start = time.monotonic()
-                scores = self._scores(cell, value, range(block * count, (block + 1) * count))
-                row["blocks"].append({**scores, "seconds": time.monotonic() - start})
-                files.write_json(path, plain(row))
-        except PdsError as error:
-            row["refused"] = str(error)
-            files.write_json(path, plain(row))
-        return plain(row)
-
-    def _choose(self, cell: Cell) -> float:
-        """The candidate whose images of seeds that no block uses have the least Fréchet distance."""
-        some = candidates(cell)
-        if len(some) == 1:
-            return some[0]
-        found: dict[float, float] = {}
-        refused = ""
-        for value in some:
-            try:
-                seeds = range(_CHOOSING_SEED, _CHOOSING_SEED + self.plan.choosing)
-                found[value] = self._scores(cell, value, seeds)[CRITERION]
-            except PdsError as error:
-                refused = str(error)
-        if not found:
-            raise PdsError(f"every candidate of {cell.method} is refused: {refused}")
-        return min(found, key=lambda value: found[value])
-
-    def _scores(self, cell: Cell, value: float, seeds: range) -> dict[str, float]:
-        made = sampler_of(self.trained, cell, value)
-        drawn = assembly.draw(self.trained, made, seeds, batch_size=min(self.batch_size, len(seeds)), label=cell.key)
-        return self.judge(drawn.images)
-
-    def floor(self) -> dict[int, list[dict[str, float]]]:
-        """Scores of as many real images, blocks for each number of images; {} where the data are not there."""
-        path = self.folder / "floor.json"
-        if path.exists():
-            return {int(count): rows for count, rows in files.read_json(path).items()}
-        found = {}
-        for count in sorted({self.plan.images(n) for n in self.plan.iterations} - {0}):
-            try:
-                found[count] = [self.judge(self.judge.real(count, block * count)) for block in range(self.plan.blocks)]
-            except PdsError as error:
-                print(f"no floor of real images: {error}")
-                return {}
-        files.write_json(path, plain(found))
-        return found
+def work(trained: assembly.Trained, plan: Plan, cell: Cell) -> cells_lib.Work:
+    """What a cell asks for."""
+    return cells_lib.Work(
+        cell.key,
+        dataclasses.asdict(cell),
+        candidates(cell),
+        plan.images(cell.iterations),
+        lambda value: sampler_of(trained, cell, value),
+        lambda value, made: {"parameter": value if cell.method == "flat" else made.alpha},
+        {"options": SAMPLERS[cell.sampler]},
+    )
 
 
-def run(bench: Bench, minutes: float | None = None) -> list[dict[str, Any]]:
-    """Measure the cells, beginning none after ``minutes``, and write table.md and table.json after each."""
-    start, rows = time.monotonic(), []
-    floor = bench.floor()
-    for cell in cells(bench.plan):
-        done = (bench.folder / "cells" / f"{cell.key}.json").exists()
-        if done or minutes is None or time.monotonic() - start < 60 * minutes:
-            rows.append(bench.measure(cell))
-            write(bench, rows, floor)
-    return rows
+def run(bench: cells_lib.Cells, plan: Plan) -> list[dict[str, Any]]:
+    """Measure the cells of a plan, and write table.md and table.json after each."""
+    floor = bench.floor({plan.images(n) for n in plan.iterations} - {0})
+    works = (work(bench.trained, plan, cell) for cell in cells(plan))
+    return cells_lib.run(bench, works, lambda rows: write(bench, plan, rows, floor))
 
 
-def write(bench: Bench, rows: Sequence[Mapping[str, Any]], floor: Mapping[int, Any]) -> None:
+def write(bench: cells_lib.Cells, plan: Plan, rows: Sequence[Mapping[str, Any]], floor: Mapping[int, Any]) -> None:
     """The table so far."""
     record = {"model": bench.trained.name, "reference": bench.judge.reference_name, "rows": rows, "floor": floor}
     files.write_json(bench.folder / "table.json", plain(record))
     head = (
-        f"{bench.trained.name}: {bench.plan.blocks} blocks of seeds a row, each judged by itself: their mean (least to "
+        f"{bench.trained.name}: {bench.blocks} blocks of seeds a row, each judged by itself: their mean (least to "
         f"largest). Distances are to {bench.judge.reference_name}. c is the best of {len(FLATS)} and alpha the best of "
-        f"{len(ALPHAS)} by {CRITERION} on {bench.plan.choosing} images of other seeds.\n\n"
+        f"{len(ALPHAS)} by {CRITERION} on {bench.choosing} images of other seeds.\n\n"
     )
-    text = head + table(rows, floor, bench.plan) + "\n" + needed_table(rows)
+    text = head + table(rows, floor, plan) + "\n" + needed_table(rows)
     files.atomic_write(bench.folder / "table.md", lambda file: file.write(text.encode()))
 
 
-def _spread(blocks: Sequence[Mapping[str, float]], name: str) -> str:
-    values = [block[name] for block in blocks]
-    return f"{np.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
-
-
-def table(rows: Iterable[Mapping[str, Any]], floor: Mapping[int, Any], plan: Plan) -> str:
+def table(rows: Sequence[Mapping[str, Any]], floor: Mapping[int, Any], plan: Plan) -> str:
     """Markdown of the cells and of as many real images."""
-    lines, names = [], [name for row in rows if row["blocks"] for name in row["blocks"][0] if name != "seconds"]
-    names = list(dict.fromkeys(names))
+    lines, names = [], score_names(rows)
     for row in rows:
         shown = {name: "refused" if "refused" in row else "" for name in names}
         if row["blocks"]:
-            shown = {name: _spread(row["blocks"], name) for name in names}
-        parameter = row.get("parameter")
+            shown = {name: spread(row["blocks"], name) for name in names}
         lines.append({
             "iterations": row["iterations"], "sampler": row["sampler"], "method": row["method"],
-            "c or alpha": "" if parameter in (None, math.inf, "inf") else f"{parameter:.3g}", "NFE": row.get("nfe", ""),
+            "c or alpha": number(row.get("parameter")), "NFE": row.get("nfe", ""),
             "images": plan.images(row["iterations"]), **shown,
         })  # fmt: skip
     for count, blocks in floor.items():
         real = {"iterations": "", "sampler": "real images", "method": "", "c or alpha": "", "NFE": "", "images": count}
-        lines.append({**real, **{name: _spread(blocks, name) for name in names}})
+        lines.append({**real, **{name: spread(blocks, name) for name in names}})
     return quality.markdown(lines) if lines else ""
 
 

@@ -121,16 +121,7 @@ def curves(
         axis.axhline(floor, color="0.4", linestyle="--", linewidth=1.2, label="as many real images")
     axis.set_xscale("log" if logx else "linear")
     axis.set_yscale("log" if logy else "linear")
-    ticks: list[float] = []
-    for x in sorted({x for points in lines.values() for x, _ in points}, reverse=True):
-        if not ticks or not logx or ticks[-1] / x > 1.12:  # nearer ones would lie on each other
-            ticks.append(x)
-    if logx and len(ticks) <= 12:  # more labels would lie on each other
-        axis.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 8 else 0)
-        axis.set_xticks([], minor=True)
-    if logy:
-        axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-        axis.yaxis.set_minor_formatter(lambda y, _: _between_powers(y, axis.get_ylim()))
+    _plain_ticks(axis, {x for points in lines.values() for x, _ in points}, logx, logy)
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_title(title)
@@ -139,6 +130,61 @@ def curves(
     else:
         axis.legend(fontsize=9)
     save(figure, path)
+
+
+def bands(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
+    path: str | os.PathLike[str],
+    *,
+    xlabel: str,
+    floors: Sequence[Sequence[float]] = (),
+    title: str = "",
+) -> None:
+    """Curves with bands on logarithmic axes, a panel a figure of merit, one legend for all.
+
+    Args:
+      panels: figure of merit -> label -> points (x, mean, least, largest).
+      path: the PNG to write.
+      xlabel: of the horizontal axes.
+      floors: for each panel values of as many real images, drawn as a gray band.
+      title: above all.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels) + 2.4, 4.4), squeeze=False)
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    for index, (axis, (name, lines)) in enumerate(zip(axes[0], panels.items(), strict=True)):
+        for label, points in lines.items():
+            xs, middle, low, high = zip(*sorted(points), strict=True)
+            number = labels.index(label)
+            line = axis.plot(
+                xs, middle, marker="osv^Dx*"[number % 7], color=f"C{number % 10}", label=label, markersize=5
+            )
+            axis.fill_between(xs, low, high, color=line[0].get_color(), alpha=0.2, linewidth=0)
+        if index < len(floors) and len(floors[index]):
+            axis.axhspan(min(floors[index]), max(floors[index]), color="0.6", alpha=0.5, label="as many real images")
+        axis.set(xscale="log", yscale="log", xlabel=xlabel, title=name)
+        _plain_ticks(axis, {x for points in lines.values() for x, *_ in points})
+    handles = {
+        label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.suptitle(title)
+    figure.tight_layout()
+    save(figure, path)
+
+
+def _plain_ticks(axis: Any, places: set[float], logx: bool = True, logy: bool = True) -> None:
+    """Ticks of logarithmic axes as plain numbers, those of the horizontal one at the points where they fit."""
+    ticks: list[float] = []
+    for x in sorted(places, reverse=True):
+        if not ticks or not logx or ticks[-1] / x > 1.12:  # nearer ones would lie on each other
+            ticks.append(x)
+    if logx and len(ticks) <= 12:  # more labels would lie on each other
+        axis.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 8 else 0)
+        axis.set_xticks([], minor=True)
+    if logy:
+        axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+        axis.yaxis.set_minor_formatter(lambda y, _: _between_powers(y, axis.get_ylim()))
 
 
 def _between_powers(y: float, limits: tuple[float, float]) -> str:

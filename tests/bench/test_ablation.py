@@ -1,5 +1,6 @@
 """The table of a shipped model: cells, choices on other seeds, resuming, and how many iterations a method needs."""
 
+import dataclasses
 import math
 import types
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from pds_jax import assembly
-from pds_jax.bench import ablation
+from pds_jax.bench import ablation, cells
 from pds_jax.types import PdsError
 
 SMALL = ablation.Plan(((20, 8),), (10, 20, 40), blocks=2, choosing=4)
@@ -46,7 +47,7 @@ class Judge:
 def bench(tmp_path, monkeypatch):
     drawn = []
 
-    def draw(trained, made, seeds, batch_size, label):
+    def draw(trained, made, seeds, batch_size, label, labels):
         drawn.append((label, made.value, seeds[0], len(seeds)))
         if made.value == 1.3 or made.value == 20.0:
             raise PdsError("it diverges")
@@ -56,14 +57,18 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(assembly, "draw", draw)
     plan = lambda trained, cell, value: types.SimpleNamespace(value=value, alpha=value, nfe=cell.iterations)  # noqa: E731
     monkeypatch.setattr(ablation, "sampler_of", plan)
-    trained = types.SimpleNamespace(name="model", digest="abc")
-    return ablation.Bench(trained, Judge(), SMALL, tmp_path), drawn
+    trained = types.SimpleNamespace(name="model", digest="abc", default_labels=None)
+    return cells.Cells(trained, Judge(), tmp_path, SMALL.blocks, SMALL.choosing), drawn
+
+
+def measure(bench, cell, plan=SMALL):
+    return bench.measure(ablation.work(bench.trained, plan, cell))
 
 
 def test_c_and_alpha_are_chosen_on_seeds_that_no_block_has(bench):
     made, drawn = bench
     for method, best in (("flat", 1.1), ("PDS best", 8.0)):
-        row = made.measure(ablation.Cell("PC", 10, method))
+        row = measure(made, ablation.Cell("PC", 10, method))
         assert row["value"] == best and len(row["blocks"]) == 2
     choosing = [(value, count) for _, value, first, count in drawn if first >= 2**30]
     reported = [(first, count) for _, _, first, count in drawn if first < 2**30]
@@ -73,15 +78,14 @@ def test_c_and_alpha_are_chosen_on_seeds_that_no_block_has(bench):
 
 def test_a_second_run_measures_only_what_is_missing(bench, tmp_path):
     made, drawn = bench
-    rows = ablation.run(made, minutes=None)
+    rows = ablation.run(made, SMALL)
     count = len(drawn)
     assert len(rows) == len(list(ablation.cells(SMALL)))
-    assert ablation.run(made) == rows and len(drawn) == count
+    assert ablation.run(made, SMALL) == rows and len(drawn) == count
     (tmp_path / "cells" / "PC-10-plain.json").unlink()
-    ablation.run(made)
+    ablation.run(made, SMALL)
     assert len(drawn) == count + 2
-    more = ablation.Bench(made.trained, made.judge, ablation.Plan(((20, 8),), (10,), 3, 4), tmp_path)
-    more.measure(ablation.Cell("PC", 10, "plain"))
+    measure(dataclasses.replace(made, blocks=3), ablation.Cell("PC", 10, "plain"))
     assert len(drawn) == count + 3
     text = (tmp_path / "table.md").read_text()
     assert "PDS best" in text and "Iterations for the frechet" in text
@@ -89,17 +93,17 @@ def test_a_second_run_measures_only_what_is_missing(bench, tmp_path):
 
 def test_a_run_out_of_time_begins_nothing(bench):
     made, drawn = bench
-    assert ablation.run(made, minutes=0.0) == [] and drawn == []
+    assert ablation.run(dataclasses.replace(made, minutes=0.0), SMALL) == [] and drawn == []
 
 
 def test_what_diverges_is_told(bench, monkeypatch):
     made, _ = bench
-    row = made.measure(ablation.Cell("PC", 10, "PDS 5"))
+    row = measure(made, ablation.Cell("PC", 10, "PDS 5"))
     assert row["value"] == 5.0 and "refused" not in row
     monkeypatch.setattr(ablation, "ALPHAS", (20.0, 20.0))
-    row = made.measure(ablation.Cell("PC", 20, "PDS best"))
+    row = measure(made, ablation.Cell("PC", 20, "PDS best"))
     assert "it diverges" in row["refused"] and row["blocks"] == []
-    assert "refused" in ablation.table([row, made.measure(ablation.Cell("PC", 10, "plain"))], {}, SMALL)
+    assert "refused" in ablation.table([row, measure(made, ablation.Cell("PC", 10, "plain"))], {}, SMALL)
 
 
 def test_flat_and_pds_plans_have_their_m():

@@ -1,0 +1,106 @@
+"""The few-step table: rivals get as many settings as ours, and what is said follows from the blocks."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+from load_script import load
+
+from pds_jax import assembly, choose
+from pds_jax.bench import cells, fewstep, judges, methods
+from pds_jax.io import images
+from pds_jax.models.analytic import FrequencyGaussian
+from pds_jax.types import PdsError
+
+HEADS = {"frechet": "components", "spectrum_error": "spectrum error"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return assembly.load("digits")
+
+
+def test_every_sampler_has_as_many_settings_as_the_others(digits):
+    photos = methods.Scales.of(assembly.load("photos"))
+    assert photos.unit == pytest.approx(0.264 / 0.5, abs=0.01) and photos.colours
+    for scales in (photos, methods.Scales.of(digits)):
+        for method in methods.METHODS:
+            some = [json.dumps(setting, sort_keys=True) for setting in method.settings(scales)]
+            assert len(set(some)) == len(some) and len(some) in (1, methods.TRIALS), method.name
+    names = [method.name for method in methods.METHODS]
+    assert len(set(names)) == len(names) and not any("," in name for name in names)
+
+
+def test_samplers_are_named_by_group_or_name():
+    assert {method.group for method in methods.named(["papers"])} == {"papers"}
+    assert [method.name for method in methods.named(["auto", "RD"])] == ["auto", "RD"]
+    assert [method.name for method in methods.named(["euler_maruyama"])] == [
+        "euler_maruyama", "euler_maruyama + flat M", "euler_maruyama + PDS"
+    ]  # fmt: skip
+    with pytest.raises(PdsError, match="no sampler 'nothing'"):
+        methods.named(["nothing"])
+
+
+def test_every_sampler_can_be_planned(digits):
+    """One setting each at least, with no more evaluations than were asked for."""
+    plan = fewstep.Plan([m for m in methods.METHODS if "tune" not in m.name and "pilot" not in m.name], (9,), 8)
+    for work in fewstep.works(digits, plan):
+        setting = work.settings[-1 if "PDS" in work.key or "Restart" in work.key else 0]  # the first take more steps
+        made = work.plan(setting)
+        told = work.told(setting, made)
+        assert 7 <= made.nfe <= 9, work.key
+        assert told["fitted"] == (work.facts["group"] == "spectral" and "P=0" not in work.key), work.key
+
+
+def row(sampler, group, nfe, blocks, error=0.1, **more):
+    return {
+        "sampler": sampler, "group": group, "asked": nfe, "nfe": nfe, "trials": 6,
+        "blocks": [{"frechet": value, "spectrum_error": error} for value in blocks], **more,
+    }  # fmt: skip
+
+
+def test_a_verdict_is_against_the_best_baseline():
+    rows = [
+        row("slow", "papers", 5, (4.0, 4.2)), row("good", "rivals", 5, (2.0, 2.2)),
+        row("ours", "spectral", 5, (1.0, 1.1), fitted=True), row("auto", "auto", 5, (1.9, 2.1)),
+        row("good", "rivals", 20, (0.5, 0.6)), {**row("bad", "rivals", 5, ()), "refused": "it diverges"},
+    ]  # fmt: skip
+    text = fewstep.verdicts(rows, HEADS)
+    assert "| ours | better than good | not counted |" in text
+    assert "| auto | within noise of good |" in text
+    assert "| ours | worse than good | not counted |" in text.split("up to 20")[1]
+    shown = fewstep.table(rows, [{"frechet": 0.1, "spectrum_error": 0.05}] * 2, HEADS)
+    assert "| bad | 6 |  | 5 |  | refused | refused |" in shown and "(0.1 (0.1 to 0.1))" in shown
+    assert "| real images |" in shown and "### 20 evaluations" in shown
+
+
+def test_settings_are_described_by_what_differs():
+    setting = {"predictor": "restart", "corrector": "none", "grid": "edm", "restarts": ((3, 2, 0.03, 0.15),)}
+    assert methods.described(setting) == "restarts ((3, 2, 0.03, 0.15))"
+    assert methods.described({"grid": "edm", "kappa": 0.4, "colours": False, "head_start": None}) == "kappa 0.4"
+
+
+def test_a_small_table_from_end_to_end(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(choose, "measure", lambda *a: choose.Measured((4.0, 1.0), (9.0, 9.0), 10.0))
+    mean, power = digits.statistics.to_range(False)
+    digits = dataclasses.replace(digits, score_fn=FrequencyGaussian.create(digits.sde, mean, power), digest="gaussian")
+    plan = fewstep.Plan(methods.named(["RD", "DPM++(2M)", "auto"]), (5,), 16, 2)
+    bench = cells.Cells(digits, judges.judge_of(digits), tmp_path, 2, 16, 16)
+    rows = fewstep.run(bench, plan)
+    assert [row["sampler"] for row in rows] == ["auto", "RD", "DPM++(2M)"]
+    assert all(len(row["blocks"]) == 2 and math.isfinite(row["blocks"][0]["frechet"]) for row in rows)
+    assert rows[0]["pilot"] == 384 and rows[0]["trials"] == 1 and len(rows[2]["tried"]) == 2
+    text = (tmp_path / "table.md").read_text()
+    assert "dpmpp_2m without the spectrum" in text and "against the best baseline" in text
+    assert images.load_png(tmp_path / "figure.png").std() > 0
+    before = (tmp_path / "table.json").read_text()
+    assert fewstep.run(bench, plan) == rows and (tmp_path / "table.json").read_text() == before
+
+
+@pytest.mark.parametrize("text", ["0", "five", "10.5", "1"])
+def test_the_script_refuses_evaluations_that_are_none(text):
+    script = load("fewstep_table")
+    assert script.numbers(["10", "5", "10"], "nfe") == [5, 10]
+    with pytest.raises(PdsError, match="--nfe"):
+        script.numbers([text], "nfe")
