@@ -1,7 +1,7 @@
-"""How strong M should be for a given number of iterations, in closed form: α(N) and the variance recursion behind it.
+"""The strength of M for a given number of iterations, in closed form: α(N) and the variance recursion behind it.
 
 Everything here is arithmetic on the host in float64; no image is sampled and no network is called. Derived, see
-docs/theory.md. Where a network is at hand, choosing α by the spectrum of a few samples is better informed.
+docs/theory.md. If there is a network, α from the spectrum of a few samples (alpha="tune") is more accurate.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def alpha_auto(
 def choose(errors: Mapping[float, float], slack: float = 0.15) -> float:
     """The middle of the strengths whose error is within `slack` of the least.
 
-    Errors of few samples carry noise, and where the curve is flat its least value is anywhere on the flat: the middle
-    of the flat is a better guess at the best α than the luckiest of it. A sharp minimum is its own middle.
+    Errors from few samples are noisy. If the curve is flat near its minimum, the middle of the flat part is a better
+    estimate of the best α than the candidate with the least error. A sharp minimum is its own middle.
 
     Args:
       errors: α -> error of its samples, > 0.
@@ -102,7 +102,7 @@ def search(error: Callable[[float], float | None], alphas: Sequence[float] = CAN
     """The α of least error: the candidates first, then those half way to the neighbours of the best (:func:`choose`).
 
     Args:
-      error: α -> error of its samples, or None where it cannot be had.
+      error: α -> error of its samples, or None if there is none.
       alphas: candidates.
 
     Raises:

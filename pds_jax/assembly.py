@@ -1,4 +1,4 @@
-"""From names to things that run: a checkpoint to a trained model, options to a plan, a plan to images.
+"""Load a trained model, plan how to sample it, draw images.
 
 trained = load("photos")
 images = draw(trained, plan(trained, nfe=40, alpha=3.0), seeds=range(16)).images
@@ -42,16 +42,16 @@ TUNE_IMAGES = 128  # for each strength that alpha="tune" tries
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained model, ready to be sampled: its configuration, the SDE of its training and its score function.
+    """A trained model: its configuration, the SDE of its training and its score function.
 
     Attributes:
       name: where it came from.
       shape: (H, W, C) of one image.
       statistics: of its data, or None.
       digest: SHA-256 of the weights.
-      notes: what a user should know of how they were read, for example which of two sets.
-      decode: arrays (n, H, W, C) of the sampler -> images (n, H', W', C') in [0, 1], on the host, where the model makes
-        something else than images; by default their range is that of config.data.
+      notes: what a user should know about how the weights were read, for example which of two sets.
+      decode: arrays (n, H, W, C) of the sampler -> images (n, H', W', C') in [0, 1], on the host, if the model does not
+        make images itself; by default their range is that of config.data.
       decoded_shape: (H', W', C'), with ``decode``.
     """
 
@@ -88,15 +88,19 @@ def load(
     """Load a trained model.
 
     Args:
-      checkpoint: "photos", "digits", a folder with model.safetensors and config.json, a training workdir, or an
-        original file of score_sde, score_sde_pytorch, diffusers or guided-diffusion (these need ``config``), or a
-        snapshot of EDM.
-      config: by default the one that lies with the weights.
-      use_ema: the moving average of the weights rather than the raw ones, where both are there.
-      dtype: in which the network computes, in place of config.model.dtype; weights and scores stay float32.
+      checkpoint: "fashion", "photos" or "digits"; a folder with model.safetensors and config.json; a training
+        workdir; a snapshot of EDM; or a file of score_sde, score_sde_pytorch, diffusers or guided-diffusion, which
+        need ``config``.
+      config: by default the one saved with the weights.
+      use_ema: read the moving average of the weights if there is one, not the raw weights.
+      dtype: the network's dtype, instead of config.model.dtype; weights and scores stay float32.
+
+    Returns:
+      The model, for :func:`plan` and :func:`draw`.
 
     Raises:
-      PdsError: nothing there, damaged, or of another network; the message names the first parameter that differs.
+      PdsError: there is no checkpoint, it is damaged, or it is of another network; the message names the first
+        parameter that differs.
     """
     if any((pathlib.Path(checkpoint) / name).is_dir() for name in ("vae", "vqvae")):
         raise PdsError(
@@ -132,16 +136,16 @@ def _score_fn(config: ConfigDict, sde: sde_lib.SDE, params: Any, stats: Any) -> 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How images are going to be made: a sampler and its M.
+    """How images will be sampled: a sampler and its M.
 
     Attributes:
-      config: the configuration with every option in it.
+      config: the configuration with all options.
       N: iterations.
-      nfe: network evaluations an image; None if the solver decides as it goes.
+      nfe: network evaluations per image; None for an adaptive solver.
       alpha: strength of M, infinity for none.
       guidance: weight of classifier-free guidance, 1 for none.
       guidance_interval: noise levels std/m_t in (low, high] are guided.
-      reasons: why predictor="auto" chose what it chose.
+      reasons: why predictor="auto" chose these options.
     """
 
     sampler: Any
@@ -180,24 +184,27 @@ def plan(
     given: Given | None = None,
     **options: Any,
 ) -> Plan:
-    """Decide how to sample; everything that can be refused is refused here.
+    """Choose the sampler and its options; every option is checked here, before any long work.
 
     Args:
       trained: the model.
-      nfe: network evaluations an image, rounded down to whole iterations; or
-      speed_up: N = int(num_scales / speed_up). By default the configuration's.
-      alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (by the spectrum of a few samples), or
-        infinity for none. By default the configuration's.
+      nfe: network evaluations per image, rounded down to whole iterations. Give nfe or speed_up.
+      speed_up: N = int(num_scales / speed_up); by default the configuration's.
+      alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (from the spectrum of a few samples), or
+        infinity, which turns PDS off. By default the configuration's.
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
-      guidance_interval: guide at noise levels std/m_t in (low, high] only, in the data's units.
-      check: refuse a setting that must diverge.
-      given: as of :func:`draw`, for alpha="tune".
+      guidance_interval: guide only at noise levels std/m_t in (low, high], in the data's units.
+      check: raise an error for a setting that must diverge.
+      given: as in :func:`draw`, for alpha="tune".
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
         variant="exact", prior="matched", filters="both", and options of the predictor. predictor="auto" chooses all of
         them (``choose``).
 
+    Returns:
+      The plan; ``print(plan.sampler.table)`` shows one row per network evaluation.
+
     Raises:
-      PdsError: an unknown option or value, options that exclude each other, or what the samplers refuse.
+      PdsError: an unknown option or value, options that exclude each other, or options that the sampler refuses.
     """
     config = _with_options(trained.config, {**options, **({} if alpha is None else {"alpha": alpha})})
     if alpha is not None and config.pds.r:
@@ -352,16 +359,16 @@ def labelled(trained: Trained, plan: Plan, seeds: Sequence[int], labels: classes
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Images and what they cost.
+    """Images and their cost.
 
     Attributes:
-      images: (n, H, W, C) float32, 1.0 is white; not clipped, a model overshoots [0, 1] a little. None where each batch
-        was saved.
-      nfe: network evaluations an image (the mean where an adaptive solver decided).
+      images: (n, H, W, C) float32, 1.0 is white; not clipped, so values can lie slightly outside [0, 1]. None if
+        ``save`` was given.
+      nfe: network evaluations per image (for an adaptive solver, their mean).
       seconds: of sampling, without compilation.
       compile_seconds: of compilation, or of loading the program from the cache.
-      trajectory: (step, t, images so far, 1.0 is white) where asked for.
-      batch_size: images at once, in the end.
+      trajectory: (step, t, images so far, 1.0 is white), if asked for.
+      batch_size: images per batch, at the end of the run.
     """
 
     images: np.ndarray
@@ -392,23 +399,26 @@ def draw(
     given: Given | None = None,
     labels: classes.Labels = None,
 ) -> Drawn:
-    """Make one image a seed; image s depends on s alone, not on its batch (norm mode "sample").
+    """Sample one image per seed; the image of a seed does not depend on its batch (with norm="sample").
 
     Args:
       trained: the model.
-      plan: how.
-      seeds: which images.
-      batch_size: images at once; with the same number an image is the same to the bit, with another to rounding. By
-        default all, at most 64.
-      adapt: halve the batch as often as it does not fit into memory, instead of raising.
-      label: of the progress bar.
+      plan: how to sample.
+      seeds: one image is made for each.
+      batch_size: images per batch, by default all, at most 64. With the same batch size, images are equal to the bit;
+        with another, up to rounding.
+      adapt: halve the batch until it fits into memory, instead of raising an error.
+      label: text of the progress bar.
       save: called after every batch with its seeds and images (n, H, W, C), uint8 or, with a declared data.range,
-        float32, clipped; while the next is being made.
-      on_cost: called before the first batch with images at once, batches to make, and what one costs.
-      on_step: called with (steps done, steps in all) of all batches, between compiled blocks of steps.
-      trajectory_every: keep the images so far every so many steps; 0 keeps none.
-      given: seeds -> (condition, score function), see ``controllable_generation``; by default nothing is known.
+        float32, clipped; runs while the next batch is computed.
+      on_cost: called before the first batch with the batch size, the number of batches, and the cost of one.
+      on_step: called with (steps done, total steps) of all batches, between compiled blocks of steps.
+      trajectory_every: keep the images every this many steps; 0 keeps none.
+      given: seeds -> (condition, score function), see ``controllable_generation``; by default no condition.
       labels: class of each seed, −1 for none; "random" (from the seed) or "none". A network with classes needs them.
+
+    Returns:
+      Images and their cost.
 
     Raises:
       OutOfMemory: a batch does not fit, and ``adapt`` is off.

@@ -1,4 +1,4 @@
-"""Images of many seeds, batch after batch, each of a size that fits into memory."""
+"""Sample many seeds in batches that fit into memory."""
 
 from __future__ import annotations
 

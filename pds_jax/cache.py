@@ -1,4 +1,4 @@
-"""What one process leaves for the next: compiled programs, and what tracing found out; and the CPU's scheduler.
+"""The cache between processes, of compiled programs and traced layouts; and the scheduler of the CPU backend.
 
 The first and the last have to be set before JAX makes its first array.
 """
@@ -29,7 +29,7 @@ def use_compilation_cache(folder: str | None) -> None:
     """Keep compiled programs between runs; called before any array exists.
 
     Args:
-      folder: where; empty to turn it off; None for what JAX_COMPILATION_CACHE_DIR says, else the user's cache folder.
+      folder: its path; empty turns the cache off; None uses JAX_COMPILATION_CACHE_DIR, else the user's cache folder.
     """
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "pds_jax", "xla")
     ambient = os.environ.get("JAX_COMPILATION_CACHE_DIR", default)
@@ -67,7 +67,7 @@ def remembered(kind: str, key: str, compute: Callable[[], Any], valid: Callable[
       kind: what it is, a word for the file's name.
       key: everything that decides the value, the code that computes it included (:func:`code_digest`).
       compute: makes the value, of what JSON holds.
-      valid: whether what a file holds can be the value; a file that somebody damaged is not used.
+      valid: whether the content of a file can be the value; a damaged file is not used.
 
     Returns:
       The value.

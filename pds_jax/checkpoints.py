@@ -1,7 +1,7 @@
-"""Checkpoints: training states (orbax), finished models (safetensors, configuration, statistics), and finding either.
+"""Checkpoints: training states (orbax) and finished models (safetensors, configuration, statistics).
 
 A finished model is a folder with ``model.safetensors`` (arrays named a/b/c), ``config.json``, and, where the data are
-known, ``statistics.npz``. ``fashion``, ``photos`` and ``digits`` name the ones that ship.
+known, ``statistics.npz``. ``fashion``, ``photos`` and ``digits`` are the names of the included models.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class TrainingFolder:
         tree = self._read(step)
         name = "ema_params" if use_ema else "params"
         if name not in tree:
-            raise PdsError(f"step {step} in {self.folder} holds no {name}; it is no training state of ours")
+            raise PdsError(f"step {step} in {self.folder} holds no {name}; it is not a training state of pds_jax")
         return tree[name]
 
     def _read(self, step: int) -> dict[str, Any]:
@@ -207,7 +207,7 @@ class Loaded:
       statistics: of its data, or None.
       digest: SHA-256 of the parameters.
       path: where it came from.
-      notes: what a user should know of how it was read, for example which of two sets of weights.
+      notes: what a user should know about how it was read, for example which of two sets of weights.
     """
 
     params: Params
@@ -285,20 +285,20 @@ def _read(name: str, folder: pathlib.Path | None, config: Any, use_ema: bool) ->
 
 
 def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema: bool = True) -> Loaded:
-    """Read a model from wherever it is.
+    """Read a model from any supported file or folder.
 
     Args:
       checkpoint: ``fashion``, ``photos`` or ``digits``; a finished model's folder; a training workdir (its newest
         state) or one state in it (workdir/checkpoints/4000); or a file or folder of score_sde, score_sde_pytorch,
         diffusers, EDM or guided-diffusion.
-      config: configuration; needed where none lies with the weights.
-      use_ema: the moving average of the weights rather than the raw ones, where both are there.
+      config: configuration; needed if none is saved with the weights.
+      use_ema: read the moving average of the weights if there is one, not the raw weights.
 
     Returns:
       The model.
 
     Raises:
-      PdsError: nothing there, damaged, or of another network.
+      PdsError: there is no checkpoint, it is damaged, or it is of another network.
     """
     text = str(checkpoint)
     shipped = _shipped(text)
@@ -318,8 +318,8 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
     if config is None:
         kind = convert.sniff(place)  # first whether it is a checkpoint at all
         raise PdsError(
-            f"{text} ({kind}) carries no configuration of ours; give the one it was trained with, on the command line "
-            "by --config=FILE.py"
+            f"{text} ({kind}) carries no configuration of pds_jax; give the one it was trained with, on the command "
+            "line by --config=FILE.py"
         )
     return _with_statistics_beside(_read(text, None, _copied(config), use_ema), place)
 
@@ -341,7 +341,7 @@ def _with_statistics_beside(found: Loaded, place: pathlib.Path) -> Loaded:
 
 
 def config_of(checkpoint: str | os.PathLike[str]) -> ml_collections.ConfigDict | None:
-    """The configuration that lies with a model of ours or in a training's folder; None where there is none.
+    """The configuration saved with a finished model or in a training folder; None if there is none.
 
     Raises:
       PdsError: it cannot be read.
@@ -399,7 +399,7 @@ def _load_training(workdir: pathlib.Path, folder: pathlib.Path, step: int | None
 
 
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
-    """A configuration in a file config.json of ours.
+    """Read a configuration from a file config.json that this package wrote.
 
     Raises:
       PdsError: it is missing or damaged.

@@ -1,23 +1,23 @@
-"""``predictor=auto``: a sampler chosen from a checkpoint's score, its data's statistics and the NFE, by a written rule.
+"""``predictor=auto``: choose a sampler from the score of a checkpoint, the statistics of its data, and the NFE.
 
-**Measured**, once a checkpoint: 24 images are drawn from N(μ, P + σ_max²) and taken down 16 levels, even in log σ, by
-DDIM steps of the network itself, so no data are needed; 384 evaluations of the denoiser D. With the Wiener denoiser
-D_W = μ + J y, the residual R = D − D_W and E the mean over images of the sum over pixels:
+**Measurement**, once per checkpoint. 24 images are drawn from N(μ, P + σ_max²) and denoised over 16 levels, even in
+log σ, by DDIM steps of the network: 384 evaluations of the denoiser D, and no data. With the Wiener denoiser
+D_W = μ + J y (the best linear one), the residual R = D − D_W and E the mean over images of the sum over pixels:
 
 cost(σ) = ∫ E‖R‖²/s² d log s over s > σ, in nats, is the Kullback–Leibler divergence of p_σ from N(μ, P + σ²);
 unexplained = max E‖R‖² / Σ P over the levels is the largest share of the data's power that D_W does not account for.
 
-**Decided**, for an NFE n. P goes inside the step where unexplained < 0.15: a step of ``spectral`` errs in proportion to
-R, which it holds. Else the data have no spectrum that explains the network, and the sampler is a DPM-Solver++(2M)
-without any of what follows: of the flow below 8 evaluations, of the reverse SDE from 8 on.
+**Choice**, for an NFE n. If unexplained < 0.15, the step uses P: the error of a ``spectral`` step is proportional to
+R, which it holds constant. Otherwise the spectrum does not explain the network, and the sampler is a
+DPM-Solver++(2M) without the options below: of the flow below 8 evaluations, of the reverse SDE from 8 on.
 
-The head start is at the least level whose cost is below 0.05 (5/n)² nats: by no more can the laws of the results differ
-for the noisier levels that were left out. There is none above n = 20, where they cost little.
+The head start is at the least level whose cost is below 0.05 (5/n)² nats: leaving out the noisier levels changes the
+law of the results by at most that much. There is none above n = 20, where these levels cost little.
 
-The colours are used where the statistics hold them; λ = 0, κ = 0.2 below 8 evaluations and 0.4 from there on.
+The colours are used if the statistics hold them; λ = 0, κ = 0.2 below 8 evaluations and 0.4 from there on.
 
-In all cases the grid is EDM's and the prior matched. M and the pilot's gains are not considered: the first changes
-little here, the second costs 512 n evaluations. Derived, see docs/theory.md; the numbers 0.15, 0.05, 0.2, 0.4, 8 and 20
+The grid is always EDM's and the prior matched. M and the gains of a pilot run are not considered: M changes little
+here, and the pilot costs 512 n evaluations. Derived, see docs/theory.md; the numbers 0.15, 0.05, 0.2, 0.4, 8 and 20
 were chosen on ``photos`` and ``digits``.
 """
 
@@ -55,7 +55,7 @@ _FILE = "predictor_auto.json"
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What the rule knows of a checkpoint; see the top of this module.
+    """What the rule needs to know about a checkpoint; see the top of this module.
 
     Attributes:
       levels: (16,) noise levels, falling.

@@ -1,22 +1,22 @@
-"""Sampling under a condition, without another loop: a condition pins what is known after every step, or a score is
-transformed. Both work with every predictor, corrector and M.
+"""Conditional sampling. A condition pins the known part after every step, or the score is transformed; both use the
+same sampling loop and work with every predictor, corrector and M.
 
 *Pinning* (Song et al. 2021, appendix I.2). A measurement y = A x_0 (``operators``) fixes the part k = A⁺ y of the
 image. After each update the part Π x of the state is replaced by a draw of its forward law,
 
     x ← x − Π x + m_t k + std_t Π z,    x_mean ← x_mean − Π x_mean + m_t k,
 
-t being the time that x is at: after a predictor step the next one, at the end the data's. It costs nothing and the
-result measures as y exactly. But it is not a draw of p(x | y), for the score sees a noisy y: on Gaussian images of 4x4
-pixels of which every other is known, 200 steps, the mean of the others was off by 0.045 (root mean square) where y
-moves it by 0.096; with guidance by 0.015, the Monte-Carlo error of 1024 images.
+where t is the time of x: after a predictor step the next one, at the end that of the data. It costs nothing, and the
+measurement of the result is y exactly. It is not a draw from p(x | y), because the score sees a noisy y. On Gaussian
+images of 4x4 pixels of which every other is known, with 200 steps, the mean of the others is wrong by 0.045 (root mean
+square), while y moves it by 0.096. With guidance it is wrong by 0.015, the Monte-Carlo error of 1024 images.
 
 *Guidance* adds ∇ log p(y | x_t) to the score: by a classifier of noisy images (Dhariwal and Nichol 2021), or, for y =
 A x_0 + σ_y n, by the law N(D, C) of x_0 given x_t (Song, Vahdat, Mardani, Kautz, ICLR 2023),
 
     ∇ log p(y | x_t) ≈ (∂D/∂x_t)ᵀ Aᵀ (A C Aᵀ + σ_y² I)⁻¹ (y − A D),    D = (x_t + std_t² s)/m_t,
 
-which is exact for Gaussian data if C is theirs. It costs a backward pass of the network a step.
+which is exact for Gaussian data if C is theirs. It costs a backward pass of the network per step.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Known:
       operator: A.
       y: (B, ...) the measurement, in the model's range.
       known: (B, H, W, C) k = A⁺ y.
-      compat: do as score_sde's inpainter and colorizer, for the recorded runs: the known part starts without noise,
-        is one level behind after a predictor step and ends at eps, and x_mean keeps the noise of x.
+      compat: reproduce score_sde's inpainter and colorizer: the known part starts without noise, is one level behind
+        after a predictor step and ends at eps, and x_mean keeps the noise of x.
     """
 
     operator: Operator
@@ -105,7 +105,7 @@ class Known:
         return t if self.compat else t_next
 
     def finish(self, x: Array) -> Array:
-        """The result of a run, measuring as y."""
+        """The result of a run, with the measurement y."""
         return x if self.compat else self.operator.merge(x, self.known)
 
     def _noise(self, z: Array) -> Array:
@@ -144,12 +144,12 @@ def inpainting(data: np.ndarray, mask: np.ndarray, *, compat: bool = False) -> K
 def colorization(
     gray: np.ndarray, *, weights: Sequence[float] | None = None, channels: int = 3, compat: bool = False
 ) -> Known:
-    """Keep the gray values of images and find their colours.
+    """Keep the gray values of images and generate their colours.
 
     Args:
       gray: (B, H, W, 1) gray values in the model's range, or (B, H, W, C) images, of which the gray values are taken.
-      weights: (C,) of the channels in the gray value, of sum 1; the plain mean by default, as score_sde.
-        ``operators.REC601`` is what image programs use.
+      weights: (C,) of the channels in the gray value, of sum 1; by default the plain mean, as in score_sde.
+        Image programs use ``operators.REC601``.
       channels: C.
       compat: see :class:`Known`.
 
@@ -169,7 +169,7 @@ def colorization(
 
 
 def super_resolution(small: np.ndarray, factor: int) -> Known:
-    """Find images whose means over blocks of factor x factor pixels are given.
+    """Generate images whose means over blocks of factor x factor pixels are given.
 
     Args:
       small: (B, H / factor, W / factor, C) images in the model's range.
@@ -187,7 +187,7 @@ def super_resolution(small: np.ndarray, factor: int) -> Known:
 
 
 def deblurring(blurred: np.ndarray, kernel: np.ndarray, *, threshold: float = 0.05) -> Known:
-    """Find images that a circular blur turns into the given ones.
+    """Generate images that a circular blur turns into the given ones.
 
     Args:
       blurred: (B, H, W, C) images in the model's range.
@@ -277,8 +277,8 @@ def reconstruction_guidance(
 ) -> GuidedScore:
     """Transform a score into that of images given their measurement; exact for Gaussian data of the given power.
 
-    It may be used with the condition's pinning or without; without, and noise_std = 0, the result measures as y up to
-    the noise at eps.
+    Use it with or without the condition's pinning. Without pinning, and with noise_std = 0, the measurement of the
+    result is y up to the noise at eps.
 
     Args:
       score_fn: s(x, t), a pytree.

@@ -1,4 +1,4 @@
-"""Correctors: Langevin steps at a fixed time t, whose stationary law is p_t whatever M is.
+"""Correctors: Langevin steps at a fixed time t, whose stationary law is p_t for any M.
 
     g = (M Mᵀ + S) s(x, t),  n = M z,  x_mean = x + ε g,  x = x_mean + √(2 ε) n
 
@@ -24,7 +24,7 @@ _IDENTITY = identity()
 
 
 def own_norm(norm: Array) -> Array:
-    """Norm mode "sample": each image's own norm, so an image depends on nothing but its seed."""
+    """Norm mode "sample": each image's own norm, so an image depends on its seed only."""
     return norm
 
 
@@ -53,7 +53,7 @@ def langevin(
     Args:
       x, t, z, sde, score_fn, preconditioner: see ``predictors.reverse_diffusion``.
       snr: signal-to-noise ratio, () float32.
-      mean_fn: what a norm (B,) is replaced by: :func:`own_norm`, :func:`batch_norm`, or its mean over devices too.
+      mean_fn: function of the norms (B,): :func:`own_norm`, :func:`batch_norm`, or its mean over devices too.
 
     Returns:
       x and x_mean.

@@ -188,7 +188,7 @@ def denoising_errors(score_fn: ScoreFn, sde: SDE, images: Array, levels: Sequenc
     """Mean squared error of a score's denoiser over that of doing nothing, E‖D(x_0 + σ ε; σ) − x_0‖²/(σ² dim), (L,).
 
     ``images`` (B, H, W, C) are clean, in the model's range; ``levels`` (L,) are σ in that range. A trained network is
-    well below 1 everywhere, one that computes something else than in training is not. D = (x_t + std² s)/m_t.
+    well below 1 everywhere; one that is used differently than in training is not. D = (x_t + std² s)/m_t.
     """
     x0 = jnp.asarray(images, jnp.float32)
     noise = jax.random.normal(jax.random.key(seed), x0.shape)

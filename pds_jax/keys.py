@@ -1,4 +1,4 @@
-"""One key an image, and the draws that belong to it.
+"""One random key per image, and the draws from it.
 
 The generator is named, so that images do not depend on JAX's default (``JAX_DEFAULT_PRNG_IMPL``).
 """

@@ -3,7 +3,7 @@
     dx/dt = f(x, t) − ½ g(t)² s(x, t),    log p_0(x) = log π(x_T) + ∫ ∇·(dx/dt) dt
 
 (Song et al. 2021, eqs. 13 and 39). The divergence is ε·J ε with random ε (Skilling 1989, Hutchinson 1990), or exact.
-Each image has its own adaptive steps, so its figure does not depend on the images beside it.
+Each image has its own adaptive steps, so its result does not depend on the other images of the batch.
 
 The likelihood is a property of the model, not of a sampler: a preconditioner is refused.
 """
@@ -61,8 +61,8 @@ def get_likelihood_fn(
       rtol: relative tolerance of the solver.
       atol: absolute tolerance of the solver.
       method: 'RK45' (Dormand-Prince), 'RK23', 'DOP853' or 'Tsit5'.
-      eps: start of the ODE in t, above 0 where the score may be singular.
-      max_steps: steps an image may take, rejected ones included.
+      eps: start of the ODE in t; above 0, because the score can be singular at 0.
+      max_steps: largest number of steps per image, with rejected ones.
       preconditioner: None or the identity.
 
     Returns:
@@ -294,7 +294,7 @@ def evaluate_bpd(
 ) -> BitsPerDim:
     """Pass a set `repeats` times, each with new dequantisation noise and ε.
 
-    Noise belongs to the index of the image and the repeat, so the batch size does not change the figure.
+    Noise is a function of the index of the image and the repeat, so the batch size does not change the result.
 
     Args:
       likelihood_fn: of :func:`get_likelihood_fn`.

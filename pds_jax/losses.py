@@ -40,8 +40,8 @@ def unit_weight(sde: Any, output_scale: Callable[[Array], Array]) -> Callable[[A
     """Weight that makes the loss of a scaled parametrisation a regression at unit scale.
 
     λ = std⁴ / (m² c²) with c(σ̄) the scale of the network's output in D, so that λ ‖s + z/std‖² = ‖D − x_0‖² / c²
-    (derived here for "wiener", where c = τ; Karras et al. 2022, equation 8 for "edm", where c = c_out): the σ²
-    weighting would leave the highest noise levels all but unweighted.
+    (derived here for "wiener", where c = τ; Karras et al. 2022, equation 8 for "edm", where c = c_out). The σ²
+    weighting would give the highest noise levels almost no weight.
 
     Args:
       sde: forward SDE.

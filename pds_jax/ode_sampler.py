@@ -120,9 +120,9 @@ def get_ode_sampler(
 ) -> ODESampler:
     """Probability-flow ODE from T to eps by an adaptive Runge–Kutta method of order 5 (diffrax).
 
-    Each image has its own steps, so it does not depend on the batch; the cost is that of the slowest. score_sde's
-    sampler shares the steps of SciPy's RK45 over the batch. denoise adds one reverse-diffusion step without noise, as
-    score_sde does, which counts as one evaluation.
+    Each image has its own steps, so it does not depend on the batch; the batch takes as long as its slowest image.
+    (score_sde uses the same steps of SciPy's RK45 for the whole batch.) denoise adds one reverse-diffusion step without
+    noise, as in score_sde, which counts as one evaluation.
 
     Args:
       sde: SDE; its N matters to denoise only.

@@ -1,4 +1,4 @@
-"""Devices: the only file that knows there may be several.
+"""Several devices; no other module uses them.
 
 Data parallelism by ``jax.pmap``: every device runs the same program on its slice. Training averages gradients over
 all devices of all processes; sampling in norm mode "sample" never communicates.
@@ -36,7 +36,7 @@ def devices() -> list[str]:
 
 
 def hardware() -> dict[str, str]:
-    """What this runs on, for tables: devices, architecture, versions; not the machine's name."""
+    """Devices, architecture and versions, for tables; not the machine's name."""
     device = jax.local_devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind = f"{cores} CPU cores" if device.platform == "cpu" else f"{jax.local_device_count()} {device.device_kind}"
@@ -91,7 +91,7 @@ def make_train_step(
 
     Returns:
       step(placed state, batches (D, n, b, H, W, C), key) -> (state, losses (D, n)). Image i of step s draws from
-      fold_in(fold_in(key, s), i), so the number of devices changes nothing but the order of sums.
+      fold_in(fold_in(key, s), i), so the number of devices changes the order of sums only.
     """
 
     from pds_jax.train_state import apply_gradients  # sampling need not wait for optax
@@ -240,7 +240,7 @@ def _place(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) ->
 
 @contextlib.contextmanager
 def _sampling(count: int) -> Iterator[None]:
-    """Draw with the generator that is named; turn a device's lack of memory into an error of ours."""
+    """Draw with the generator that is named; raise :class:`OutOfMemory` when a device runs out of memory."""
     try:
         with generator():
             yield
@@ -264,9 +264,9 @@ def sample(
     finish: Finish | None = None,
     **options: Any,
 ) -> sampling.Run:
-    """Sample one image a key on all local devices.
+    """Sample one image per key on all local devices.
 
-    A batch that does not divide is padded with its last key and cut again.
+    A batch that is not divisible is padded with its last key, and the padding is removed.
 
     Args:
       sampler, keys, score_fn, progress, trajectory_every, condition, **options: see ``runner.run``.

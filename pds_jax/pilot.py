@@ -1,13 +1,13 @@
-"""Gains that give a sampler's steps the variance of Gaussian data: measured once, on a pilot run.
+"""Gains, measured on a pilot run, that give the steps of a sampler the variance of Gaussian data.
 
 After a step of ``spectral_steps.spectral`` a mode of Gaussian data has the variance P + s'², N of it from the noise of
-the step. A network's differs. A pilot of a few hundred images is taken through the steps; after each, every ring of
-frequency is multiplied by
+the step. With a network it differs. A pilot run of a few hundred images measures it: after each step, every ring of
+frequencies is multiplied by
 
     g = √(Σ (P + s'² − N) / Σ V),    V the power of the images' modes about the mean before the noise is added,
 
-clipped, and 1 in the two lowest rings, which hold the images' variety rather than their detail. The sampler then
-applies the same gains to any image: one table, traced. It needs P and no images. Derived, see docs/theory.md.
+clipped, and 1 in the two lowest rings, which hold the variety of the images and not their detail. The sampler then
+applies the same gains to every image: one table, traced. It needs P and no images. Derived, see docs/theory.md.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     Mᵀ g   = A ⊙ F⁻¹[ R ⊙ F[ g ] ]
     M Mᵀ g = F⁻¹[ R ⊙ F[ A² ⊙ F⁻¹[ R ⊙ F[ g ] ] ] ]         drift
 
-F is the 2-D DFT over (H, W). R is real and even, R(k) = R(−k), so the half plane of the real transform holds all of it
-and F⁻¹ R F is symmetric. Without A, M Mᵀ is one transform pair; the identity is no operation at all.
-"Preconditioning" is of the sampling dynamics here, not of a network's inputs and outputs.
+F is the 2-D DFT over (H, W). R is real and even, R(k) = R(−k), so the half plane of the real transform is enough
+and F⁻¹ R F is symmetric. Without A, M Mᵀ is one transform pair; the identity costs nothing.
+Here "preconditioning" is that of the sampling dynamics, not that of a network's input and output.
 
 Source: Ma, Zhu, Feng, Zhang, "Preconditioned Score-based Generative Models", IJCV 2025 (arXiv 2302.06504).
 """
@@ -32,7 +32,7 @@ FILTERS = ("freq", "space", "both")
 
 
 class Label(str):
-    """Name of a recipe. All labels are equal, so that another recipe with the same filters compiles nothing."""
+    """Name of a recipe. All labels are equal, so another recipe with the same filters does not recompile."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Label)
@@ -49,7 +49,7 @@ class Preconditioner:
       freq: (H, W // 2 + 1, C) frequency filter R, or None.
       space: (H, W, C) pixel filter A, or None.
       skew: (H, W // 2 + 1, C) real odd w of the solenoidal term S = F⁻¹ i w F, or None.
-      alpha: () the PDS parameter the filters came from, NaN where there is none.
+      alpha: () strength that the filters were made with, NaN if there is none.
       shape: (H, W, C), None for the identity.
       recipe: how the filters were made.
     """
@@ -128,7 +128,7 @@ class Preconditioner:
             )
 
     def describe(self) -> dict[str, Any]:
-        """What M is, for a manifest: recipe, filters, alpha, shape, sha256 of the float32 filters, λ_max."""
+        """A description of M for a manifest: recipe, filters, alpha, shape, sha256 of the float32 filters, λ_max."""
         leaves = {"freq": self.freq, "space": self.space, "skew": self.skew}
         alpha = math.inf if self.alpha is None else float(self.alpha)
         return {
@@ -155,14 +155,14 @@ class Preconditioner:
 
 
 def identity() -> Preconditioner:
-    """M = I: the sampler without PDS, to the bit and without a transform."""
+    """M = I: the sampler without PDS, bit for bit and without a transform."""
     return Preconditioner()
 
 
 def flat(gain: float) -> Preconditioner:
     """M = c I: noise times c, drift times c², no transform and no data.
 
-    PDS without the shape of M: the control that its filters are compared with. c = 1 is the identity.
+    The control for the shape of M: PDS without a spectrum. c = 1 is the identity.
 
     Raises:
       PdsError: c not positive or not finite.
@@ -191,7 +191,7 @@ def from_statistics(
 
     Args:
       stats: with r_f = log(1 + mean |F x|²) and r_a = mean x², both (H, W, C): a ``statistics.Statistics``.
-      alpha: strength, > 1; the larger the weaker, infinity gives the identity. May be a traced scalar.
+      alpha: strength, > 1; a larger value is weaker, infinity gives the identity. May be a traced scalar.
       filters: "freq" (R only), "space" (A only) or "both".
       recipe: "ijcv2025" or "eccv2022".
 
@@ -236,7 +236,7 @@ def from_radius(shape: tuple[int, int, int], r: float, lam: float) -> Preconditi
     Args:
       shape: (H, W, C) of the images.
       r: radius in frequency bins, ≥ 0, for instance 0.1 H.
-      lam: gain λ outside it, > 0; 1 gives the identity.
+      lam: gain of M outside the radius, λ in the source, > 0, for instance 1.6; 1 gives the identity.
 
     Raises:
       PdsError: r negative, λ not positive, or either not finite.

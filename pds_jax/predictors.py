@@ -3,14 +3,14 @@
 With g, h the drift of the forward SDE and s the score, a step takes the score's share of the drift as
 
     variant "paper"   M Mᵀ s               (½ M Mᵀ s for the probability flow)
-    variant "exact"   ½ (s + M Mᵀ s)       (½ s for the probability flow, where M has no place)
+    variant "exact"   ½ (s + M Mᵀ s)       (½ s for the probability flow, which takes no M)
 
-and its noise as M z. "paper" is the method of Ma et al.; its marginals are biased for any M but the identity. "exact"
-is the probability flow plus Langevin dynamics with M, which leaves every marginal alone (docs/theory.md). Both are
-the plain predictor if M is the identity. A solenoidal term S goes with M Mᵀ everywhere: (M Mᵀ + S) s.
+and its noise as M z. "paper" is the method of Ma et al.; its marginals are biased unless M is the identity. "exact"
+is the probability flow plus Langevin dynamics with M, which keeps every marginal (docs/theory.md). Both are the plain
+predictor if M is the identity. A solenoidal term S goes with M Mᵀ everywhere: (M Mᵀ + S) s.
 
 Sources: Song et al., ICLR 2021 (the predictors); Ma et al., IJCV 2025, arXiv 2302.06504 (M). The released code of the
-latter preconditions reverse_diffusion only; here all do.
+latter preconditions reverse_diffusion only; here all predictors use M.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def reverse_diffusion(
 ) -> tuple[Array, Array]:
     """Reverse of the SDE's own discretisation: x_mean = x − M Mᵀ (f − G² s), x = x_mean + G M z.
 
-    The paper's variant preconditions all of f, for VP its linear part too, as the released code does; "exact" leaves
-    that part alone: x_mean = x − f + ½ G² (s + M Mᵀ s).
+    The paper's variant preconditions all of f, for VP its linear part too, as in the released code; "exact" does not
+    change that part: x_mean = x − f + ½ G² (s + M Mᵀ s).
 
     Args:
       x: (B, H, W, C) float32 images at t.

@@ -1,4 +1,4 @@
-"""The processes of a run: who this one is, and what they tell each other."""
+"""The processes of a run, and communication between them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def initialize_distributed(
 
     Args:
       coordinator: "host:port" of process 0.
-      num_processes: how many processes.
-      process_id: which this one is.
-      environment: where the variables are looked up.
+      num_processes: number of processes.
+      process_id: index of this process.
+      environment: mapping that the variables are read from.
 
     Returns:
-      Whether there is more than this process to talk to.
+      Whether there is more than one process.
 
     Raises:
       PdsError: only some of the three are given, or they are no numbers.
@@ -106,7 +106,7 @@ def gather(tree: Any) -> list[Any]:
 def abort_on_failure() -> Iterator[None]:
     """End this process at once when the block fails, if it is one of several.
 
-    It would wait for the others at its end, and they for it in their next mean over devices; its silence stops them.
+    Otherwise it would wait for the others at its end, and they for it in their next mean over devices.
     """
     try:
         yield
@@ -123,13 +123,13 @@ def abort_on_failure() -> Iterator[None]:
 
 
 def wait_for_all(name: str) -> None:
-    """Go on when every process has come here."""
+    """Continue when every process has reached this call."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is up in any process; all must call it."""
+    """Whether the flag is set in any process; all must call it."""
     return any(bool(found) for found in gather(np.asarray(flag)))
 
 

@@ -1,4 +1,4 @@
-"""Sampling from the host: chunk by chunk, with progress, a trajectory, and an early stop when a sample diverges."""
+"""Sampling from the host: chunk by chunk, with progress, a trajectory, and an early stop if a sample diverges."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Run:
     Attributes:
       x: (B, H, W, C) float32 images, on a device or the host.
       nfe: score evaluations per image; (B,) where an adaptive solver decided.
-      trajectory: (step, t, x_mean) every so many steps, on the host; empty unless asked for.
+      trajectory: (step, t, x_mean) every ``trajectory_every`` steps, on the host.
     """
 
     x: Any
@@ -59,10 +59,10 @@ def run(
       keys: (B,) one key per image.
       score_fn: score function.
       chunk: most steps between two reports, of at most ``table.CHUNK`` rows; any value runs the same program.
-      pace: seconds between two reports, after which a signal is heard too; the steps before the next are as many as
-        the last ones say, beginning with one. None: always ``chunk`` steps.
-      progress: called with (steps done, steps in all).
-      trajectory_every: keep x_mean every so many steps; 0 keeps none.
+      pace: seconds between two reports, at which signals are handled too; the number of steps between them adapts,
+        beginning with one. None: always ``chunk`` steps.
+      progress: called with (steps done, total steps).
+      trajectory_every: keep x_mean every this many steps; 0 keeps none.
       init_fn: (sampler, keys[, condition]) -> carry, compiled; one device by default.
       chunk_fn: (sampler, carry, rows, score_fn) -> carry, compiled; one device by default.
       result_fn: (sampler, carry) -> images; one device by default.

@@ -1,4 +1,4 @@
-"""What a sampler refuses before any long work: options that no run could do."""
+"""Checks of a sampler's options, before any long work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_options(
     head_start: Any = None,
     corrector_levels: Any = None,
 ) -> None:
-    """Refuse options of ``sampling.get_pc_sampler`` that do not exist or do not go together.
+    """Refuse options of ``sampling.get_pc_sampler`` that do not exist or exclude each other.
 
     Raises:
       PdsError: says which, and what would do.

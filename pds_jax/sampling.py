@@ -1,14 +1,14 @@
 """The sampler: one loop over a table of rows, each of them one evaluation of the score.
 
-    x ← M z σ_max                                   prior (no M but in the paper's variant)
+    x ← M z σ_max                                   prior (M in the variant "paper" only)
     for each row (t → t_next, kind, …):
         s = score(x, t)
         x, x_mean ← kind(x, t → t_next, s, z)       Langevin step, reverse-diffusion step, …
     return x_mean
 
-A sampler is a pytree: the SDE with its N, the table, snr and M are traced, so that another number of steps, alpha, snr
-or seed runs the compiled program. Every image has its own key; a row draws from fold_in(fold_in(key, iteration), draw),
-the prior from iteration 0, so an image does not depend on the batch that it is made in (but see the norm mode "batch").
+A sampler is a pytree: the SDE with its N, the table, snr and M are traced, so another number of steps, alpha, snr or
+seed does not recompile. Every image has its own key; a row draws from fold_in(fold_in(key, iteration), draw),
+the prior from iteration 0, so an image does not depend on its batch (except with norm="batch").
 
 Source: Song et al., ICLR 2021, algorithms 2 and 3; Ma et al., IJCV 2025, algorithm 2.
 """
@@ -194,29 +194,29 @@ def get_pc_sampler(
     check: bool = True,
     **options: Any,
 ) -> PCSampler:
-    """The sampler of a predictor and a corrector; everything that can be refused is refused here.
+    """The sampler of a predictor and a corrector; all options are checked here.
 
     Args:
       sde: SDE with N, the number of iterations (``sde.with_num_scales``, ``time_grids.speed_up``).
-      shape: (H, W, C) of one image; of (B, H, W, C), as score_sde has it, the batch is dropped.
+      shape: (H, W, C) of one image; (B, H, W, C), as in score_sde, is accepted and B ignored.
       predictor, corrector: names.
       snr: signal-to-noise ratio of the corrector, > 0.
       n_steps: corrector steps per time.
-      preconditioner: M, None for the identity, which costs nothing.
+      preconditioner: M; None is the identity, which costs nothing.
       probability_flow: step the ODE in the predictor.
       denoise: return the last x_mean instead of x.
       eps: last time; by default the SDE's.
       variant: "paper" or "exact", see ``predictors``.
       prior: "standard", N(0, prior_std² I), times M in the paper's variant; or "matched", the law of Gaussian data with
         the statistics' mean and spectrum at T, without M.
-      norm: "sample" or "batch", the norms in the Langevin step.
-      mean_fn: in place of norm, for a mean over devices too.
+      norm: "sample" or "batch", the norms in the Langevin step, see ``correctors``.
+      mean_fn: replaces norm, for a mean over devices too.
       grid: name of a grid of times, see ``time_grids``, or the times themselves.
-      head_start: noise level std/m_t to start from, in place of that of T, with the matched prior.
-      corrector_levels: lowest and highest noise level that has corrector rows, by default all.
+      head_start: noise level std/m_t to start from, instead of that of T, with the matched prior.
+      corrector_levels: lowest and highest noise level with corrector rows, by default all.
       colours: P of the channels rotated to the colours' principal axes, where prior and steps use P.
-      statistics: ``Statistics.moments(config.data.centered)``, or its (mean, power), where needed.
-      check: refuse a setting whose predictor must diverge.
+      statistics: ``Statistics.moments(config.data.centered)``, or its (mean, power), if needed.
+      check: raise an error if the predictor must diverge.
       **options: options of predictor, corrector and grid by their own names.
 
     Returns:
@@ -224,8 +224,8 @@ def get_pc_sampler(
       eps to the data, or with denoise=False N − 1.
 
     Raises:
-      PdsError: unknown names, values out of range or of another shape, an option that predictor, corrector or SDE has
-        no form of, a setting that must diverge.
+      PdsError: unknown names, values out of range or of another shape, an option that predictor, corrector or SDE
+        does not support, or a setting that must diverge.
     """
     of_image, m = image_shape(shape), preconditioner or identity()
     m.check_shape(of_image)
@@ -283,7 +283,7 @@ def get_sampling_fn(
 
     Args:
       config: with sampling.{method, predictor, corrector, snr, n_steps_each, noise_removal, probability_flow} as in
-        score_sde, and sampling.{speed_up, norm, variant, prior, grid, solver_options} where present.
+        score_sde, and sampling.{speed_up, norm, variant, prior, grid, solver_options} if present.
       sde: SDE of training; its levels are replaced by N = int(config.model.num_scales / speed_up).
       shape: (H, W, C) or (B, H, W, C).
       preconditioner, mean_fn, check: see :func:`get_pc_sampler`.

@@ -1,12 +1,12 @@
-"""From a network to a score function: the only file that knows both.
+"""Score functions of networks.
 
     VE             s = net(x, σ(t))                        continuous
                    s = net(x, round((1 − t)(N − 1)))       trained on N discrete levels; label 0 is the noisiest
     VP and subVP   s = −net(x, 999 t)/std(t)               continuous (subVP always)
     VP             s = −net(x, t (N − 1))/std_k            discrete, std_k from the table at k = int(t (N − 1))
 
-Source: Song et al., ICLR 2021, and the conventions of its code. ``parametrisation="edm"`` is Karras et al.'s and
-"wiener" ours, see :func:`get_score_fn`.
+These are the conventions of Song et al., ICLR 2021, and of its code (``parametrisation="score_sde"``). With "edm"
+(Karras et al.) and "wiener" (derived here) the network is part of a denoiser, see :func:`get_score_fn`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LABELS = ("training", "sampler")
 
 @flax.struct.dataclass
 class ModelScore:
-    """Score function of a network; a pytree, so new parameters compile nothing.
+    """Score function of a network; a pytree, so new parameters do not recompile.
 
     Attributes:
       params: the network's parameters.
@@ -139,18 +139,18 @@ def get_score_fn(
 ) -> ModelScore:
     """Score function of a network, see the top of this module.
 
-    A network trained on discrete levels must be asked for the level at hand. The original codes take its label from
-    the sampler's own, shortened N and so index another noise level as soon as speed_up > 1; here labels count in
-    the N of training unless ``labels="sampler"`` asks for their behaviour.
+    A network trained on discrete levels takes the label of the current noise level. The original codes count labels in
+    the sampler's shorter N, and so use the label of another noise level if speed_up > 1. Here labels count in the N of
+    training, unless ``labels="sampler"``.
 
-    ``parametrisation="wiener"`` (derived here): the network gives what the linear denoiser D_W of the data's mean μ
-    and spectrum P leaves over,
+    ``parametrisation="wiener"`` (derived here): the network predicts the difference to the Wiener denoiser D_W, which
+    is the best linear denoiser and follows from the data's mean μ and spectrum P,
 
         D(x̄) = D_W(x̄) + τ(σ̄) net(c_in (x̄ − μ), σ̄),    s = (m_t D − x)/std²,    x̄ = x/m_t, σ̄ = std/m_t,
 
     with c_in and τ of :func:`wiener_scales`. A network that outputs zero is then the exact score of N(μ, P).
 
-    ``parametrisation="edm"`` (Karras et al. 2022) knows of the data no more than one mean μ₀ and one deviation σ_d:
+    ``parametrisation="edm"`` (Karras et al. 2022) uses one mean μ₀ and one deviation σ_d of the data:
 
         D(x̄) = μ₀ + c_skip (x̄ − μ₀) + c_out net(c_in (x̄ − μ₀), σ̄),    s as above,
 
@@ -167,7 +167,7 @@ def get_score_fn(
       data_mean: for "edm", μ₀ in the model's range.
       sigma_data: for "edm", σ_d in the model's range.
       rngs: keys by name for the network, {'dropout': key} where train.
-      labels: "training" or "sampler", where a discrete network's labels count from.
+      labels: "training" or "sampler", the N that the labels of a discrete network count in.
       num_scales: number of levels in training (config.model.num_scales); None if it is sde.N.
 
     Returns:
@@ -244,10 +244,10 @@ def _moments(statistics: Any, model: Any) -> tuple[Any, Any]:
 
 
 def precision_effect(score_fn: ScoreFn, sde: SDE, shape: tuple[int, int, int]) -> float:
-    """How much the precision in force changes a score: max |s − s₃₂| / max |s₃₂| at low, middle and high noise.
+    """How much the current precision changes a score: max |s − s₃₂| / max |s₃₂| at low, middle and high noise.
 
-    s₃₂ is the score in float32 throughout, products and activations. In tf32 it is the same where the device has no
-    other way to multiply, as on CPUs.
+    s₃₂ is the score in float32 throughout, products and activations. On devices without TF32, such as CPUs, tf32
+    changes nothing.
 
     Args:
       score_fn: score function, a pytree.

@@ -1,4 +1,4 @@
-"""Score functions as the sampler meets them: any callable, its answer checked."""
+"""Score functions for the sampler: any callable, with its result checked."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class _Closed:
 
 
 def as_pytree(score_fn: ScoreFn) -> ScoreFn:
-    """Make any callable fit to be an argument of a compiled function; a pytree of arrays passes unchanged.
+    """Turn any callable into an argument of a compiled function; a pytree of arrays is returned unchanged.
 
-    A plain function is static: another function object compiles again, so make it once. So are the leaves of a pytree
+    A plain function is static: another function object compiles again, so create it once. So are the leaves of a pytree
     that are not arrays, such as the activation functions of an Equinox module.
 
     Raises:
@@ -52,7 +52,7 @@ def lay_out(score_fn: Any, copy: Callable[[Any], Any], split: Callable[[Any], An
 
 
 def evaluations(score_fn: Any) -> int:
-    """Network evaluations that a call of a score function costs an image; 1 unless it says otherwise."""
+    """Network evaluations per image of one call of a score function; 1 unless it has ``evaluations``."""
     return int(getattr(score_fn, "evaluations", 1))
 
 

@@ -1,7 +1,7 @@
 """The three SDEs of score-based generative modelling, dx = f(x, t) dt + g(t) dw for t in [0, 1].
 
-Each SDE is a pytree: its parameters, its number of scales N and its tables are leaves, so a compiled sampler takes
-another N, σ or β as it takes another image. Inside, tables are padded by their last value to a multiple of
+Each SDE is a pytree: its parameters, its number of scales N and its tables are leaves, so a compiled sampler accepts
+another N, σ or β without recompiling. Inside, tables are padded by their last value to a multiple of
 ``TABLE_BLOCK``, so that another N has the same shapes; index them with :meth:`SDE.index`.
 
 Source: Song et al., "Score-Based Generative Modeling through SDEs", ICLR 2021 (arXiv 2011.13456), appendices B to D.
@@ -33,10 +33,9 @@ _Sde = TypeVar("_Sde", bound="SDE")
 class SDE(abc.ABC):
     """An SDE with N discretisation levels; a pytree.
 
-    A subclass gives :meth:`sde`, :meth:`mean_scale` and :meth:`std`; all else has a default that it may replace. Its
-    attributes are set once, in ``__init__``: numbers and arrays are traced, so other values compile nothing; anything
-    else is static. Tables of one value a level are returned by :meth:`tables`. A ``flax.struct.dataclass`` may be a
-    subclass too.
+    A subclass defines :meth:`sde`, :meth:`mean_scale` and :meth:`std`, and can override the rest. Its attributes are
+    set once, in ``__init__``: numbers and arrays are traced, so other values do not recompile; anything else is static.
+    :meth:`tables` returns tables with one value per level. A ``flax.struct.dataclass`` can be a subclass too.
     """
 
     default_eps: ClassVar[float] = 1e-3
@@ -126,11 +125,11 @@ class SDE(abc.ABC):
         return jnp.ones_like(t)
 
     def label(self, t: Array, continuous: bool) -> Array:
-        """What a network of this SDE is told of the time t (B,): 999 t, or its level t (N − 1)."""
+        """Time label of a network of this SDE at t (B,): 999 t, or the level t (N − 1)."""
         return 999 * t if continuous else t * jnp.float32(self.N - 1)
 
     def net_std(self, t: Array, continuous: bool) -> Array | None:  # noqa: ARG002
-        """(B,) deviation σ for which a network's output is −σ s(x, t); None where it is the score itself."""
+        """(B,) deviation σ for which a network's output is −σ s(x, t); None if the output is the score."""
         return self.std(t)
 
     def ancestral(self, t: Array) -> tuple[Array, Array, Array]:
@@ -143,7 +142,7 @@ class SDE(abc.ABC):
         raise PdsError(f"ancestral_sampling is for VE and VP, not {name}: no form for {name}; use reverse_diffusion")
 
     def check(self, predictor: str, corrector: str) -> None:
-        """Refuse a predictor or corrector that this SDE has no form of.
+        """Refuse a predictor or corrector that this SDE does not support.
 
         Raises:
           PdsError: says what would do.
@@ -502,7 +501,7 @@ register_sde = SDES.register
 
 
 def get_sde(config: Any, N: int | None = None) -> tuple[SDE, float]:  # noqa: N803
-    """The SDE of a configuration, and the smallest time that sampling goes to.
+    """The SDE of a configuration, and the smallest time of sampling.
 
     Args:
       config: with training.sde ('vesde', 'vpsde', 'subvpsde', or a name given to ``register_sde``), the model's

@@ -22,9 +22,9 @@ def with_solenoidal(
 
     Args:
       m: M.
-      strength: factor of w, finite; 0 leaves M alone.
+      strength: factor of w, finite; 0 does not change M.
       shape: (H, W, C), needed only where M is the identity.
-      w: (H, W) or (H, W, C) real odd function of frequency, zero frequency first, in place of the sine.
+      w: (H, W) or (H, W, C) real odd function of frequency, zero frequency first, instead of the sine.
 
     Raises:
       PdsError: strength not finite, shape missing, or w not odd.

@@ -1,4 +1,4 @@
-"""Data seen as a Gaussian diagonal in frequency, N(μ, F⁻¹ P F): filters, its denoiser, its law at every noise level.
+"""The Gaussian approximation of data, N(μ, F⁻¹ P F), diagonal in frequency: filters, denoiser, law at every level.
 
 Everything is for x̄ = x/m_t, whose noise is white of deviation σ̄ = std_t/m_t: there the three SDEs are one case.
 The channels may be rotated first, by an orthogonal basis (C, C): white noise stays white, and P is then that of each
@@ -118,7 +118,7 @@ def per_mode(level: Array) -> Array:
 
 
 def wiener_denoiser(x_bar: Array, level: Array, moments: Moments) -> Array:
-    """E[x_0 | x̄] = μ + F⁻¹[P/(P + σ̄²) ⊙ F(x̄ − μ)] for Gaussian data.
+    """Wiener denoiser, the best linear one: E[x_0 | x̄] = μ + F⁻¹[P/(P + σ̄²) ⊙ F(x̄ − μ)] for Gaussian data.
 
     Args:
       x_bar: (B, H, W, C) images with white noise.

@@ -1,4 +1,4 @@
-"""The spectral family: steps whose linear part is that of Gaussian data with the data's own mean and spectrum.
+"""The spectral family: steps that are exact for Gaussian data with the mean and the spectrum of the data.
 
 In x̄ = x/m_t, with noise level s at t and s' at t_next, v = s², y = x̄ − μ, J = P/(P + v), the denoiser D = x̄ + v s̄ and
 the residual R = (D − μ) − J y, all per frequency,
@@ -6,10 +6,10 @@ the residual R = (D − μ) − J y, all per frequency,
     y' = A y + C R̂ + √N z,    q = (P + s'²)/(P + s²),    A = q^((1+λ)/2),    N = (P + s'²)(1 − q^λ),
     C = (1+λ) ∫ ((P + s'²)/(P + e^{2u}))^((1+λ)/2) du  over log s' < u < log s,
 
-for any λ ≥ 0: 0 is the probability flow, 1 the reverse SDE, m² Langevin dynamics with M beside the flow. R vanishes for
-Gaussian data, whose mean and variance are therefore exact at any number of steps. P = 0 is DPM-Solver++. R̂ is R, or
-extrapolated from two. R vanishes with v, so the step to the data, and the one-level steps, hold R/(1 − J) instead:
-C = (1 − A)/(1 − J). Derived, see docs/theory.md.
+for any stochasticity λ ≥ 0: 0 is the probability flow, 1 the reverse SDE, m² the flow with Langevin dynamics of M.
+R vanishes for Gaussian data, whose mean and variance are therefore exact at any number of steps. P = 0 is DPM-Solver++.
+R̂ is R, or extrapolated from two. R vanishes with v, so the step to the data, and the one-level steps, hold R/(1 − J)
+constant instead: C = (1 − A)/(1 − J). Derived, see docs/theory.md.
 
     name                λ          R̂                          C
     spectral            any        R + κ h/(2h₋)(R − R₋)      integral

@@ -41,7 +41,7 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
     A step multiplies the error of a mode by 1 − q; for reverse diffusion of VE, variant "paper",
     q = λ_max(M Mᵀ) G²/(σ² + v) with v the mode's data variance. |1 − q| > 1 iff q > 2. The predictor itself is asked
     for its q at every time on Gaussian data of the least variance (0 without statistics); the number is what a quarter
-    of the steps but the last exceed, since a few such steps are made good by the others.
+    of the steps but the last exceed, since the other steps can make up for a few.
     Derived, see docs/theory.md.
 
     Args:

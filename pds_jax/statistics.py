@@ -1,4 +1,4 @@
-"""What PDS knows about a data set: one streaming pass over its images, saved as one .npz with its provenance.
+"""Statistics of a data set: one streaming pass over its images, saved as one .npz with its provenance.
 
 Everything is a sum over images, Σ x, Σ x² and Σ |F x|² (F the unnormalised 2-D DFT over (H, W), x in [0, 1]), so the
 pass needs constant memory and per-device sums may simply be added. From the sums:
@@ -198,7 +198,7 @@ def load(path: str | os.PathLike[str]) -> Statistics:
       The statistics.
 
     Raises:
-      PdsError: missing, truncated, altered or another program's file; nothing is unpickled.
+      PdsError: the file is missing, truncated, altered or of another program; nothing is unpickled.
     """
     arrays = read_npz(path)
     record = _read_record(arrays.pop("provenance", None), path)
@@ -217,7 +217,7 @@ def compute_statistics(
     source: Mapping[str, Any] | None = None,
     sums_fn: Callable[[Any, Any], Sums] = _accumulate,
 ) -> Statistics:
-    """Pass once over images and return their statistics, in constant memory.
+    """Compute the statistics of images in one pass, in constant memory.
 
     μ, P, r_f, r_a as at the top of this module. Images are regrouped into blocks of a fixed size, so the result does
     not depend on how they were batched; blocks are summed in float32, their sums in float64.
@@ -225,8 +225,8 @@ def compute_statistics(
     Args:
       images: batches (B, H, W, C), each of any B, uint8 or floating point in [0, 1]; any H, W, C.
       channel_order: recorded as it is; by default "RGB" for three channels, "gray" for one.
-      limit: stop after so many images.
-      source: where the images come from, for the provenance: what was read, what was passed over.
+      limit: stop after this many images.
+      source: origin of the images, for the provenance: files that were read or ignored.
       block: images per block; by default what keeps a block near two million values.
       sums_fn: sums of one block, by default :func:`accumulate` on one device; ``parallel.py`` gives one that splits
         the block over devices and adds the sums.
@@ -318,8 +318,8 @@ def estimate_sigma_max(images: Any, *, limit: int | None = 5000, block: int = 51
 
     Args:
       images: an array (N, H, W, C) or an iterable of batches, uint8 or floating point in [0, 1].
-      limit: exact up to so many images; beyond it, that many evenly spaced ones (for arrays) or the first (for
-        iterables) are compared. None compares all.
+      limit: compare at most this many images: evenly spaced ones of an array, the first ones of an iterable. None
+        compares all.
       block: images per block of the distance matrix.
 
     Returns:
@@ -345,7 +345,7 @@ def estimate_sigma_max(images: Any, *, limit: int | None = 5000, block: int = 51
 
 
 def checked_images(batches: Iterable[Any]) -> Iterator[np.ndarray]:
-    """Check batches of images and give them as float32 in [0, 1].
+    """Check batches of images and convert them to float32 in [0, 1].
 
     Args:
       batches: arrays (B, H, W, C), uint8 or floating point in [0, 1].
@@ -465,7 +465,7 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _read_record(stored: np.ndarray | None, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The provenance of a statistics file, checked to be ours."""
+    """The provenance of a statistics file, after checking that pds_jax wrote it."""
     try:
         record = json.loads(str(stored)) if stored is not None else None
     except json.JSONDecodeError:

@@ -1,8 +1,8 @@
-"""What the loop knows of a step: one record a predictor or corrector, made from its function's signature.
+"""Records of predictors and correctors, made from the signatures of their functions.
 
 A step is a pure function ``fn(x, t, z, *, ...) -> (x, x_mean)``, or ``(x, x_mean, memory)``. Of the keywords, those in
-:data:`INPUTS` are filled by the loop; all others are the step's own options, refused by name where a step has none
-such.
+:data:`INPUTS` are filled by the loop; all others are options of the step. An option that a step does not have is an
+error that names it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ class Step:
 
     Attributes:
       kind: "predictor" or "corrector".
-      name: what it is called.
+      name: its name in the registry.
       fn: the function.
       draws: noise draws a row, 0 or 1; z is None where it is 0.
       second: a second stage, a row of its own at t_next, left out where t_next is the data.
       coefficients: (sde, times (N,), options) -> (N, K) float64, weights computed on the host, for
         ``row.coefficients``.
-      build: (sde, times, step, options) -> ``table.Table``, for a method whose rows are not one a time; else None.
-      extra: options -> rows that its table has beside those of its steps; None for none.
-      start: x -> what ``memory`` is before the first row.
+      build: (sde, times, step, options) -> ``table.Table``, for a method whose rows are not one per time; else None.
+      extra: options -> rows of its table in addition to those of its steps; None for none.
+      start: x -> value of ``memory`` before the first row.
       planned: options that `coefficients` and `build` read, on the host, and the function does not -> their defaults.
       least_steps: fewest steps that the method is defined for.
       limited: whether M has a stability limit in it.
-      refuse: (options, M, shape) -> None, raises where the step cannot do what is asked.
+      refuse: (options, M, shape) -> None, raises an error for options that the step cannot use.
       inputs: those of :data:`INPUTS` that it takes.
       options: its own keywords, and those planned -> their defaults.
     """
@@ -71,7 +71,7 @@ class Step:
         object.__setattr__(self, "options", {**own, **self.planned})
 
     def __call__(self, x: Array, t: Array, z: Array | None, **words: Any) -> tuple[Any, ...]:
-        """Take the step; inputs that it has no use for are left out, options that it does not know are refused.
+        """Take the step; unused inputs are left out, unknown options are refused.
 
         Raises:
           PdsError: an option, or M, that the step does not take.
@@ -106,7 +106,7 @@ class Step:
 
     @property
     def any_grid(self) -> bool:
-        """Whether it steps from t to t_next, whatever they are, and at last to the data (t_next = 0)."""
+        """Whether it can step between any two times, and to the data (t_next = 0)."""
         return "t_next" in self.inputs
 
     @property
@@ -128,10 +128,10 @@ class Step:
 
 
 def registrar(registry: Registry[Step]) -> Callable[..., Callable[[Callable[..., Any]], Step]]:
-    """The decorator that enters steps into a registry."""
+    """The decorator that registers steps."""
 
     def register(name: str, **traits: Any) -> Callable[[Callable[..., Any]], Step]:
-        """Decorator: enter a function as a step; ``traits`` are attributes of :class:`Step`.
+        """Decorator: register a function as a step; ``traits`` are attributes of :class:`Step`.
 
         Raises:
           PdsError: the name is taken.

@@ -1,7 +1,7 @@
-"""The M that a configuration describes: section ``pds``, and what its fields exclude.
+"""The M of a configuration, from its section ``pds``.
 
-M comes from the data's statistics and a strength α, from the masks of the released PDS code and α, or from a radius and
-a gain, without data and without α.
+M is made from the data's statistics and a strength α, from the masks of the released PDS code and α, or from a radius
+and a gain, without data and α.
 """
 
 from __future__ import annotations

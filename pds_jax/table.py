@@ -1,6 +1,6 @@
-"""The table of a sampler: a row is one evaluation of the score, and says what is done with it.
+"""The table of a sampler: each row is one evaluation of the score and the step that uses it.
 
-    x ← shrink · x + up · M z₀                 where the table has `up`: noise added before the evaluation
+    x ← shrink · x + up · M z₀                 if the table has `up`: noise added before the evaluation
     s = score(x, t)
     x, x_mean ← step(x, t → t_next, s, z)
 
@@ -61,7 +61,7 @@ class Row:
 
 @flax.struct.dataclass
 class Carry:
-    """What the loop carries from row to row."""
+    """The state of the loop between rows."""
 
     x: Array  # (B, H, W, C) images
     x_mean: Array  # (B, H, W, C) images before the last noise was added
@@ -214,7 +214,7 @@ def build(
     options: dict[str, Any],
     levels: tuple[float, float] | None = None,
 ) -> Table:
-    """The table of a predictor and a corrector; a predictor may have a table or weights of its own.
+    """The table of a predictor and a corrector; a predictor can define its own table or weights.
 
     They get its options, where not given at their defaults, and `to_data` as ``denoise``.
 

@@ -5,11 +5,11 @@
     log_sigma   linear in log σ
     quadratic   linear in t^{1/2} of the VP time (option power)
     spectrum    equal changes of Σ_k log(P_k + σ²), P the data's power spectrum
-    gits        the levels of a teacher's grid that its own errors choose, see ``gits``
+    gits        levels chosen from a teacher's grid by its errors, see ``gits``
 
-σ is std/m_t, the noise level of x/m_t. A grid of one's own is an array of times, or a function entered by
-:func:`register_grid`: fn(sde, eps, N, *, own options with defaults) -> (N,) times, with ``moments`` among them where it
-needs the data's mean and spectrum, and ``first`` where it can begin at another time than T, for a head start.
+σ is std/m_t, the noise level of x/m_t. A custom grid is an array of times, or a function registered with
+:func:`register_grid`: fn(sde, eps, N, *, options with defaults) -> (N,) times. It has the keyword ``moments`` if it
+needs the data's mean and spectrum, and ``first`` if it can begin at another time than T, for a head start.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _uniform(sde: SDE, eps: float, N: int, *, first: float | None = None) -> np.
 
 @register_grid("edm")
 def edm_rho(sde: SDE, eps: float, N: int, *, rho: float = 7.0, first: float | None = None) -> np.ndarray:  # noqa: N803
-    """Times whose noise levels satisfy σ_i^{1/ρ} linear in i; the larger ρ, the more have little noise.
+    """Times whose noise levels satisfy σ_i^{1/ρ} linear in i; a larger ρ puts more times at low noise.
 
     Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, equation 5.
 
@@ -125,9 +125,9 @@ def quadratic(sde: SDE, eps: float, N: int, *, power: float = 2.0, first: float 
 
 @register_grid("spectrum")
 def spectrum(sde: SDE, eps: float, N: int, *, moments: Any, first: float | None = None) -> np.ndarray:  # noqa: N803
-    """Equal changes of c(σ) = Σ_k log(P_k + σ²), which is where Gaussian data of spectrum P are decided.
+    """Equal changes of c(σ) = Σ_k log(P_k + σ²), which measures how much of Gaussian data of spectrum P is resolved.
 
-    As log σ where all frequencies are noise, and sparse below the level at which each is seen. Derived here.
+    It is like log σ while all frequencies are noise, and sparse below the level at which they emerge. Derived here.
 
     Raises:
       PdsError: N < 2, or eps outside (0, 1).
@@ -167,7 +167,7 @@ def plan(
     moments: Callable[[], Any],
     head_start: float | None = None,
 ) -> tuple[SDE, np.ndarray, dict[str, Any]]:
-    """What a sampler needs of a grid by name, or of an array of times.
+    """The times of a sampler, from the name of a grid or an array of times.
 
     Args:
       grid: name, or (N,) decreasing times.

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and the optimiser."""
+"""The state of a training, and the optimiser."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Params = Any
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training needs to go on.
+    """Everything that training needs to continue.
 
-    No random state: every draw is a function of (seed, step, image), so the step says it all.
+    There is no random state: every draw is a function of (seed, step, image).
 
     Attributes:
       step: () int32, steps done.
@@ -62,19 +62,19 @@ def resumed_state(
     mu: Params,
     nu: Params,
 ) -> TrainState:
-    """The state of a training that another program began.
+    """The state of a training that another program started.
 
     Args:
       params: raw parameters.
       optimizer: see :func:`get_optimizer`.
       step: steps done, which the learning rate follows.
       ema_params: their moving average.
-      count: steps that Adam's moments are of.
-      mu: Adam's average of the gradients, as it is kept, without the correction for its start at zero.
-      nu: the same of their squares.
+      count: number of steps in Adam's moments.
+      mu: Adam's average of the gradients, without bias correction.
+      nu: Adam's average of their squares, without bias correction.
 
     Returns:
-      State from which the next step is the one that the other program would have made.
+      State from which the next step is that of the other program.
     """
     arrays = [jax.tree.map(jnp.asarray, tree) for tree in (params, ema_params, mu, nu)]
 

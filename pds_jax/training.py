@@ -1,4 +1,4 @@
-"""Training: the loop, its log, its snapshots, and how it survives being killed."""
+"""Training: the loop, its log, its snapshots, and resuming."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ def train(config: Any, workdir: str, checkpoint: str | None = None, *, on_log: O
 
     Args:
       config: see configs/.
-      checkpoint: whole training state of score_sde or score_sde_pytorch to begin from, see
+      checkpoint: full training state of score_sde or score_sde_pytorch to start from, see
         ``convert.load_training_state``.
-      workdir: gets config.json, statistics.npz, log.jsonl, checkpoints-meta/ (for resuming), checkpoints/
+      workdir: folder for config.json, statistics.npz, log.jsonl, checkpoints-meta/ (for resuming), checkpoints/
         (snapshots), snapshots/ (PNG grids of samples) and TensorBoard events.
-      on_log: called in the first process with what log.jsonl gets, every config.training.log_freq steps.
+      on_log: called in the first process with each line of log.jsonl, every config.training.log_freq steps.
 
     Raises:
       PdsError: bad configuration, or the folder holds another training.
-      FloatingPointError: the loss is no longer a number; the message has the step.
+      FloatingPointError: the loss is not finite; the message has the step.
     """
     try:
         Trainer(config, workdir, checkpoint).run(on_log)
@@ -283,10 +283,10 @@ class Trainer:
         Args:
           params: averaged parameters.
           count: how many; the seeds are 0, 1, …, so that snapshots can be compared.
-          steps: network evaluations an image.
+          steps: network evaluations per image.
 
         Returns:
-          (count, H, W, C) float32, in [0, 1] up to what the network overshoots.
+          (count, H, W, C) float32; values can be slightly outside [0, 1].
         """
         shape = tuple(self.source.shape)
         sampler = sampling.get_pc_sampler(self.sde.with_num_scales(steps), shape, "dpmpp_2m", "none")
@@ -317,7 +317,7 @@ def get_loss_fn(
       sde: forward SDE.
       model: network.
       eps: smallest time.
-      statistics: of the data, for the Wiener parametrisation and loss weighting "unit".
+      statistics: of the data, for the parametrisation "wiener" and loss weighting "unit".
       train: dropout on.
 
     Returns:
@@ -356,7 +356,7 @@ def _output_scale(config: Any, moments: Any) -> Callable[[Array], Array]:
 
 
 class Log:
-    """Losses on the screen, in log.jsonl and in TensorBoard; finds the first loss that is no number."""
+    """Losses on the screen, in log.jsonl and in TensorBoard; finds the first loss that is not finite."""
 
     def __init__(self, workdir: pathlib.Path, step: int, total: int, on_log: OnLog | None = None):
         """Open the log of a run of `total` steps, of which `step` are done."""

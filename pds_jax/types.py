@@ -18,7 +18,7 @@ class PdsError(ValueError):
 
 
 class Registry(dict[str, _Entry]):
-    """Things by name, of one kind: predictors, correctors, SDEs, grids."""
+    """Objects of one kind by name: predictors, correctors, SDEs, grids."""
 
     def __init__(self, kind: str, entries: Mapping[str, _Entry] | None = None):
         """Start with some entries.
@@ -43,7 +43,7 @@ class Registry(dict[str, _Entry]):
         raise PdsError(f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self))}{hint}")
 
     def register(self, name: str) -> Callable[[_Entry], _Entry]:
-        """Decorator that enters something under a name.
+        """Decorator that registers an object under a name.
 
         Raises:
           PdsError: the name is taken.
@@ -56,7 +56,7 @@ class Registry(dict[str, _Entry]):
         return enter
 
     def add(self, name: str, entry: _Entry) -> None:
-        """Enter something under a name.
+        """Register an object under a name.
 
         Raises:
           PdsError: the name is taken.
@@ -70,7 +70,7 @@ class Registry(dict[str, _Entry]):
 class ScoreFn(Protocol):
     """A score function s(x, t) = ∇ₓ log p_t(x).
 
-    To travel through ``jax.jit`` as an argument it should be a pytree, for instance
+    To be an argument of a function under ``jax.jit`` it should be a pytree, for instance
     ``jax.tree_util.Partial(fn, params)``.
     """
 

@@ -1,4 +1,4 @@
-r"""Convert a checkpoint of score_sde, score_sde_pytorch, PDS or diffusers to ours, or ours to theirs.
+r"""Convert a checkpoint of score_sde, score_sde_pytorch, PDS or diffusers to pds_jax, or back.
 
     python scripts/convert_checkpoint.py --src=checkpoint_26 --out=church \
         --config=configs/ve/church_ncsnpp_continuous.py
@@ -27,7 +27,7 @@ flags.DEFINE_enum("kind", "safetensors", list(convert.EXPORTS), "What to write."
 flags.DEFINE_string("like", None, "Write a copy of this EDM snapshot with the weights of --src, instead of --kind.")
 flags.DEFINE_bool("raw_weights", False, "Take the raw weights instead of their moving average.")
 flags.DEFINE_alias("raw", "raw_weights")
-flags.DEFINE_bool("parity", True, "Run the diffusers network beside ours, if diffusers is installed.")
+flags.DEFINE_bool("parity", True, "Compare with the network of diffusers, if diffusers is installed.")
 flags.DEFINE_bool("allow_download", False, "Fetch --src from the Hugging Face Hub if it is an id such as owner/model.")
 flags.mark_flags_as_required(["src", "out"])
 
@@ -44,7 +44,7 @@ def parity(kind: str, source: str, config: Any, params: Any) -> float | None:
     except PdsError as reason:
         print(f"parity: not run, {reason}")
         return None
-    print(f"parity: UNet2DModel and ours differ by {error:.2e} relative")
+    print(f"parity: UNet2DModel and pds_jax differ by {error:.2e} relative")
     return error
 
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import pds_jax
 from pds_jax import predictors, solvers  # noqa: F401  (solvers enters its predictors)
 from pds_jax.cli import flags
 from pds_jax.predictors import PREDICTORS
@@ -16,7 +17,7 @@ from pds_jax.predictors import PREDICTORS
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts), ROOT / "README.md"]
-SHORT = ("development.md", "migrate.md")
+SHORT = ("development.md", "migrate.md", "api/index.md")
 
 
 def blocks(path, language):
@@ -72,6 +73,14 @@ def test_every_module_of_the_package_is_in_the_api_reference_or_internal():
     internal = {"main", "ops", "batches"}
     missing = top - {name.split(".")[0] for name in shown} - internal
     assert not missing, f"add to docs/api, or to the internal ones of this test: {missing}"
+
+
+def test_every_public_name_is_on_the_first_page_of_the_api_reference():
+    page = (DOCS / "api" / "index.md").read_text()
+    shown = {*re.findall(r"autofunction:: pds_jax\.(\w+)", page), *re.findall(r"\{py:\w+\}`(\w+) <pds_jax\.", page)}
+    assert shown == set(pds_jax.__all__) - {"__version__"}
+    for module, name in re.findall(r"<pds_jax\.(\w+)\.(\w+)>", page):
+        assert hasattr(importlib.import_module(f"pds_jax.{module}"), name), name
 
 
 def test_the_drawing_of_the_modules_agrees_with_the_levels():

@@ -1,4 +1,4 @@
-"""Checkpoints of other programs in, ours out: ``sniff``, ``load_checkpoint``, ``export``.
+"""Read and write checkpoints of other programs: ``sniff``, ``load_checkpoint``, ``export``.
 
 Files are never trusted: nothing in them is run, every leaf is accounted for, damage is a typed error.
 """

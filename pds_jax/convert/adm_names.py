@@ -1,4 +1,4 @@
-"""Names of ADM's parameters in flax (ours), in EDM's DhariwalUNet and in guided-diffusion's UNetModel."""
+"""Names of ADM's parameters in Flax, in EDM's DhariwalUNet and in guided-diffusion's UNetModel."""
 
 from __future__ import annotations
 

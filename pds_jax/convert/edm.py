@@ -1,7 +1,7 @@
 """Snapshots of EDM, ``network-snapshot-*.pkl``: networks and their configuration, read without running anything.
 
 The constructors' arguments lie in the file, so it needs no configuration; one that is given must say the same. Only
-``ema`` is read. Writing replaces the numbers in a copy of a snapshot: the program text in it is not ours to write.
+``ema`` is read. Writing replaces the numbers in a copy of a snapshot, whose program text is kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names of the same parameter in three libraries: flax (ours), score_sde_pytorch and diffusers.
+"""Names of the same parameter in three libraries: Flax, score_sde_pytorch and diffusers.
 
 score_sde_pytorch keeps the layers of NCSN++ and DDPM in one list, ``all_modules.N``, in the order in which its
 constructor makes them; flax numbers the layers of each class in the order in which they are called. The two orders are

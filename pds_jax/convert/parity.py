@@ -1,4 +1,4 @@
-"""Running the network of another program beside ours, on the same weights and inputs."""
+"""Compare networks with those of other programs, on the same weights and inputs."""
 
 from __future__ import annotations
 

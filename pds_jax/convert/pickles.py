@@ -79,7 +79,7 @@ class OtherObject(PickledObject):
 
 @dataclasses.dataclass(frozen=True)
 class Function:
-    """A name that a pickle calls; ``call`` is ours."""
+    """A name that a pickle calls, and the function ``call`` that replaces it."""
 
     call: Callable[..., Any]
 

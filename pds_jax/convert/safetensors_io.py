@@ -110,7 +110,7 @@ def config_of(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
         raise ConversionError(f"{path} carries no configuration ({CONFIG}); give the one it was trained with")
     fields = files.read_json(file)
     if not isinstance(fields, dict) or not isinstance(fields.get("model"), dict):
-        raise ConversionError(f"{file} is not a configuration of ours; give the one the network was trained with")
+        raise ConversionError(f"{file} is not a configuration of pds_jax; give the one the network was trained with")
     return ml_collections.ConfigDict(_with_numbers(fields))
 
 

@@ -185,7 +185,7 @@ def from_source(value: np.ndarray, pair: Pair) -> np.ndarray:
 
 
 def to_source(flat: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-    """Leaves of the source from ours by path, the inverse of :func:`from_source`; in the order of the pairs."""
+    """Leaves of the source from Flax leaves by path, the inverse of :func:`from_source`; in the order of the pairs."""
     arrays: dict[str, np.ndarray] = {}
     for pair in pairs:
         value = flat[pair.target]

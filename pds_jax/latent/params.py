@@ -1,4 +1,4 @@
-"""Parameters of the latent networks, from files: names follow from ours, every leaf is accounted for."""
+"""Parameters of the latent networks, read from files: names follow from those of Flax, every leaf is checked."""
 
 from __future__ import annotations
 

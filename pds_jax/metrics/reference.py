@@ -1,7 +1,8 @@
-"""Reference statistics: our own files, which say how they were made, and those of other programs, which do not.
+"""Reference statistics, in files of pds_jax and of other programs.
 
-Ours is a .npz with ``mu``, ``sigma`` (so pytorch-fid and EDM read it too), ``n``, ``provenance`` (JSON) and, if asked
-for, ``features``. Read as well: ``mu, sigma`` of pytorch-fid and EDM, ``pool_3`` of score_sde.
+The format of pds_jax is a .npz with ``mu`` and ``sigma`` (so pytorch-fid and EDM read it too), ``n``, ``provenance``
+(JSON, how it was made) and optionally ``features``. ``mu, sigma`` of pytorch-fid and EDM and ``pool_3`` of score_sde
+are read too.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def save_reference(path: str | os.PathLike[str], reference: Reference) -> str:
 
 
 def load_reference(path: str | os.PathLike[str]) -> Reference:
-    """Read a reference file of ours, of pytorch-fid or EDM, or of score_sde.
+    """Read a reference file of pds_jax, pytorch-fid, EDM or score_sde.
 
     Args:
       path: .npz.

@@ -10,7 +10,7 @@ what else the machine does; figures are medians over the turns. The last line is
     pds_over_plain          (b) seconds with PDS over seconds without, at equal NFE, composed of parts timed apart:
                             1 + (steps with PDS - steps without) / (network + steps without), the steps being those of a
                             score that costs nothing. Ratios of whole runs, which are noisier, are in the table
-    network_over_diffusers  (c) seconds of diffusers' UNet2DModel over ours, same weights, same inputs, float32
+    network_over_diffusers  (c) seconds of diffusers' UNet2DModel over those of ncsnpp, same weights, inputs, float32
     scaling                 (d) images a second on n devices with n cores over n times those of one device with one
                             core; where there are fewer cores than devices, over those cores
     warm_over_cold          (e) seconds from process start to the first image: first start over second start
@@ -244,7 +244,7 @@ def measure_diffusers(batch: int, turns: int, quick: bool) -> dict[str, Any] | N
     seconds = in_turns({"ours": clock(lambda: ours(*placed)), "diffusers": clock(run_theirs)}, turns)
     return {
         "batch": batch,
-        "ours_ms_an_image": 1e3 * float(np.median(seconds["ours"])) / batch,
+        "flax_ms_an_image": 1e3 * float(np.median(seconds["ours"])) / batch,
         "diffusers_ms_an_image": 1e3 * float(np.median(seconds["diffusers"])) / batch,
         "relative_difference": difference,
         "torch_threads": torch.get_num_threads(),

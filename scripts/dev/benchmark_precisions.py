@@ -12,8 +12,8 @@ over the turns. The last line is JSON:
     images_per_second       of a whole PC run with PDS on all local devices, by network and precision
     mfu                     operations a second of the network's evaluation on one device (XLA's count) over those of a
                             large matrix product in the same precision
-    network_over_diffusers  seconds of diffusers' UNet2DModel over ours, same weights, inputs and device, by precision;
-                            empty where there was nothing to compare
+    network_over_diffusers  seconds of diffusers' UNet2DModel over those of ncsnpp, same weights, inputs, device and
+                            precision; empty where there was nothing to compare
     hardware                device and versions
 
 The table also has the rate over the data sheet's (devices in PEAKS), and the difference of the score from that in
@@ -379,7 +379,7 @@ def measure_diffusers(precisions: list[str], turns: int, quick: bool, until: flo
             us, them = seconds[f"ours {p}"], seconds[f"theirs {p}"]
             row = {
                 "precision": p, "batch": batch,
-                "ours_ms_an_image": 1e3 * float(np.median(us)) / batch,
+                "flax_ms_an_image": 1e3 * float(np.median(us)) / batch,
                 "diffusers_ms_an_image": 1e3 * float(np.median(them)) / batch,
                 "network_over_diffusers": statistics.median(them / us),
                 "diffusers_form": forms[p], "PyTorch": version,
