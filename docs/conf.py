@@ -5,7 +5,7 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from pds_jax.version import __version__  # noqa: E402
 
@@ -22,9 +22,11 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "typeset",
 ]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "substitution"]
+myst_dmath_allow_space = myst_dmath_allow_digits = False
 myst_heading_anchors = 3
 myst_substitutions = {"repository": REPOSITORY}
 
@@ -40,6 +42,7 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = f"pds_jax {__version__}"
+html_math_renderer = "katex"
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
 html_show_sphinx = False
