@@ -51,8 +51,8 @@ html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", 
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 
-# What lies outside docs/ (../README.md, ../checkpoints/...), and folders, are shown in the repository.
-_OUTSIDE = re.compile(r"\]\(\.\./((?!\.\./)[^)]+)\)")
+# What lies outside docs/ (../README.md, ../checkpoints/...), and folders, are shown in the repository; pictures are copied.
+_OUTSIDE = re.compile(r"\]\(\.\./((?!\.\./|[^)]*\.png\))[^)]+)\)")
 _FOLDER = re.compile(r"\]\((?!https?:|\.\./)([\w./-]+/)\)")
 _ENTRY = re.compile(r"^[a-z_]+(/[a-z_*]+)*$")
 _EQUATION = re.compile(r"^ {4}\S")
