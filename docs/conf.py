@@ -51,7 +51,7 @@ html_theme_options = {"source_repository": REPOSITORY, "source_branch": "main", 
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 
-# What lies outside docs/ (../README.md, ../checkpoints/...), and folders, are shown in the repository; pictures are copied.
+# What lies outside docs/ (../README.md, ../checkpoints/...), but for pictures, and folders are shown in the repository.
 _OUTSIDE = re.compile(r"\]\(\.\./((?!\.\./|[^)]*\.png\))[^)]+)\)")
 _FOLDER = re.compile(r"\]\((?!https?:|\.\./)([\w./-]+/)\)")
 _ENTRY = re.compile(r"^[a-z_]+(/[a-z_*]+)*$")

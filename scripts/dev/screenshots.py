@@ -4,7 +4,7 @@
     python scripts/dev/screenshots.py                                  every page at 390, 1366 and 1920 pixels
     python scripts/dev/screenshots.py --only=theory,results --out=runs/look     with screenshots, OUT/PAGE_WIDTH.png
 
-Prints a line a fault and returns 1 where there is one. Chromium is found as chromium, chromium-browser or google-chrome.
+Prints a line a fault (faults.js says what is one) and returns 1 where there is one. Chromium is found on PATH.
 """
 
 from __future__ import annotations
@@ -20,50 +20,28 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 WIDTHS = (390, 1366, 1920)
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe")
 
-FAULTS = r"""
-(async () => {
-  await document.fonts.ready;
-  const faults = [], width = document.documentElement.clientWidth;
-  const name = e => (e.tagName.toLowerCase() + " " + (e.getAttribute("src") || e.textContent)).slice(0, 70).replace(/\s+/g, " ");
-  const scrolls = e => { for (; e && !e.matches(".content"); e = e.parentElement)
-    if (["auto", "scroll"].includes(getComputedStyle(e).overflowX)) return true; return false; };
-  if (document.documentElement.scrollWidth > width) faults.push("the page is wider than the window");
-  const column = document.querySelector(".toc-drawer");
-  const right = Math.min(width, column && column.offsetParent && column.getBoundingClientRect().left > 0
-    ? column.getBoundingClientRect().left : width);
-  const out = [...document.querySelectorAll(".content *")].filter(e => {
-    const box = e.getBoundingClientRect();
-    return box.width && box.right > right + 1 && !e.closest(".katex-mathml, .katex svg, .headerlink, .visually-hidden") && !scrolls(e); });
-  for (const e of out.filter(e => !out.some(other => other !== e && e.contains(other)))) faults.push("cut at the right: " + name(e));
-  for (const e of document.images) if (!e.complete || !e.naturalWidth) faults.push("no picture: " + name(e));
-  for (const e of document.querySelectorAll(".math"))
-    if (!e.querySelector(".katex")) faults.push("formula not typeset: " + name(e));
-  for (const e of document.querySelectorAll(".katex-error")) faults.push("formula with an error: " + name(e));
-  const words = document.createTreeWalker(document.querySelector("article") || document.body, NodeFilter.SHOW_TEXT);
-  while (words.nextNode()) {
-    const e = words.currentNode;
-    if (/\$[^\s$][^$]*\$/.test(e.data) && !e.parentElement.closest("pre, code, .math, script")) faults.push("LaTeX in the text: " + e.data.slice(0, 70));
-  }
-  for (const e of document.querySelectorAll("code.literal span.pre"))
-    if (/^--?\w/.test(e.textContent) && e.getBoundingClientRect().height > 1.9 * parseFloat(getComputedStyle(e).fontSize) * 1.2
-        && e.textContent.length < 30) faults.push("flag on two lines: " + name(e));
-  return JSON.stringify(faults);
-})()
+# The protocol wants file descriptors 3 and 4.
+LAUNCH = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(high[0], 3)
+os.dup2(high[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
 """
+FAULTS = (pathlib.Path(__file__).parent / "faults.js").read_text()
 
 
 class Browser:
     """Chromium, told what to do through a pipe by the DevTools protocol."""
 
-    def __init__(self, process: subprocess.Popen[bytes], commands: int, answers: int):
-        self._process, self._commands = process, commands
-        self._answers = os.fdopen(answers, "rb", buffering=0)
+    def __init__(self, process: subprocess.Popen[bytes], commands: IO[bytes], answers: IO[bytes]):
+        self._process, self._commands, self._answers = process, commands, answers
         self._number, self._rest, self._session = 0, b"", ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -75,7 +53,7 @@ class Browser:
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
             message["sessionId"] = self._session
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        self._commands.write(json.dumps(message).encode() + b"\0")
         answer = self._wait(lambda got: got.get("id") == self._number)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
@@ -125,37 +103,39 @@ def browser() -> Iterator[Browser]:
     chromium = program()
     if chromium is None:
         raise FileNotFoundError(f"no {', '.join(PROGRAMS)} on PATH; for instance: apt-get install chromium")
-    theirs_in, commands = os.pipe()
-    answers, theirs_out = os.pipe()
+    reads, commands = os.pipe()
+    answers, writes = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        # The protocol wants file descriptors 3 and 4.
-        words = ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", chromium, *OPTIONS, f"--user-data-dir={profile}"]
-        process = subprocess.Popen(words, pass_fds=(theirs_in, theirs_out), stderr=subprocess.DEVNULL)
-        os.close(theirs_in)
-        os.close(theirs_out)
+        launch = [sys.executable, "-c", LAUNCH, str(reads), str(writes)]
+        words = [*launch, chromium, *OPTIONS, f"--user-data-dir={profile}"]
+        process = subprocess.Popen(words, pass_fds=(reads, writes), stderr=subprocess.DEVNULL)
+        os.close(reads)
+        os.close(writes)
         try:
-            yield Browser(process, commands, answers)
+            with os.fdopen(commands, "wb", buffering=0) as to, os.fdopen(answers, "rb", buffering=0) as back:
+                yield Browser(process, to, back)
         finally:
             process.terminate()
             process.wait()
-            os.close(commands)
 
 
-def faults(page: Browser, file: pathlib.Path, widths: tuple[int, ...], out: pathlib.Path | None, name: str) -> list[str]:
+def faults(
+    page: Browser, site: pathlib.Path, name: str, widths: tuple[int, ...] = WIDTHS, out: pathlib.Path | None = None
+) -> list[str]:
     """What is wrong with one page.
 
     Args:
       page: the browser.
-      file: HTML file.
+      site: folder that sphinx-build wrote.
+      name: of the page, without ".html".
       widths: of the window, in pixels.
       out: folder of screenshots, or None.
-      name: of the page.
 
     Returns:
       A line a fault.
     """
     found = []
-    page.open(file.resolve().as_uri())
+    page.open((site / f"{name}.html").resolve().as_uri())
     for width in widths:
         page.resize(width)
         found += [f"{name} at {width}: {fault}" for fault in json.loads(page.evaluate(FAULTS))]
@@ -165,17 +145,22 @@ def faults(page: Browser, file: pathlib.Path, widths: tuple[int, ...], out: path
     return found
 
 
+def pages(site: pathlib.Path) -> list[str]:
+    """Names of all pages, without ".html"."""
+    return sorted(str(path.relative_to(site).with_suffix("")) for path in site.rglob("*.html"))
+
+
 def main() -> int:
     """Look at what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--site", default="docs/_build", help="folder that sphinx-build wrote")
-    parser.add_argument("--only", default="", help="pages, separated by commas, for instance theory,api/sampling; default: all")
+    parser.add_argument("--only", default="", help="pages, for instance theory,api/sampling; default: all")
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)), help="of the window, in pixels")
     parser.add_argument("--out", default="", help="folder of screenshots; default: none are kept")
     args = parser.parse_args()
     site = pathlib.Path(args.site)
     names = [name for name in args.only.split(",") if name]
-    names = names or sorted(str(path.relative_to(site).with_suffix("")) for path in site.rglob("*.html"))
+    names = names or pages(site)
     missing = [name for name in names if not (site / f"{name}.html").is_file()]
     if missing or not names:
         parser.error(f"no pages {missing or '*.html'} in {site}; run: sphinx-build -W -q -b html docs {site}")
@@ -184,7 +169,7 @@ def main() -> int:
         out.mkdir(parents=True, exist_ok=True)
     widths = tuple(int(width) for width in args.widths.split(","))
     with browser() as page:
-        found = [fault for name in names for fault in faults(page, site / f"{name}.html", widths, out, name)]
+        found = [fault for name in names for fault in faults(page, site, name, widths, out)]
     print("\n".join([*found, f"{len(names)} pages at {len(widths)} widths: {len(found)} faults"]))
     return 1 if found else 0
 
