@@ -18,7 +18,7 @@ from pds_jax.convert.tree import ConversionError, Report
 from pds_jax.latent import layouts, schedule
 from pds_jax.latent.autoencoder import Autoencoder
 from pds_jax.latent.blocks import ATTENTION_BYTES, Dtype
-from pds_jax.latent.params import load_params, shapes_of
+from pds_jax.latent.params import load_params, shapes_of, to_device
 from pds_jax.latent.text import TextEncoder, load_text
 from pds_jax.latent.unet2d import UNet2D
 
@@ -128,6 +128,7 @@ def load_pipeline(
     unet_params, unet_report = load_params(
         folder / "unet", [DIFFUSERS_STEM], shapes_of(functools.partial(init_unet, unet)), variant=variant, dtype=dtype
     )
+    unet_params = to_device(unet_params)
     vae_params, vae_report = load_params(
         folder / vae_role,
         [DIFFUSERS_STEM],
@@ -135,13 +136,14 @@ def load_pipeline(
         variant=variant,
         dtype=dtype,
     )
+    vae_params = to_device(vae_params)
     reports = {"unet": unet_report, vae_role: vae_report, **({} if text is None else {"text_encoder": text.report})}
     return Pipeline(
         path=str(path),
         unet=unet,
-        unet_params=jax.device_put(unet_params),
+        unet_params=unet_params,
         autoencoder=autoencoder,
-        autoencoder_params=jax.device_put(vae_params),
+        autoencoder_params=vae_params,
         text=text,
         alpha_bar=alpha_bar,
         prediction=prediction,

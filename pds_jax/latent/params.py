@@ -102,6 +102,13 @@ def _without_positions(sources: dict[str, Leaf], report: Report) -> dict[str, Le
     return kept
 
 
+def to_device(tree: dict[str, Any]) -> dict[str, Any]:
+    """The parameters on the default device; leaf by leaf in place, so that two copies of the whole never exist."""
+    for name, value in tree.items():
+        tree[name] = to_device(value) if isinstance(value, dict) else jax.device_put(value).block_until_ready()
+    return tree
+
+
 def _cast(tree: dict[str, Any], dtype: Dtype) -> dict[str, Any]:
     """Leaf by leaf in place, so that two copies of the whole never exist."""
     for name, value in tree.items():

@@ -21,7 +21,7 @@ from pds_jax.io import files, npy
 from pds_jax.latent import layouts
 from pds_jax.latent.blocks import Dtype
 from pds_jax.latent.clip import ClipText
-from pds_jax.latent.params import load_params, shapes_of
+from pds_jax.latent.params import load_params, shapes_of, to_device
 from pds_jax.latent.tokenizer import ClipTokenizer, load_tokenizer
 from pds_jax.types import PdsError
 
@@ -151,4 +151,4 @@ def load_text(
     params, report = load_params(
         encoder, TRANSFORMERS_STEMS, shapes, prefix="text_model.", variant=variant, dtype=dtype
     )
-    return TextEncoder(words, model, jax.device_put(params), digest_of(params), report)
+    return TextEncoder(words, model, to_device(params), digest_of(params), report)
