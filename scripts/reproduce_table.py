@@ -268,6 +268,12 @@ def dry_run(table: Table) -> dict[str, Any]:
         }
         lines.append(line)
     print(quality.markdown(lines))
+    batch = _BATCH.value or min(assembly.MAX_BATCH, table.images)
+    for name, (_, _, weights, memory) in costs.items():
+        need = (weights + memory * -(-batch // len(parallel.devices()))) / 2**30
+        print(f"{name}: at most about {need:.1f} GiB on each device for {batch} images at once (--batch_size)")
+        if table.networks[name].note:
+            print(f"published: {table.networks[name].note}")
     total = {name: sum(line[name] for line in lines) for name in ("hours", "GB of PNG, at most")}
     print(f"In all: {total['hours']:.3g} hours at that rate, {total['GB of PNG, at most']:.3g} GB at most")
     return {"dry_run": True, "rows": lines, **total}

@@ -105,6 +105,26 @@ def test_without_weights_the_error_says_what_to_give_and_a_dry_run_needs_none(tm
     assert run(*words)["hours"] > 0
 
 
+# Billions of multiply-adds of an evaluation; Peebles and Xie 2023 (DiT) give 1120 for ADM at 256 pixels.
+@pytest.mark.parametrize(
+    ("name", "network", "billions"),
+    [
+        ("ffhq64", "edm", 40),
+        pytest.param("afhqv2", "edm", 40, marks=pytest.mark.slow),
+        pytest.param("imagenet64", "adm", 105, marks=pytest.mark.slow),
+        pytest.param("imagenet128", "adm", 300, marks=pytest.mark.slow),
+        pytest.param("imagenet256", "adm", 1120, marks=pytest.mark.slow),
+    ],
+)
+def test_a_dry_run_of_a_large_network_says_cost_and_memory(given, capsys, name, network, billions):
+    found = script.dry_run(given(table=name, images=1000))
+    rows = [row for row in found["rows"] if row["network"] == network]
+    assert {row["NFE"] for row in rows} == {250, 100, 40, 20} and {row["alpha"] for row in rows} == {"none", 5.0}
+    assert rows[0]["GFLOP an evaluation"] / 2 == pytest.approx(billions, rel=0.03)
+    said = capsys.readouterr().out
+    assert f"{network}: at most about" in said and "FID" in said and "64 images at once" in said
+
+
 def stand_in(place, module):
     """Random weights of a configuration's runlocal form, and statistics of random images."""
     config = importlib.import_module(module).get_config("runlocal")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pds_jax import assembly, statistics
-from pds_jax.bench import quality
+from pds_jax.bench import memory, quality
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.latent import GUIDANCE, digest, text_cache
 from pds_jax.data.image_files import open_images
@@ -61,7 +61,7 @@ def dry_run(table: CocoTable, checkpoint: str | None, rate: float) -> dict[str, 
       checkpoint: folder of a pipeline, or None.
       rate: floating-point operations a second.
     """
-    found = cost.of_folder(checkpoint)
+    found = cost.of_folder(checkpoint, memory.peak_bytes)
     lines: list[dict[str, Any]] = []
     for nfe, alpha in table.rows:
         operations = nfe * found.network + found.decoder
@@ -77,6 +77,10 @@ def dry_run(table: CocoTable, checkpoint: str | None, rate: float) -> dict[str, 
         )
     print(f"{table.images} captions a row; this machine multiplies at {rate / 1e12:.3g} TFLOP/s")
     print(quality.markdown(lines))
+    print(
+        f"Memory: {found.weights / 2**20:.0f} MiB of weights in float32, at most {found.memory / 2**20:.0f} MiB more "
+        "for an evaluation of one image with guidance"
+    )
     total = {name: sum(line[name] for line in lines) for name in ("hours", "GB of PNG, at most")}
     print(f"In all: {total['hours']:.3g} hours at that rate, {total['GB of PNG, at most']:.3g} GB at most")
     return {"dry_run": True, "rows": lines, **total}

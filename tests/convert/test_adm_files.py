@@ -149,6 +149,12 @@ def test_another_network_is_named(changes, message):
         convert.load_checkpoint(state_dict(UNETS[0]), config)
 
 
+def test_a_pooling_that_is_not_read_is_named():
+    settings = {**SETTINGS, "pool": "spatial_v2"}
+    with pytest.raises(PdsError, match="pool is 'spatial_v2', not one of attention, adaptive, spatial"):
+        adm.config_from_settings(settings, classifier=True)
+
+
 def test_attention_order_decides_the_result():
     """The same file in the wrong order loads, and computes something else: nothing in it could tell."""
     config, model, params = network(UNETS[0])

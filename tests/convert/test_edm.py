@@ -140,7 +140,7 @@ def replaced(tmp_path, old, new):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b"EDMPrecond\x94", b"PrecondEDM\x94", "class 'PrecondEDM'; known: EDMPrecond"),
+        (b"EDMPrecond\x94", b"PrecondEDM\x94", "class 'PrecondEDM'; known: EDMPrecond.*not those of EDM2"),
         (b"SongUNet\x94", b"MongUNet\x94", "class 'MongUNet'; known: SongUNet, DhariwalUNet"),
         (b"_load_from_bytes", b"_load_from_butes", "not on the list of names"),
         (b"\x8c\x03ema\x94", b"\x8c\x03net\x94", "no network 'ema'"),

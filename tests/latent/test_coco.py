@@ -5,6 +5,7 @@ import pytest
 from latent_cases import normal
 from test_clip_score import save_clip
 
+from pds_jax.bench.memory import peak_bytes
 from pds_jax.cli import coco
 from pds_jax.latent import cost
 from pds_jax.latent.statistics import latent_statistics
@@ -13,8 +14,10 @@ from pds_jax.types import PdsError
 
 def test_cost_of_stable_diffusion_1_is_about_the_known_one():
     """Its network is commonly given as 340 to 410 G multiply-adds at 64x64 latents, two operations each."""
-    found = cost.of_folder()
+    found = cost.of_folder(None, peak_bytes)
     assert 680e9 < found.network < 820e9 and found.image_bytes == 512 * 512 * 3
+    assert found.weights == 4 * (859_520_964 + 83_653_863)  # as diffusers counts the two
+    assert 200 << 20 < found.memory < 400 << 20  # compiled it takes 211 MiB: scripts/dev/latent_memory.py
 
 
 def test_a_dry_run_needs_no_weights(pipelines, tmp_path, capsys):
@@ -23,7 +26,8 @@ def test_a_dry_run_needs_no_weights(pipelines, tmp_path, capsys):
     found = coco.dry_run(table, str(folder), rate=1e9)
     assert [(row["NFE"], row["alpha"]) for row in found["rows"]] == [(4, "none"), (4, 5.0), (8, "none"), (8, 5.0)]
     assert found["hours"] == pytest.approx(sum(row["hours"] for row in found["rows"]))
-    assert "10 captions a row" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 captions a row" in said and "MiB of weights" in said
 
 
 @pytest.mark.slow
