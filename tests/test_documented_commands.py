@@ -78,6 +78,7 @@ def test_what_a_page_says_to_type_can_be_run_or_says_why_not(page):
     for item in documented.typed(page):
         if item.kind == documented.PYTHON:
             compile(item.text, item.title, "exec")
+            made |= {documented.saved_as(item), *re.findall(r'np\.save\("([^"]+)"', item.text)} - {None}
         elif "..." in item.text:
             assert item.reason, item.title
         else:
@@ -148,7 +149,11 @@ def test_a_page_runs_in_a_copy_and_says_what_failed(tmp_path, monkeypatch, capsy
     [
         ("pds_jax --mode=train --config=configs/photos.py --workdir=a", "configs/photos.py:runlocal"),
         ("pds_jax --mode=sample --seeds=1000-1255 --nfe=200", "--seeds=1000-1007 --nfe=50"),
-        ("scripts/train_own.sh my_images a image_size=32,n_iters=20000", "image_size=32,runlocal,n_iters=20"),
+        ("python scripts/fid.py calc --images=a --ref=b.npz", "--ref=b.npz --allow_fewer"),
+        (
+            "scripts/train_own.sh my_images runs/a image_size=32,n_iters=20000",
+            "runs/a runlocal,image_size=32,n_iters=20",
+        ),
         ("pds_jax --mode=sample --seeds=0-3 --nfe=40", "--seeds=0-3 --nfe=40"),
     ],
 )
@@ -157,7 +162,9 @@ def test_quick_asks_for_less(text, wanted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/getting_started.md", "docs/conditional.md", "docs/metrics.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/getting_started.md", "docs/conditional.md", "docs/metrics.md", "docs/recipes.md"]
+)
 def test_what_a_page_says_to_type_runs(page):
     program = [sys.executable, documented.__file__, f"--page={page}", "--quick"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT)

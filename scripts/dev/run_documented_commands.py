@@ -4,9 +4,10 @@
     python scripts/dev/run_documented_commands.py --page=README.md --page=docs/training.md --timeout=600
     python scripts/dev/run_documented_commands.py --quick
 
-Each page runs in a copy of the repository of its own, block after block, as printed; the Python blocks of a page are
-one session. Files that a page calls the reader's own (my_folder, my.pth, ...) are stand-ins, which are listed
-(documented_stand_ins.py). A block that cannot be run says so in the page's source, in a comment in front of it:
+Each page runs in a copy of the repository of its own, block after block, as printed. The Python blocks of a page are
+one session; one that begins with the name of a file, as "# my_steps.py", is saved there. Files that a page calls the
+reader's own (my_folder, my.pth, ...) are stand-ins of documented_stand_ins.py, and are listed.
+A block that cannot be run says so in the page's source, in a comment in front of it:
 
     <!-- not run: needs the official weights -->
     <!-- not run "bash scripts/check.sh": it is the test suite -->
@@ -27,6 +28,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,9 +37,10 @@ from collections.abc import Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SHELL, PYTHON = "shell", "python"
-PROGRAMS = ("pds_jax", "python", "pip", "bash", "sphinx-build", "tensorboard")
+PROGRAMS = ("pds_jax", "python", "pip", "bash", "sphinx-build", "tensorboard", "curl")
 _LANGUAGES = {"bash": SHELL, "console": SHELL, "sh": SHELL, "python": PYTHON}
 _MARK = re.compile(r'<!-- (?P<what>not run|only with --quick)(?: "(?P<words>[^"]+)")?: (?P<reason>.+?) -->$')
+_SAVED_AS = re.compile(r"# (\w+\.py)\n")
 _FENCE = re.compile(r"^( *)```+(.*)$")
 _INSTALLS = "changes this environment; --fresh makes one for it"
 
@@ -47,12 +50,15 @@ def _fewer(seeds: re.Match[str]) -> str:
     return f"--seeds={first}-{min(last, first + 7)}"
 
 
-# What --quick changes: pattern and what becomes of it.
+# What --quick changes: pattern and what becomes of it. Stand-ins of weights are of the small form of a network.
 _QUICK = (
     (r"(--mode=train.*--config=configs/[\w/]+\.py)(?=\s|$)", r"\1:runlocal"),
+    (r"(--config=configs/own\.py:|train_own\.sh \S+ \S+ )", r"\1runlocal,"),
+    (r"(configs/ve/cifar10_ncsnpp_continuous\.py)(?=\s)", r"\1:runlocal,data.image_size=32"),
+    (r"(?<=n_iters=)(\d+)000\b", r"\1"),
     (r"--seeds=(\d+)-(\d+)", _fewer),
-    (r"n_iters=\d{3,}", "runlocal,n_iters=20"),
     (r"--nfe=\d{3,}", "--nfe=50"),
+    (r"(fid\.py calc (?!.*--allow_fewer).*)", r"\1 --allow_fewer"),
 )
 
 
@@ -153,6 +159,12 @@ def _commands(text: str, line: int) -> Iterator[tuple[int, str]]:
             held = []
 
 
+def saved_as(item: Typed) -> str | None:
+    """Name of the file that a block of Python is, whose first line says so: ``# my_steps.py``."""
+    found = _SAVED_AS.match(item.text) if item.kind == PYTHON else None
+    return found[1] if found else None
+
+
 def quick(command: str) -> str:
     """A command with less to do."""
     for pattern, becomes in _QUICK:
@@ -251,10 +263,16 @@ def run_item(
     item: Typed, items: Sequence[Typed], options: Options, copy: pathlib.Path, env: dict[str, str], place: pathlib.Path
 ) -> bool:
     """Run one command or block; whether it ended well."""
-    if item.kind == PYTHON:
+    name = saved_as(item)
+    if name is not None:
+        (copy / name).write_text(item.text)
+        words = ["python", "-m", "py_compile", name]
+    elif item.kind == PYTHON:
         # The blocks before it again: the session of a reader still holds what they made.
         before = items[: items.index(item) + 1]
-        (place / "session.py").write_text("\n".join(block.text for block in before if block.kind == PYTHON))
+        (place / "session.py").write_text(
+            "\n".join(block.text for block in before if block.kind == PYTHON and not saved_as(block))
+        )
         words = ["python", str(place / "session.py")]
     else:
         text = quick(item.text) if options.quick else item.text
@@ -269,11 +287,14 @@ def _run(
 ) -> bool:
     start = time.perf_counter()
     with log.open("w") as file:
+        job = subprocess.Popen(words, cwd=copy, env=env, stdout=file, stderr=file, start_new_session=True)
         try:
-            code = subprocess.run(words, cwd=copy, env=env, stdout=file, stderr=file, timeout=timeout).returncode
+            code = job.wait(timeout)
             word = "ok" if code == 0 else f"FAILED ({code})"
         except subprocess.TimeoutExpired:
             word = "OVER TIME"
+            os.killpg(job.pid, signal.SIGKILL)  # and what it has started
+            job.wait()
     print(f"{word:<10}{time.perf_counter() - start:6.1f} s  {item.title}", flush=True)
     if word != "ok":
         print("\n".join(f"    {line}" for line in log.read_text().splitlines()[-12:]) + f"\n    {log}", flush=True)
