@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import os
 import pathlib
@@ -307,7 +308,9 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
     place = pathlib.Path(text)
     if not place.exists():
         hub = "; a model of the Hugging Face Hub is fetched by scripts/convert_checkpoint.py" * convert.is_hub_id(text)
-        raise PdsError(f"checkpoint {text!r} is neither a path that exists nor one of {list(SHIPPED)}{hub}")
+        near = difflib.get_close_matches(text, SHIPPED, 1)
+        hint = f"; did you mean {near[0]}?" if near else hub
+        raise PdsError(f"checkpoint {text!r} is neither a path that exists nor one of {list(SHIPPED)}{hint}")
     if (place / safetensors_io.MODEL).is_file() or place.name == safetensors_io.MODEL:
         return load_model(place, config, use_ema=use_ema)
     training = _training_state(place)

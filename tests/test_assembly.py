@@ -1,5 +1,6 @@
 """Plans: what is asked for is what runs, or is refused."""
 
+import numpy as np
 import pytest
 
 import pds_jax
@@ -53,6 +54,8 @@ def test_steps_are_reported_in_order_up_to_all_of_them_over_batches(digits):
     drawn = assembly.draw(digits, plan, range(3), batch_size=2, on_step=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (60, 60) and [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert drawn.pixels.dtype == "uint8" and drawn.pixels.shape == (3, 8, 8, 1)
+    without = assembly.draw(digits, plan, range(3), batch_size=2)
+    np.testing.assert_array_equal(drawn.images, without.images)
 
 
 def test_a_flat_m_has_a_gain_and_no_alpha():

@@ -1,4 +1,4 @@
-"""The wheel, built and used outside the tree; the metadata."""
+"""The source distribution and the wheel, built and used outside the tree; the metadata."""
 
 import pathlib
 import re
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 
 import yaml
 
@@ -14,6 +15,7 @@ from pds_jax.version import __version__
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = ("pds_jax", "configs", "checkpoints", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+SOURCES += ("CHANGELOG.md", "CITATION.cff")
 
 
 def run(*words, **options):
@@ -33,13 +35,18 @@ def test_a_configuration_is_found_beside_the_package_from_any_folder(tmp_path, m
     assert parse.with_installed_configs(["x", "--config=configs/photos.py"])[-1] == "--config=configs/photos.py"
 
 
-def test_the_wheel_samples_outside_the_tree(tmp_path):
+def test_the_source_distribution_makes_a_wheel_that_samples_outside_the_tree(tmp_path):
     tree, wheels, venv, out = (tmp_path / name for name in ("tree", "wheels", "venv", "out"))
     tree.mkdir()
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         copy(ROOT / name, tree / name)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, tree)
+    run(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", wheels, cwd=tree)
+    (source,) = wheels.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "CHANGELOG.md", "CITATION.cff", "README.md", "checkpoints/photos/model.safetensors"} <= inside
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", wheels, source)
     (wheel,) = wheels.glob("*.whl")
     assert __version__ in wheel.name
     run(sys.executable, "-m", "venv", "--without-pip", venv)

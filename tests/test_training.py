@@ -43,9 +43,11 @@ def compile_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A training of 12 steps in one go."""
+    """A training of 12 steps in one go, which notes what on_log is told."""
     workdir = tmp_path_factory.mktemp("whole")
-    training.train(tiny.get_config(), str(workdir))
+    told = []
+    training.train(tiny.get_config(), str(workdir), on_log=lambda step, values: told.append({"step": step, **values}))
+    (workdir / "told.json").write_text(json.dumps(told))
     return workdir
 
 
@@ -55,6 +57,15 @@ def test_training_leaves_what_it_promises(whole):
     assert (whole / "config.json").is_file() and (whole / "statistics.npz").is_file()
     assert list((whole / "tensorboard").glob("events*"))
     assert checkpoints.TrainingFolder(whole / "checkpoints", create=False).steps() == [8, 12]
+
+
+def test_on_log_is_told_what_the_log_says(whole):
+    """That it changes nothing, the interrupted training shows, which has none."""
+    rows = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    told = json.loads((whole / "told.json").read_text())
+    assert len(told) == len(rows) >= 2
+    for row, values in zip(rows, told, strict=True):
+        assert values == pytest.approx(row, rel=1e-3) and values["step"] == row["step"]
 
 
 def test_the_step_is_traced_once(tmp_path):

@@ -497,7 +497,9 @@ def define(values: flags.FlagValues = flags.FLAGS) -> None:
         if flag.kind == "override":
             continue  # parse.py takes them off the command line
         if flag.kind == "config":
-            config_flags.DEFINE_config_file(flag.name, None, flag.help, lock_config=False, flag_values=values)
+            # It would look for overrides in sys.argv by itself, and refuse those before --config.
+            words = {"lock_config": False, "flag_values": values, "sys_argv": []}
+            config_flags.DEFINE_config_file(flag.name, None, flag.help, **words)
         else:
             kinds: dict[Any, Any] = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float}
             kinds.get(flag.kind, flags.DEFINE_string)(flag.name, None, **words)

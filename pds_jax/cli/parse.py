@@ -55,7 +55,10 @@ def read(words: Sequence[str], values: absl_flags.FlagValues) -> list[tuple[str,
         raise PdsError(f"unexpected words {rest[1:]}; every option starts with --")
     for flag in flags.table():
         if isinstance(flag.kind, tuple) and values[flag.name].value not in (None, *flag.kind):
-            raise PdsError(f"--{flag.name}={values[flag.name].value}: use one of {'|'.join(flag.kind)}")
+            given = str(values[flag.name].value)
+            near = difflib.get_close_matches(given, flag.kind, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise PdsError(f"--{flag.name}={given}: use one of {'|'.join(flag.kind)}{hint}")
     for name, value in (("mode", "|".join(flags.MODES)), ("workdir", "FOLDER")):
         if values[name].value is None:
             raise PdsError(f"--{name} is missing: type --{name}={value}, for example\n  {EXAMPLE}")

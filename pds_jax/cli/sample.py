@@ -216,7 +216,8 @@ def make(
             config=plan.config.to_dict(),
             **(facts or {}),
         )
-    print(f"Grid: {path}\nManifest: {folder.manifest_path}\n{len(seeds)} images: {folder.folder}")
+    images_of = "1 image" if len(seeds) == 1 else f"{len(seeds)} images"
+    print(f"Grid: {path}\nManifest: {folder.manifest_path}\n{images_of}: {folder.folder}")
     return folder
 
 

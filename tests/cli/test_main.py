@@ -101,6 +101,7 @@ def test_help_is_printed(monkeypatch, capsys):
         (["--sed=1"], "Unknown command line flag 'sed'; did you mean --seeds?"),
         (["--corector=none"], "did you mean --corrector?"),
         (["--nef=40"], "did you mean --nfe?"),
+        (["--precision=float23"], "did you mean float32?"),
         (["--nosuchthing"], "Unknown command line flag 'nosuchthing'"),
         (["--mode=fly", "--workdir=x"], "sample|train"),
         (["photos"], "unexpected words ['photos']"),
@@ -165,6 +166,13 @@ def test_a_field_that_cannot_be_set_is_named(override, wanted):
     with pytest.raises(PdsError) as refusal:
         found.configuration()
     assert wanted in str(refusal.value)
+
+
+def test_a_field_may_be_set_before_the_file_is_named(monkeypatch):
+    """ml_collections reads sys.argv by itself, and refused this order."""
+    words = [*SAMPLE, "--config.sampling.snr=0.1", f"--config={ROOT}/configs/photos.py"]
+    monkeypatch.setattr("sys.argv", ["pds_jax", *words])
+    assert options(*words).configuration().sampling.snr == 0.1
 
 
 def test_fields_are_set_with_and_without_a_file(tmp_path):
