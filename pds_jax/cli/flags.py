@@ -12,11 +12,11 @@ MODULE = "pds_jax.main"
 TASKS = {
     "sample": "Draw images from a trained model.",
     "train": "Train a network; the same command resumes an interrupted training.",
-    "eval": "Loss, bits per dimension and FID of a training's checkpoints.",
-    "inpaint": "Find the hidden part of images.",
-    "colorize": "Find the colours of gray images.",
-    "super_resolution": "Find images from small ones.",
-    "deblur": "Find images from blurred ones.",
+    "eval": "Compute loss, bits per dimension and FID for the checkpoints of a training.",
+    "inpaint": "Fill in the unknown part of images.",
+    "colorize": "Add colours to gray images.",
+    "super_resolution": "Enlarge small images.",
+    "deblur": "Sharpen blurred images.",
     "class_conditional": "Draw images of given classes.",
 }
 MODES = tuple(TASKS)
@@ -33,13 +33,13 @@ class Flag:
 
     Attributes:
       name: without the dashes.
-      kind: str, int, float, bool, "config", or a tuple of the values it may have.
-      help: what it does, one sentence or two.
-      value: what stands for its value in the help, e.g. "FOLDER".
-      default: of the flag, for the help; None where the program or the configuration decides.
+      kind: str, int, float, bool, "config", or a tuple of allowed values.
+      help: one or two sentences.
+      value: placeholder for its value in the help, e.g. "FOLDER".
+      default: default value, for the help; None if the program or the configuration decides.
       field: field of the configuration that it sets, e.g. "sampling.snr"; "" for an option of the run itself.
-      otherwise: what happens when it is not given, where neither default nor field says so.
-      modes: that use it; given with another, it is refused.
+      otherwise: default in words, if neither default nor field gives it.
+      modes: tasks that use it; other tasks refuse it.
     """
 
     name: str
@@ -60,12 +60,12 @@ class Flag:
 # "config" is a configuration file, for ml_collections to load.
 GROUPS: dict[str, tuple[Flag, ...]] = {
     "Every task": (
-        Flag("mode", MODES, "What to do, see above. Required.", "TASK"),
-        Flag("workdir", str, "Folder of the run; everything is written below it. Required.", "FOLDER"),
+        Flag("mode", MODES, "Task, see above. Required.", "TASK"),
+        Flag("workdir", str, "Folder of the run; all files are written there. Required.", "FOLDER"),
         Flag(
             "eval_folder",
             str,
-            "Folder below workdir for this run's images.",
+            "Subfolder of workdir for the images of this run.",
             "NAME",
             otherwise="samples",
             modes=_SAMPLES,
@@ -77,8 +77,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             str,
             "Trained model: fashion, photos, digits, a folder with model.safetensors, a training workdir, or an "
             "original file of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable Diffusion "
-            "1 and 2 too), EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a whole state of score_sde or "
-            "score_sde_pytorch to go on from.",
+            "1 and 2 too), EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a full training state of "
+            "score_sde or score_sde_pytorch to continue from.",
             "NAME|PATH",
             otherwise="the training in workdir",
             modes=(*_SAMPLES, "train"),
@@ -88,20 +88,20 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "config",
             "Configuration, e.g. configs/ve/cifar10_ncsnpp_continuous.py.",
             "FILE.py",
-            otherwise="the one that lies with the weights",
+            otherwise="the one saved with the weights",
         ),
         Flag(
             "config.section.field",
             "override",
             "Set any field of the configuration, e.g. --config.eval.num_samples=1000; also without --config.",
             "VALUE",
-            otherwise="as it is there",
+            otherwise="the value in the configuration",
         ),
         Flag(
             "plugin",
             str,
-            "Your Python file that registers predictors, correctors, SDEs or networks, which then have names here; "
-            "several with commas between.",
+            "Your Python file that registers predictors, correctors, SDEs or networks, to use them by name; separate "
+            "several files by commas.",
             "FILE.py",
             otherwise="none",
         ),
@@ -114,9 +114,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
     ),
     "Which images": (
-        Flag("seeds", str, "Which images: one per seed, e.g. 0-63 or 0-7,12,20-29.", "LIST", "0-15", modes=_LABELLED),
+        Flag("seeds", str, "One image per seed, e.g. 0-63 or 0-7,12,20-29.", "LIST", "0-15", modes=_LABELLED),
         Flag(
-            "batch_size", int, "Images at once.", "COUNT", otherwise="the number of seeds, at most 64", modes=_SAMPLES
+            "batch_size", int, "Images per batch.", "COUNT", otherwise="the number of seeds, at most 64", modes=_SAMPLES
         ),
     ),
     "PDS": (
@@ -124,7 +124,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "alpha",
             str,
             "Strength of M: a number above 1 (the papers use 5; larger is weaker), auto (from the number of steps), "
-            "tune (by the spectrum of a few samples), or inf for no PDS.",
+            "tune (from the spectrum of a few samples), or inf, which turns PDS off.",
             "NUMBER|auto|tune|inf",
             field="pds.alpha",
             modes=_SAMPLES,
@@ -132,18 +132,18 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "filters",
             ("freq", "space", "both", "flat"),
-            "Which filters of the statistics M has; flat is M = c I with c of --gain, without statistics or alpha.",
+            "Filters of M: R (freq), A (space) or both; flat is M = c I, c from --gain, without statistics or alpha.",
             field="pds.filters",
             modes=_SAMPLES,
         ),
-        Flag("recipe", ("ijcv2025", "eccv2022"), "How statistics become filters.", field="pds.recipe", modes=_SAMPLES),
+        Flag("recipe", ("ijcv2025", "eccv2022"), "Formula for the filters.", field="pds.recipe", modes=_SAMPLES),
         Flag(
             "statistics",
             str,
             "Statistics of the data, made by scripts/make_statistics.py.",
             "FILE.npz",
             field="pds.statistics",
-            otherwise="the checkpoint's own",
+            otherwise="those saved with the checkpoint",
             modes=_SAMPLES,
         ),
         Flag(
@@ -165,17 +165,24 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "radius",
             float,
-            "Filter without data: radius in DFT bins; give --lam too.",
+            "Filter without data: radius in DFT bins, for instance a tenth of the height; needs --lam.",
             "BINS",
             field="pds.r",
             modes=_SAMPLES,
         ),
         Flag("gain", float, "c of --filters=flat, for instance 1.15.", "GAIN", field="pds.gain", modes=_SAMPLES),
-        Flag("lam", float, "Filter without data: gain outside the radius.", "GAIN", field="pds.lam", modes=_SAMPLES),
+        Flag(
+            "lam",
+            float,
+            "Filter without data: gain outside the radius, e.g. 1.6.",
+            "GAIN",
+            field="pds.lam",
+            modes=_SAMPLES,
+        ),
         Flag(
             "solenoidal",
             float,
-            "Strength of the skew-symmetric drift S beside M M^T; 0 for none.",
+            "Strength of the skew-symmetric drift S that is added to M M^T; 0 for none.",
             "NUMBER",
             field="pds.solenoidal",
             modes=_SAMPLES,
@@ -183,14 +190,14 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "variant",
             ("paper", "exact"),
-            "The papers' drift, or the one without bias (docs/theory.md).",
+            "Drift of the papers, or the one without bias (docs/theory.md).",
             field="sampling.variant",
             modes=_SAMPLES,
         ),
         Flag(
             "prior",
             ("standard", "matched"),
-            "Start from noise, or from noise plus the data's mean and spectrum.",
+            "Start from noise, or from noise with the data's mean and spectrum.",
             field="sampling.prior",
             modes=_SAMPLES,
         ),
@@ -199,9 +206,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "nfe",
             int,
-            "Network evaluations an image, rounded down to whole iterations; or give --speed_up.",
+            "Network evaluations per image, rounded down to whole iterations; use this or --speed_up.",
             "COUNT",
-            otherwise="by speed_up",
+            otherwise="from speed_up",
             modes=_SAMPLES,
         ),
         Flag(
@@ -215,8 +222,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "predictor",
             str,
-            "reverse_diffusion, euler_maruyama, ancestral_sampling, none, ddim, heun, dpmpp_2m, ...: "
-            "docs/how_to_choose.md.",
+            "reverse_diffusion, euler_maruyama, ancestral_sampling, none, ddim, heun, dpmpp_2m, ...; all are in "
+            "docs/how_to_choose.md. auto chooses one.",
             "NAME",
             field="sampling.predictor",
             modes=_SAMPLES,
@@ -234,7 +241,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "solver_options",
             str,
-            "Options of the predictor and the grid by their names, e.g. order=2,form=bh1,rho=5: docs/how_to_choose.md.",
+            "Options of the predictor and the grid, e.g. order=2,form=bh1,rho=5; see docs/how_to_choose.md.",
             "NAME=VALUE,...",
             field="sampling.solver_options",
             modes=_SAMPLES,
@@ -242,27 +249,32 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "method",
             ("pc", "ode"),
-            "Predictor and corrector, or an adaptive solver of the probability flow, which chooses its steps itself.",
+            "Predictor and corrector, or an adaptive solver of the probability flow, which chooses its own steps.",
             field="sampling.method",
             modes=_SAMPLES,
         ),
         Flag("snr", float, "Signal-to-noise ratio of the corrector.", "RATIO", field="sampling.snr", modes=_SAMPLES),
         Flag(
-            "n_steps_each", int, "Corrector steps an iteration.", "COUNT", field="sampling.n_steps_each", modes=_SAMPLES
+            "n_steps_each",
+            int,
+            "Corrector steps per iteration.",
+            "COUNT",
+            field="sampling.n_steps_each",
+            modes=_SAMPLES,
         ),
         Flag(
             "norm",
             ("sample", "batch"),
-            "Langevin step from each image's norms, or from their mean over the batch as the originals do.",
+            "Langevin step size from the norms of each image, or from their mean over the batch, as in score_sde.",
             field="sampling.norm",
             modes=_SAMPLES,
         ),
     ),
-    "Images of which something is known": (
+    "Conditional sampling": (
         Flag(
             "images",
             str,
-            "What is given: a folder, an image, .zip, .npz or .npy, or test:COUNT for test images of the model's data.",
+            "Given images: a folder, an image, .zip, .npz or .npy, or test:COUNT for test images of the model's data.",
             "PATH",
             otherwise="none; required by inpaint, colorize, super_resolution and deblur",
             modes=_GIVEN,
@@ -270,30 +282,30 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "originals",
             bool,
-            "The images are whole: take the measurement from them, and show them beside the results.",
+            "The images are complete: compute the measurement from them, and show them beside the results.",
             default=False,
             modes=_GIVEN,
         ),
         Flag(
             "resize_images",
             bool,
-            "Crop images to their central part and resize it to what is needed; for train: data.resize.",
+            "Crop the centre of images and resize it to the model's size; for train: data.resize.",
             default=False,
             modes=("train", *_GIVEN),
         ),
         Flag(
             "convert_images",
             bool,
-            "Bring images to the model's channels: transparency on white, palettes, gray, CMYK, 16 bits; for train: "
+            "Convert images to the model's channels: transparency on white, palettes, gray, CMYK, 16 bits; for train: "
             "data.convert_images.",
             default=False,
             modes=("train", *_GIVEN),
         ),
-        Flag("per_image", int, "Results for each image given.", "COUNT", otherwise="1", modes=_GIVEN),
+        Flag("per_image", int, "Results per given image.", "COUNT", otherwise="1", modes=_GIVEN),
         Flag(
             "mask",
             str,
-            "For inpaint: white where pixels are known, black where they are to be found.",
+            "For inpaint: white where pixels are known, black where they are filled in.",
             "FILE",
             otherwise="none; required by inpaint",
             modes=("inpaint",),
@@ -301,7 +313,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "factor",
             int,
-            "For super_resolution: how many times more pixels a side.",
+            "For super_resolution: factor by which width and height grow.",
             "COUNT",
             otherwise="2",
             modes=("super_resolution",),
@@ -309,7 +321,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "blur_sigma",
             float,
-            "For deblur: deviation of the Gaussian blur in pixels.",
+            "For deblur: standard deviation of the Gaussian blur in pixels.",
             "PIXELS",
             otherwise="1",
             modes=("deblur",),
@@ -317,8 +329,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "labels",
             str,
-            "Class of each image, e.g. 3 or 0-9, over and over; random or none for a network that was trained with "
-            "classes, which needs them.",
+            "Class of each image, e.g. 3 or 0-9, repeated as needed; or random or none, for a network trained with "
+            "classes.",
             "LIST|random|none",
             otherwise="none; required by class_conditional",
             modes=_MAKES,
@@ -326,16 +338,16 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "guidance",
             float,
-            "For sample: weight of classifier-free guidance, which doubles the evaluations; 1 is none. Else the weight "
-            "of the gradient of what is given; 0 only puts known parts in place, which is cheaper and biased.",
+            "For sample: weight of classifier-free guidance, which doubles the evaluations; 1 turns it off. For other "
+            "tasks: weight of the gradient of the measurement; 0 only pins known parts, which is cheaper and biased.",
             "WEIGHT",
-            otherwise="1, with a text 7.5",
+            otherwise="1; with a prompt 7.5",
             modes=_MAKES,
         ),
         Flag(
             "guidance_interval",
             str,
-            "Guide between these noise levels only, in the range of the model's images.",
+            "Guide only between these noise levels, in the range of the model's images.",
             "LOW,HIGH",
             otherwise="everywhere",
             modes=("sample",),
@@ -343,8 +355,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "classifier",
             str,
-            "Classifier of noisy images that guides to the labels, in place of classifier-free guidance or beside it: "
-            "guided-diffusion's (.pt) or a folder with model.safetensors.",
+            "Classifier of noisy images that guides to the labels, with or without classifier-free guidance: a file of "
+            "guided-diffusion (.pt) or a folder with model.safetensors.",
             "PATH",
             otherwise="none",
             modes=("sample",),
@@ -354,7 +366,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "config",
             "Configuration of the classifier, e.g. configs/adm/classifier256.py.",
             "FILE.py",
-            otherwise="the one that lies with its weights",
+            otherwise="the one saved with its weights",
             modes=("sample",),
         ),
         Flag(
@@ -367,45 +379,45 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         ),
     ),
     "Text to image": (
-        Flag("prompt", str, "A text for all seeds.", "TEXT", otherwise="none", modes=("sample",)),
+        Flag("prompt", str, "Prompt for all seeds.", "TEXT", otherwise="none", modes=("sample",)),
         Flag(
             "prompts",
             str,
-            "A text for each seed: a prompt a line, a JSON list, or COCO's annotations; seed i takes prompt i.",
+            "Prompts in a file: one per line, a JSON list, or COCO annotations; seed i uses prompt i.",
             "FILE",
             otherwise="none",
             modes=("sample",),
         ),
-        Flag("negative_prompt", str, "Text to guide away from.", "TEXT", otherwise="empty", modes=("sample",)),
+        Flag("negative_prompt", str, "Prompt to guide away from.", "TEXT", otherwise="empty", modes=("sample",)),
         Flag(
             "image_size",
             str,
-            "Pixels of an image, of a side or HEIGHTxWIDTH.",
+            "Size of an image in pixels: one number, or HEIGHTxWIDTH.",
             "PIXELS",
-            otherwise="what the network was trained at",
+            otherwise="the size of training",
             modes=("sample",),
         ),
         Flag(
             "decode_tile",
             int,
-            "Decode images in overlapping tiles of so many latents a side, 64 for instance: less memory.",
+            "Decode images in overlapping tiles with this many latents per side, e.g. 64, to save memory.",
             "COUNT",
             otherwise="whole images",
             modes=("sample",),
         ),
     ),
-    "Judging": (
+    "Evaluation": (
         Flag(
             "extractor",
             ("inception", "fashion", "digits", "patches", "pixels"),
-            "What makes the features of FID and related metrics.",
-            otherwise="fashion, digits and patches for the shipped fashion, digits and photos, else inception",
+            "Features for FID and related metrics.",
+            otherwise="fashion, digits and patches for the included fashion, digits and photos, else inception",
             modes=("eval",),
         ),
         Flag(
             "inception_weights",
             str,
-            "The Inception network of FID, the file of pytorch-fid; it is never downloaded.",
+            "Inception weights for FID, the file of pytorch-fid; never downloaded.",
             "FILE",
             otherwise="$PDS_INCEPTION, else torch's cache",
             modes=("eval",),
@@ -413,32 +425,32 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "ref",
             str,
-            "Statistics of the reference images: of scripts/fid.py, pytorch-fid, EDM or score_sde.",
+            "Statistics of the reference images, from scripts/fid.py, pytorch-fid, EDM or score_sde.",
             "FILE.npz",
-            otherwise="made from the training data",
+            otherwise="computed from the training data",
             modes=("eval",),
         ),
         Flag(
             "metrics",
             str,
-            "Some of fid,kid,is,pr,dc.",
+            "Any of fid,kid,is,pr,dc.",
             "LIST",
-            otherwise="fid, kid and is where they can be had",
+            otherwise="fid, kid and is, if available",
             modes=("eval",),
         ),
         Flag(
             "allow_fewer",
             bool,
-            "Accept an FID of fewer than 50000 images; the count is printed.",
+            "Allow FID with fewer than 50000 images; the number is printed.",
             default=False,
             modes=("eval",),
         ),
         Flag(
             "eval_images",
             int,
-            "Most images of the data for loss and bits/dim.",
+            "Largest number of data images for loss and bits/dim.",
             "COUNT",
-            otherwise="all, 4096 of a data set without end",
+            otherwise="all; 4096 of an infinite data set",
             modes=("eval",),
         ),
     ),
@@ -446,13 +458,13 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "precision",
             ("float32", "tf32", "bfloat16"),
-            "What the network computes in; weights and the sampler's state are always float32.",
+            "Precision of the network; weights and the sampler's state are always float32.",
             default="float32",
         ),
         Flag(
             "max_batch",
             str,
-            "Most images at once where --batch_size is not given; auto halves them when memory runs out.",
+            "Largest batch if --batch_size is not given; auto halves it when memory runs out.",
             "COUNT|auto",
             otherwise="64",
             modes=_MAKES,
@@ -460,7 +472,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "shard",
             str,
-            "Make only the i-th of n shares of the images; the last shard to end merges.",
+            "Make only the i-th of n shares of the images; the last shard to finish merges them.",
             "i/n",
             otherwise="all",
             modes=_MAKES,
@@ -468,12 +480,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "coordinator",
             str,
-            "Run with other processes: address of the first one (docs/scale.md).",
+            "Run with other processes: address of the first (docs/scale.md).",
             "HOST:PORT",
-            otherwise="$PDS_JAX_COORDINATOR; $PDS_JAX_DISTRIBUTED=1 asks the cluster",
+            otherwise="$PDS_JAX_COORDINATOR; with $PDS_JAX_DISTRIBUTED=1, from the cluster",
         ),
-        Flag("num_processes", int, "How many processes.", "COUNT", otherwise="$PDS_JAX_NUM_PROCESSES"),
-        Flag("process_id", int, "Which of them this is, from 0.", "INDEX", otherwise="$PDS_JAX_PROCESS_ID"),
+        Flag("num_processes", int, "Number of processes.", "COUNT", otherwise="$PDS_JAX_NUM_PROCESSES"),
+        Flag("process_id", int, "Index of this process, from 0.", "INDEX", otherwise="$PDS_JAX_PROCESS_ID"),
         Flag(
             "cache_dir",
             str,

@@ -1,4 +1,4 @@
-"""What ``pds_jax --help`` and ``pds_jax --mode=TASK --help`` print."""
+"""The text of ``pds_jax --help`` and ``pds_jax --mode=TASK --help``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ WIDTH = 100
 _MIXED = ("Every task", "Model", "Machine")
 
 EXAMPLES = """\
-  The shipped photos network, 16 images, 100 network evaluations each, with PDS:
+  Sample the included photos network with PDS, 16 images, 100 network evaluations each:
     pds_jax --mode=sample --checkpoint=photos --workdir=runs/photos --seeds=0-15 --nfe=100 --alpha=5
-  The same without PDS, to compare:
+  The same seeds without PDS, to compare:
     pds_jax --mode=sample --checkpoint=photos --workdir=runs/photos --eval_folder=plain --seeds=0-15 --nfe=100
-  An official checkpoint and the masks of the released PDS code:
+  Sample an official checkpoint with the masks of the released PDS code:
     pds_jax --mode=sample --config=configs/ve/cifar10_ncsnpp_continuous.py --checkpoint=checkpoint_26 \\
       --workdir=runs/cifar10 --speed_up=20 --freq_mask_path=freq.npy --space_mask_path=space.npy --norm=batch
-  Digits of given classes; find the hidden part of images (white in the mask is known):
+  Sample digits of given classes; fill in the unknown part of images (known pixels are white in the mask):
     pds_jax --mode=class_conditional --checkpoint=digits --workdir=runs/digits --seeds=0-9 --labels=0-9
     pds_jax --mode=inpaint --checkpoint=photos --workdir=runs/photos --images=my_images --mask=my_mask.png
-  Train; loss, bits per dimension and sample quality of its checkpoints; sample the newest:
+  Train; evaluate the checkpoints; sample the newest:
     pds_jax --mode=train --config=configs/photos.py --workdir=runs/train
     pds_jax --mode=eval --workdir=runs/train --metrics=fid,kid
     pds_jax --mode=sample --workdir=runs/train --nfe=100 --alpha=5"""
@@ -31,10 +31,10 @@ EXAMPLE = EXAMPLES.splitlines()[1].strip()
 def help_text(mode: str | None = None) -> str:
     """The help of a task, or of all."""
     parts = [
-        "pds_jax: sample score-based generative models with and without preconditioning (PDS), judge and train them.",
+        "pds_jax: sample, train and evaluate score-based generative models, with and without preconditioning (PDS).",
         "Usage: pds_jax --mode=TASK --workdir=FOLDER [flags]\n"
         "       pds_jax --mode=TASK --help     the flags of one task\n"
-        "       pds_jax doctor                 versions, devices, cache, and a test of a second",
+        "       pds_jax doctor                 versions, devices, cache, and a one-second self-test",
     ]
     if mode is None:
         tasks = "\n".join(f"  {name:<18} {text}" for name, text in TASKS.items())
@@ -47,8 +47,8 @@ def help_text(mode: str | None = None) -> str:
             common = MODES if mode or name in _MIXED else max((flag.modes for flag in group), key=len)
             parts.append("\n".join([f"{name}{_users(common)}:", *(_entry(flag, common, mode) for flag in shown)]))
     parts.append(
-        "A default [section.field] is the configuration's. PDS is off unless --alpha, a mask or --radius is given.\n"
-        "A flag that the task does not use is refused. The last lines printed say where the results are."
+        "A default [section.field] is that of the configuration. PDS is off without --alpha, a mask or --radius.\n"
+        "A flag that the task does not use is an error. The last lines of output say where the results are."
     )
     return "\n\n".join(parts) + "\n"
 
