@@ -22,6 +22,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+_TICKS_APART = 0.25  # inches: nearer labels would lie on each other
+
+
 def _pyplot() -> Any:
     # Imported here: the sampling path must not pay for matplotlib.
     import matplotlib
@@ -125,10 +128,7 @@ def curves(
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.set_title(title)
-    if len(lines) > 6:  # beside the axes, since it would lie on the curves
-        axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    else:
-        axis.legend(fontsize=9)
+    axis.legend(fontsize=9, loc="center left", bbox_to_anchor=(1.01, 0.5))
     save(figure, path)
 
 
@@ -175,11 +175,13 @@ def bands(
 
 def _plain_ticks(axis: Any, places: set[float], logx: bool = True, logy: bool = True) -> None:
     """Ticks of logarithmic axes as plain numbers, those of the horizontal one at the points where they fit."""
-    ticks: list[float] = []
-    for x in sorted(places, reverse=True):
-        if not ticks or not logx or ticks[-1] / x > 1.12:  # nearer ones would lie on each other
-            ticks.append(x)
-    if logx and len(ticks) <= 12:  # more labels would lie on each other
+    if logx:
+        inches = axis.get_window_extent().width / axis.figure.dpi
+        apart = (max(places) / min(places)) ** (_TICKS_APART / inches)
+        ticks: list[float] = []
+        for x in sorted(places, reverse=True):
+            if not ticks or ticks[-1] / x > apart:
+                ticks.append(x)
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks], rotation=45 if len(ticks) > 8 else 0)
         axis.set_xticks([], minor=True)
     if logy:
@@ -246,7 +248,7 @@ def radial_mean(power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def filters(freq: np.ndarray | None, space: np.ndarray | None, path: str | os.PathLike[str], title: str = "") -> None:
-    """The filters of M as maps: R over frequencies (zero frequency in the centre) and A over pixels.
+    """The filters of M as maps in one scale of colours: R over frequencies (zero in the centre) and A over pixels.
 
     Args:
       freq: (H, W, C) filter R on the full plane, or None.
@@ -255,17 +257,21 @@ def filters(freq: np.ndarray | None, space: np.ndarray | None, path: str | os.Pa
       title: above everything.
     """
     plt = _pyplot()
-    maps = {
-        "R (frequency)": None if freq is None else np.fft.fftshift(np.asarray(freq), axes=(0, 1)),
-        "A (pixels)": None if space is None else np.asarray(space),
-    }
-    shown = {name: value for name, value in maps.items() if value is not None}
-    figure, axes = plt.subplots(1, max(1, len(shown)), figsize=(4.6 * max(1, len(shown)), 4), squeeze=False)
-    for axis, (name, value) in zip(axes[0], shown.items(), strict=False):
-        image = axis.imshow(value.mean(axis=-1), cmap="viridis")
-        axis.set_title(name)
+    maps = {} if freq is None else {"R (frequency)": np.fft.fftshift(np.asarray(freq), axes=(0, 1)).mean(axis=-1)}
+    maps |= {} if space is None else {"A (pixel)": np.asarray(space).mean(axis=-1)}
+    figure, axes = plt.subplots(
+        1, max(1, len(maps)), figsize=(4.2 * max(1, len(maps)) + 0.6, 4), squeeze=False, layout="constrained"
+    )
+    scale = {"vmin": min(map(np.min, maps.values()), default=0), "vmax": max(map(np.max, maps.values()), default=1)}
+    for axis, (name, value) in zip(axes[0], maps.items(), strict=False):
+        height, width = value.shape
+        first = (-(width // 2), -(height // 2)) if name.startswith("R") else (0, 0)
+        extent = (first[0] - 0.5, first[0] + width - 0.5, first[1] + height - 0.5, first[1] - 0.5)
+        image = axis.imshow(value, cmap="viridis", extent=extent, **scale)
+        axis.set_title(f"{name}: {value.min():.3g} to {value.max():.3g}")
         axis.grid(False)
-        figure.colorbar(image, ax=axis, fraction=0.046)
+    if maps:
+        figure.colorbar(image, ax=axes[0], fraction=0.05)
     if title:
         figure.suptitle(title)
     save(figure, path)
@@ -328,7 +334,9 @@ def paths(panels: Mapping[str, np.ndarray], path: str | os.PathLike[str], title:
         seen = _within(positions, reach)
         axis.plot(seen[..., 0], seen[..., 1], color="C0", alpha=0.25, linewidth=0.7)
         axis.plot(seen[-1, :, 0], seen[-1, :, 1], "o", color="C3", markersize=3)
-    figure.tight_layout()
+        if not (np.abs(positions[-1]).max(axis=-1) <= reach).any():
+            axis.text(0.5, 0.5, "all have left the picture", transform=axis.transAxes, ha="center", color="0.4")
+    figure.tight_layout(h_pad=1.5)
     save(figure, path)
 
 

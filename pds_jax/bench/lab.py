@@ -287,7 +287,14 @@ def toy_preconditioners() -> dict[str, preconditioner.Preconditioner]:
     return {"without M": preconditioner.identity(), "with M": scaled}
 
 
-def toy_paths(m: preconditioner.Preconditioner, step: float, particles: int, seed: int, steps: int = 60) -> np.ndarray:
+def toy_paths(
+    m: preconditioner.Preconditioner,
+    step: float,
+    particles: int,
+    seed: int,
+    steps: int = 60,
+    start: tuple[float, float] | None = None,
+) -> np.ndarray:
     """Langevin paths x ← x + ε M Mᵀ s(x) + √(2 ε) M z on N(0, diag(1, 0.04)).
 
     Without M a step of 1 diverges along the narrow axis, since it exceeds twice the variance there; with M, whose pixel
@@ -299,12 +306,14 @@ def toy_paths(m: preconditioner.Preconditioner, step: float, particles: int, see
       particles: number of paths.
       seed: of start and noise.
       steps: number of steps.
+      start: where all begin; by default each somewhere in the square from -3 to 3.
 
     Returns:
       (steps + 1, particles, 2).
     """
     rng = np.random.Generator(np.random.PCG64(seed))
-    start = rng.uniform(-3, 3, (particles, 1, 1, 2)).astype(np.float32)
+    anywhere = rng.uniform(-3, 3, (particles, 1, 1, 2))
+    first = np.broadcast_to(anywhere if start is None else start, anywhere.shape).astype(np.float32)
     noise = rng.standard_normal((steps, particles, 1, 1, 2)).astype(np.float32)
     variance = jnp.asarray(np.square(_TOY_SD).reshape(1, 1, 1, 2))
 
@@ -312,5 +321,5 @@ def toy_paths(m: preconditioner.Preconditioner, step: float, particles: int, see
         x = x + step * m.gram(-x / variance) + math.sqrt(2 * step) * m.apply(z)
         return x, x
 
-    _, after = jax.lax.scan(advance, jnp.asarray(start), jnp.asarray(noise))
-    return np.concatenate([start[None], np.asarray(after)]).reshape(steps + 1, particles, 2)
+    _, after = jax.lax.scan(advance, jnp.asarray(first), jnp.asarray(noise))
+    return np.concatenate([first[None], np.asarray(after)]).reshape(steps + 1, particles, 2)

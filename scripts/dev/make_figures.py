@@ -34,13 +34,13 @@ ALPHA = 3.0  # the best of docs/results/fewstep_photos.json at 40 evaluations of
 def plane(out: pathlib.Path) -> list[pathlib.Path]:
     """Langevin dynamics on a narrow Gaussian in the plane."""
     panels = {
-        f"{label}, step {step:g}": lab.toy_paths(m, step, particles=40, seed=0)
+        f"{label}, step {step:g}": lab.toy_paths(m, step, particles=40, seed=0, steps=20, start=(2.5, 2.5))
         for label, m in lab.toy_preconditioners().items()
         for step in (0.03, 0.3)
     }
-    title = "Langevin dynamics on N(0, diag(1, 0.2²))"
-    figures.paths(panels, out / "plane.png", title, reach=3.2)
-    figures.path_animation({k: v[:31] for k, v in panels.items()}, out / "plane.gif", title, reach=3.2)
+    title = "Langevin dynamics on N(0, diag(1, 0.2²)) from (2.5, 2.5)"
+    figures.paths(panels, out / "plane.png", f"{title}; red: after 20 steps", reach=3.2)
+    figures.path_animation(panels, out / "plane.gif", title, reach=3.2)
     return [out / "plane.png", out / "plane.gif"]
 
 

@@ -25,6 +25,18 @@ def test_every_picture_is_written(tmp_path):
         assert images.load_png(tmp_path / f"{name}.png").std() > 0
 
 
+def test_ticks_do_not_lie_on_each_other(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    lines = {"a": [(x, 1.0) for x in (9, 10, 13, 15, 19, 20, 29, 30, 40, 80, 132, 200, 1000, 2000)]}
+    figures.curves(lines, tmp_path / "a.png", xlabel="NFE", ylabel="d")
+    drawn[0].draw_without_rendering()
+    labels = [each for each in drawn[0].axes[0].get_xticklabels() if each.get_text()]
+    assert [each.get_text() for each in labels][:3] == ["2000", "1000", "200"]
+    places = [each.get_window_extent().x1 for each in labels]
+    assert max(np.diff(places)) < -0.2 * drawn[0].dpi
+
+
 def test_animations_have_a_frame_a_step(tmp_path):
     positions = np.random.default_rng(0).normal(size=(4, 3, 2))
     figures.path_animation({"without M": positions, "with M": positions}, tmp_path / "a.gif", "title")
