@@ -61,7 +61,7 @@ def lag(out: pathlib.Path) -> list[pathlib.Path]:
             points.append((step, float(jnp.std(carry.x[..., 1])) / told))
         lines[f"gain {gain:g}"] = points
     title = "A direction without data, 66 iterations of reverse diffusion"
-    axes = {"xlabel": "iteration", "ylabel": "noise there / noise told"}
+    axes = {"xlabel": "iteration", "ylabel": "noise / noise level of the network"}
     figures.curves(lines, out / "lag.png", title=title, logx=False, logy=False, **axes)
     return [out / "lag.png"]
 
@@ -105,7 +105,7 @@ def forward(out: pathlib.Path) -> list[pathlib.Path]:
     """A photograph's crop at rising noise."""
     from pds_jax.data.photographs import photos
 
-    crops = photos("train", 16).images(np.arange(3))
+    crops = photos("train", 16).images(np.array([36, 19, 25]))  # a house, petals, a tower
     rng = np.random.Generator(np.random.PCG64(0))
     z = rng.standard_normal(crops.shape)
     levels = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 27.0)
