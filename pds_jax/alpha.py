@@ -6,6 +6,8 @@ docs/theory.md. If there is a network, α from the spectrum of a few samples (al
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from pds_jax.types import PdsError
 _SCALES = 1000  # the number of scales that eps is tied to by speed_up, eps = eps0 · scales / N
 _ALPHAS = (*np.geomspace(1.5, 200, 60), math.inf)
 CANDIDATES = (2.5, 4.0, 7.0, 15.0, math.inf)
-MOST_TRIALS = len(CANDIDATES) + 2  # of a search
+MOST_TRIALS = 2 * (len(CANDIDATES) + 2) - 1  # of alpha="tune": both kinds of M, which have α = ∞ in common
 CHOSEN = ("auto", "tune")
 
 
@@ -118,6 +120,63 @@ def search(error: Callable[[float], float | None], alphas: Sequence[float] = CAN
         raise PdsError("alpha=tune: every alpha diverges at this number of steps; use more steps")
     attempt(between(errors, choose(errors)))
     return choose(errors)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What :func:`tune` chose.
+
+    Attributes:
+      alpha: strength of M, infinity for none or a flat one.
+      gain: c where M = c I is better than any M of the statistics, else None.
+      said: in words.
+    """
+
+    alpha: float
+    gain: float | None
+    said: str
+
+
+def tune(
+    error: Callable[[float, bool], float | None],
+    alphas: Sequence[float] = CANDIDATES,
+    kinds: Sequence[bool] = (False, True),
+) -> Tuned:
+    """The better of the best α and the best flat M, the same strengths of both tried.
+
+    Args:
+      error: α, whether M is flat, of the gain :func:`largest_gain` -> error of its samples, or None.
+      alphas: candidates.
+      kinds: whether M is flat, of those considered.
+
+    Raises:
+      PdsError: none has an error.
+    """
+    tried: dict[tuple[float, bool], float | None] = {}
+
+    def once(flat: bool, alpha: float) -> float | None:
+        key = alpha, flat and not math.isinf(alpha)  # without M the two are one
+        if key not in tried:
+            tried[key] = error(*key)
+        return tried[key]
+
+    best = {flat: search(functools.partial(once, flat), alphas) for flat in kinds}
+    flat = min(best, key=lambda kind: once(kind, best[kind]) or 0.0)
+    names = {True: f"flat M = {largest_gain(best.get(True, math.inf)):.4g} I", False: f"alpha={best.get(False, 0):.4g}"}
+    said = ", ".join(f"{names[kind]} has the spectrum error {once(kind, best[kind]):.2g}" for kind in best)
+    said = f"{names[flat] if math.isfinite(best[flat]) else 'no M'} ({said})"
+    if flat and math.isfinite(best[True]):
+        return Tuned(math.inf, largest_gain(best[True]), said)
+    return Tuned(best[flat], None, said)
+
+
+def largest_gain(alpha: float) -> float:
+    """α/(α − 1), the largest gain of a filter of strength α; as M = c I, the flat M of that strength.
+
+    >>> largest_gain(5.0), largest_gain(math.inf)
+    (1.25, 1.0)
+    """
+    return 1.0 if math.isinf(alpha) else alpha / (alpha - 1)
 
 
 def between(tried: Collection[float], best: float) -> list[float]:

@@ -145,7 +145,7 @@ class Plan:
       alpha: strength of M, infinity for none.
       guidance: weight of classifier-free guidance, 1 for none.
       guidance_interval: noise levels std/m_t in (low, high] are guided.
-      reasons: why predictor="auto" chose these options.
+      reasons: what predictor="auto", head_start="auto" and alpha="tune" chose, and why.
     """
 
     sampler: Any
@@ -190,15 +190,16 @@ def plan(
       trained: the model.
       nfe: network evaluations per image, rounded down to whole iterations. Give nfe or speed_up.
       speed_up: N = int(num_scales / speed_up); by default the configuration's.
-      alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (from the spectrum of a few samples), or
-        infinity, which turns PDS off. By default the configuration's.
+      alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (from the spectrum of a few samples; a flat
+        M is considered too unless ``filters`` says what M has), or infinity, which turns PDS off. By default the
+        configuration's.
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
       guidance_interval: guide only at noise levels std/m_t in (low, high], in the data's units.
       check: raise an error for a setting that must diverge.
       given: as in :func:`draw`, for alpha="tune".
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
         variant="exact", prior="matched", filters="both", and options of the predictor. predictor="auto" chooses all of
-        them (``choose``).
+        them (``choose``), head_start="auto" the head start alone.
 
     Returns:
       The plan; ``print(plan.sampler.table)`` shows one row per network evaluation.
@@ -218,40 +219,65 @@ def plan(
     reasons: tuple[str, ...] = ()
     if config.sampling.predictor == "auto":
         n = nfe // each if nfe else int(config.model.num_scales / (speed_up or config.sampling.speed_up))
-        decided = [*options, *([] if alpha in (None, math.inf) else ["alpha"])]
-        config, reasons = _chosen(trained, config, n, decided, given)
+        choose.refuse_decided([*options, *([] if alpha in (None, math.inf) else ["alpha"])])
+        config, reasons = _chosen(trained, config, n, given)
     if nfe is not None:
-        speed_up = _speed_up(config, nfe // each)
+        speed_up = _speed_up(trained, config, nfe // each)
     if speed_up is not None:
         config.sampling.speed_up = float(speed_up)
-    made = _planned(trained, config, check, given)
+    if config.sampling.get("head_start") == "auto":
+        config, reasons = _with_head_start(trained, config, given)
+    kinds = [config.pds.filters == "flat"] if "filters" in options else [False, True]
+    made = _planned(trained, config, check, given, kinds)
     count = None if made.nfe is None else each * made.nfe
-    words: dict[str, Any] = {"guidance": float(guidance), "guidance_interval": guidance_interval, "reasons": reasons}
+    words: dict[str, Any] = {"guidance": float(guidance), "guidance_interval": guidance_interval}
+    words["reasons"] = (*reasons, *made.reasons)
     return dataclasses.replace(made, nfe=count, **words)
 
 
-def _chosen(
-    trained: Trained, config: ConfigDict, nfe: int, decided: Sequence[str], given: Given | None
-) -> tuple[ConfigDict, tuple[str, ...]]:
+def _chosen(trained: Trained, config: ConfigDict, nfe: int, given: Given | None) -> tuple[ConfigDict, tuple[str, ...]]:
     """The configuration that predictor="auto" stands for, and why."""
-    stats = _statistics(trained, config)
-    if stats is None or config.sampling.method != "pc":
-        raise PdsError("predictor=auto needs method 'pc' and the data's statistics: pass --statistics=FILE.npz")
-    moments = stats.to_range(config.data.centered)
-    digest = hashlib.sha256(b"".join(np.asarray(v, "<f4").tobytes() for v in moments)).hexdigest()
-    score_fn = trained.score_fn if given is None else given(range(choose.IMAGES))[1]
-    measure = functools.partial(choose.measure, score_fn, trained.sde, moments, trained.shape)
-    # What a prompt or a class measures is not the checkpoint's.
-    measured = measure() if given else choose.remembered(trained.name, f"{trained.digest} {digest}", measure)
+    measured, stats = _measured(trained, config, "predictor=auto", given)
     choice = choose.choose(measured, nfe, stats.cross is not None)
-    choose.refuse_decided(decided, choice)
     for reason in choice.reasons:
         logging.info("predictor=auto, %d evaluations: %s", nfe, reason)
     return _with_options(config, {"alpha": math.inf, **choice.options}), choice.reasons
 
 
-def _planned(trained: Trained, config: ConfigDict, check: bool, given: Given | None = None) -> Plan:
-    """The plan that a configuration describes."""
+def _with_head_start(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The configuration that head_start="auto" stands for, and why."""
+    measured, _ = _measured(trained, config, "head_start=auto", given)
+    # The level of T is no head start, but refused where none can be.
+    probe = _with_options(config, {"head_start": measured.levels[0]})
+    nfe = _evaluations(trained, probe)
+    start, reason = choose.head_start(measured, nfe)
+    logging.info("head_start=auto, %d evaluations: %s", nfe, reason)
+    return _with_options(config, {"head_start": start}), (reason,)
+
+
+def _measured(
+    trained: Trained, config: ConfigDict, what: str, given: Given | None
+) -> tuple[choose.Measured, statistics_lib.Statistics]:
+    """What ``choose`` measures of the checkpoint, and the statistics."""
+    stats = _statistics(trained, config)
+    if stats is None or config.sampling.method != "pc":
+        raise PdsError(f"{what} needs method 'pc' and the data's statistics: pass --statistics=FILE.npz")
+    moments = stats.to_range(config.data.centered)
+    digest = hashlib.sha256(b"".join(np.asarray(v, "<f4").tobytes() for v in moments)).hexdigest()
+    score_fn = trained.score_fn if given is None else given(range(choose.IMAGES))[1]
+    measure = functools.partial(choose.measure, score_fn, trained.sde, moments, trained.shape)
+    # What a prompt or a class measures is not the checkpoint's.
+    return measure() if given else choose.remembered(trained.name, f"{trained.digest} {digest}", measure), stats
+
+
+def _planned(
+    trained: Trained,
+    config: ConfigDict,
+    check: bool,
+    given: Given | None = None,
+    kinds: Sequence[bool] = (False, True),
+) -> Plan:
+    """The plan that a configuration describes; ``kinds`` of M as in ``alpha.tune``."""
     stats = _statistics(trained, config)
     get_sampler = functools.partial(
         sampling.get_sampling_fn, config, trained.sde, trained.shape, statistics=stats, check=check
@@ -259,8 +285,13 @@ def _planned(trained: Trained, config: ConfigDict, check: bool, given: Given | N
     sampler = get_sampler()
     steps = 0 if sampler.nfe is None else sampler.steps
     chosen = strength.get_strength(config, trained.sde, steps, stats)
-    alpha = tune_alpha(trained, config, stats, given=given) if isinstance(chosen, str) else chosen
-    m = strength.get_preconditioner(config, trained.shape, alpha, stats)
+    of_m, said = config, tuple[str, ...]()
+    if isinstance(chosen, str):
+        tuned = tune_alpha(trained, config, stats, given=given, kinds=kinds)
+        chosen, said = tuned.alpha, (tuned.said,)
+        of_m = config if tuned.gain is None else _with_options(config, _flat(tuned.gain))
+    alpha = chosen
+    m = strength.get_preconditioner(of_m, trained.shape, alpha, stats)
     if not m.is_identity:
         sampler = get_sampler(m)
     if config.sampling.get("pilot_gain"):
@@ -268,13 +299,14 @@ def _planned(trained: Trained, config: ConfigDict, check: bool, given: Given | N
             raise PdsError("pilot_gain draws its pilot without classes, prompts or conditions: leave it out with them")
         sampler = pilot.with_gains(sampler, trained.score_fn)
     count = None if sampler.nfe is None else int(sampler.nfe)
-    return Plan(sampler, config, steps, count, alpha, m)
+    return Plan(sampler, config, steps, count, alpha, m, reasons=said)
 
 
 def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
     """A copy of the configuration with fields of its sampling and pds sections replaced."""
     changed = ConfigDict(config.to_dict())
     for name, value in options.items():
+        value = None if (name, value) == ("head_start", "off") else value
         own = sampling.option_names() | {"pilot_gain", "solver_options"}
         missing = "sampling" if name in own else "pds" if name in ("gain", "solenoidal") else None
         section = next((s for s in ("sampling", "pds") if name in changed[s]), missing)
@@ -288,7 +320,7 @@ def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
     return changed
 
 
-def _speed_up(config: ConfigDict, nfe: int) -> float:
+def _speed_up(trained: Trained, config: ConfigDict, nfe: int) -> float:
     """The speed-up that leaves the iterations of an NFE."""
     options, scales = config.sampling, int(config.model.num_scales)
     steps = get_predictor(options.predictor), get_corrector(options.corrector)
@@ -297,8 +329,33 @@ def _speed_up(config: ConfigDict, nfe: int) -> float:
     n = table.iterations(nfe, *steps, options.n_steps_each, options.noise_removal, own)
     if n > scales:
         raise PdsError(f"nfe={nfe} makes N={n} iterations, more than the model's num_scales={scales}; ask for fewer")
+    if options.corrector != "none" and options.get("corrector_levels") is not None:
+        n = _most_iterations(trained, config, n, nfe)
+    return _speed_up_of(scales, n)
+
+
+def _speed_up_of(scales: int, n: int) -> float:
     # The small term keeps int(num_scales / speed_up) from rounding down to one iteration less.
     return max(scales / (n + 1e-6), 1.0)
+
+
+def _most_iterations(trained: Trained, config: ConfigDict, n: int, nfe: int) -> int:
+    """The most iterations, n or more, of an NFE where few of them have a corrector."""
+    scales = int(config.model.num_scales)
+    low, high = n, min(int(nfe), scales) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = {"speed_up": _speed_up_of(scales, middle), "head_start": None}
+        fits = _evaluations(trained, _with_options(config, tried)) <= nfe
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def _evaluations(trained: Trained, config: ConfigDict) -> int:
+    """Those of the sampler that a configuration describes, without M."""
+    stats = _statistics(trained, config)
+    made: Any = sampling.get_sampling_fn(config, trained.sde, trained.shape, statistics=stats, check=False)
+    return int(made.nfe)
 
 
 def _statistics(trained: Trained, config: ConfigDict) -> statistics_lib.Statistics | None:
@@ -307,6 +364,11 @@ def _statistics(trained: Trained, config: ConfigDict) -> statistics_lib.Statisti
     if stats is not None:
         stats.check_shape(trained.shape)
     return stats
+
+
+def _flat(gain: float) -> dict[str, Any]:
+    """Options of M = c I."""
+    return {"filters": "flat", "gain": gain, "alpha": math.inf, "freq_mask_path": "", "space_mask_path": ""}
 
 
 def tune_alpha(
@@ -318,10 +380,12 @@ def tune_alpha(
     alphas: Sequence[float] = alpha_lib.CANDIDATES,
     first_seed: int = 2**31,
     given: Given | None = None,
-) -> float:
-    """The α whose samples have the power spectrum closest to the data's (``alpha.search``).
+    kinds: Sequence[bool] = (False, True),
+) -> alpha_lib.Tuned:
+    """The α, or the flat M, whose samples have the power spectrum closest to the data's (``alpha.search``).
 
-    E(α) = √mean_k (log P_samples(k) − log P_data(k))² over the radii k.
+    E = √mean_k (log P_samples(k) − log P_data(k))² over the radii k, for M of the statistics and for M = c I with
+    c = α/(α − 1), the same strengths of both.
 
     Candidates that must diverge are passed over; the seeds of the samples are far from those of a run.
 
@@ -333,18 +397,20 @@ def tune_alpha(
     if stats is None:
         raise PdsError("alpha=tune compares spectra and needs the data's statistics: pass --statistics=FILE.npz")
 
-    def error(alpha: float) -> float | None:
+    def error(alpha: float, flat: bool) -> float | None:
         try:
-            candidate = _planned(trained, _with_options(config, {"alpha": alpha}), check=True)
+            options = _flat(alpha_lib.largest_gain(alpha)) if flat else {"alpha": alpha}
+            candidate = _planned(trained, _with_options(config, options), check=True)
             raw, seeds = dataclasses.replace(trained, decode=None), range(first_seed, first_seed + images)
-            words: dict[str, Any] = {"label": f"trying alpha={alpha:g}", "labels": trained.default_labels}
+            label = f"trying gain={options['gain']:.3g}" if flat else f"trying alpha={alpha:g}"
+            words: dict[str, Any] = {"label": label, "labels": trained.default_labels}
             found = draw(raw, candidate, seeds, given=given, **words)
         except PdsError:
             return None  # diverges
         made = found.images if trained.decode else arrays.to_unit(found.images, datasets.get_range(trained.config))
         return spectrum_error(made if trained.decode else np.clip(made, 0.0, 1.0), stats.power)
 
-    return alpha_lib.search(error, alphas)
+    return alpha_lib.tune(error, alphas, kinds)
 
 
 def labelled(trained: Trained, plan: Plan, seeds: Sequence[int], labels: classes.Labels) -> Given:

@@ -50,6 +50,10 @@ _FIRST_SEED = 2**31 + 2**21  # far from those of a run
 _UNEXPLAINED = 0.15
 _COST, _COST_NFE, _NO_HEAD_START = 0.05, 5, 20
 _FEW = 8
+_DECIDED = (
+    "corrector", "grid", "prior", "alpha", "stochasticity", "spectrum", "kappa", "colours", "head_start",
+    "corrector_levels",
+)  # fmt: skip
 _FILE = "predictor_auto.json"
 
 
@@ -164,14 +168,17 @@ def choose(measured: Measured, nfe: int, colours: bool) -> Choice:
     reasons = [f"{share} (limit {_UNEXPLAINED}): {why}"]
     if options["predictor"] != "spectral":
         return Choice(options, tuple(reasons))
+    options["head_start"], why = head_start(measured, nfe)
+    return Choice(options, (*reasons, why))
+
+
+def head_start(measured: Measured, nfe: int) -> tuple[float | None, str]:
+    """The noise level to start from with so many evaluations, None for T's, and why."""
     nats = _COST * (_COST_NFE / nfe) ** 2
     start = measured.head_start(nats) if nfe <= _NO_HEAD_START else None
-    options["head_start"] = start
     if start is None:
-        reasons.append(f"no head start: at {nfe} evaluations it may cost {nats:.2g} nats")
-    else:
-        reasons.append(f"head start at the noise level {start:.3g} of {measured.levels[0]:.3g}, for {nats:.2g} nats")
-    return Choice(options, tuple(reasons))
+        return None, f"no head start: at {nfe} evaluations it may cost {nats:.2g} nats"
+    return start, f"head start at the noise level {start:.3g} of {measured.levels[0]:.3g}, for {nats:.2g} nats"
 
 
 def remembered(name: str, key: str, compute: Callable[[], Measured]) -> Measured:
@@ -203,14 +210,14 @@ def _is_measurement(value: Any) -> bool:
         return False
 
 
-def refuse_decided(given: Sequence[str], choice: Choice) -> None:
+def refuse_decided(given: Sequence[str]) -> None:
     """Refuse options that predictor=auto decides.
 
     Raises:
       PdsError: names the first.
     """
     for name in given:
-        if name in (*choice.options, "alpha") and name != "predictor":
+        if name in _DECIDED:
             raise PdsError(f"{name}: predictor=auto decides it; leave {name} out, or name a predictor")
 
 

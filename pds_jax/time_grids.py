@@ -207,7 +207,9 @@ def start_of(sde: SDE, eps: float, head_start: float) -> float:
       PdsError: no number, or not between the levels of eps and T.
     """
     if isinstance(head_start, str):
-        raise PdsError(f"head_start={head_start!r}: use a noise level; 'auto' is for predictor 'auto' of a plan")
+        raise PdsError(
+            f"head_start={head_start!r}: use a noise level; 'auto' is for the plan of a checkpoint, which is measured"
+        )
     high, low = levels(sde, [sde.T, eps])[1]
     if not low < float(head_start) <= high * (1 + 1e-6):
         raise PdsError(f"head_start={head_start}: use a noise level above {low:.4g} and at most {high:.4g}, or none")

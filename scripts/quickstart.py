@@ -32,7 +32,7 @@ def rows() -> dict[str, dict[str, Any]]:
     alpha = _ALPHA.value if _ALPHA.value == "tune" else float(_ALPHA.value)
     return {
         "without PDS": {"alpha": math.inf},
-        "with PDS": {"alpha": alpha},
+        "with PDS": {"alpha": alpha, "filters": "freq"},
         "predictor=auto": {"predictor": "auto"},
     }
 

@@ -142,3 +142,27 @@ def test_the_middle_of_what_is_as_good_is_chosen():
     assert alpha.choose({4.0: 0.12, 8.0: 0.2, math.inf: 0.3}) == 4.0
     flat = {3.0: 0.3, 7.0: 0.105, 10.0: 0.11, 20.0: 0.10, 30.0: 0.113, math.inf: 0.2}
     assert alpha.choose(flat) == 10.0
+
+
+@pytest.mark.parametrize("best_gain, flat, wanted", [(1.25, 0.5, 1.25), (1.25, 2.0, None), (1.0, 0.5, None)])
+def test_tuning_tries_as_many_flat_strengths_and_says_what_it_chose(best_gain, flat, wanted):
+    """The error is the distance of the gain from the best; a flat M's is that times `flat`."""
+    asked = []
+
+    def error(strength, is_flat):
+        asked.append((strength, is_flat))
+        return (0.01 + abs(alpha.largest_gain(strength) - best_gain)) * (flat if is_flat else 1)
+
+    found = alpha.tune(error, (3.0, 5.0, 9.0, math.inf))
+    shaped, of_flat = ([s for s, kind in asked if kind == is_flat and s < math.inf] for is_flat in (False, True))
+    assert shaped == of_flat and len(set(asked)) == len(asked) and (math.inf, True) not in asked
+    if wanted is None:
+        assert found.gain is None and alpha.largest_gain(found.alpha) == pytest.approx(best_gain)
+        assert found.said.startswith("alpha=5" if best_gain > 1 else "no M")
+    else:
+        assert found.alpha == math.inf and found.gain == pytest.approx(wanted) and "flat M = 1.25 I" in found.said
+
+
+def test_a_kind_of_m_can_be_left_out():
+    found = alpha.tune(lambda strength, is_flat: 1.0 if is_flat else 0.1, (5.0, 9.0), kinds=(True,))
+    assert found.alpha == math.inf and found.gain is not None and "alpha" not in found.said

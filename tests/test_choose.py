@@ -74,6 +74,28 @@ def test_a_plan_says_what_was_chosen_and_why(trained, monkeypatch):
         assembly.plan(dataclasses.replace(trained, statistics=None), nfe=5, predictor="auto")
 
 
+def test_a_head_start_is_measured_for_any_solver_that_can_take_one(trained, monkeypatch):
+    monkeypatch.setattr(choose, "measure", lambda *a: choose.Measured((4.8, 2.0, 0.1), (0.01,) * 3, 16.0))
+    options = {"predictor": "ddim", "corrector": "none", "grid": "edm", "prior": "matched"}
+    plan = assembly.plan(trained, nfe=5, head_start="auto", **options)
+    start = plan.config.sampling.head_start
+    assert 0.1 < start < 4.8 and f"{start:.3g}" in plan.reasons[0]
+    first = plan.sampler.sde.std(np.asarray(plan.sampler.times[:1]))
+    np.testing.assert_allclose(first, start, rtol=1e-5)
+    assert assembly.plan(trained, nfe=40, head_start="auto", **options).config.sampling.head_start is None
+    assert assembly.plan(trained, nfe=5, head_start="off", **options).config.sampling.head_start is None
+    with pytest.raises(PdsError, match="head_start=auto needs method 'pc' and the data's statistics"):
+        assembly.plan(dataclasses.replace(trained, statistics=None), nfe=5, head_start="auto", **options)
+
+
+def test_few_corrected_levels_leave_evaluations_to_the_steps(trained):
+    options = {"predictor": "spectral_ddim", "corrector": "langevin_exact", "grid": "edm", "prior": "matched"}
+    all_levels, few = (
+        assembly.plan(trained, nfe=20, corrector_levels=levels, **options) for levels in (None, (0.3, 1.0))
+    )
+    assert all_levels.nfe == 20 and all_levels.N == 10 and few.N > 13 and 19 <= few.nfe <= 20
+
+
 def test_digits_have_no_natural_spectrum(trained):
     assert assembly.plan(trained, nfe=10, predictor="auto").sampler.predictor == "sde_dpmpp_2m"
 

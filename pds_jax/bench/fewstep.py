@@ -23,16 +23,8 @@ NFES = (5, 8, 10, 15, 20, 40, 80, 200)
 SPECTRUM = "spectrum_error"
 _TIE = "within noise"
 CURVES = (
-    "RD",
-    "RD, flat M",
-    "RD, PDS",
-    "DPM++(2M)",
-    "UniPC",
-    "SDE-DPM++(2M)",
-    "ER-SDE",
-    "spectral, head start",
-    "auto",
-)
+    "RD", "RD + flat M", "RD + PDS", "DPM++(2M)", "UniPC", "SDE-DPM++(2M)", "ER-SDE", "spectral + head start", "auto",
+)  # fmt: skip
 Row = Mapping[str, Any]
 
 
@@ -83,12 +75,16 @@ def _digest(trained: assembly.Trained) -> str:
 
 
 def _told(setting: methods_lib.Setting, made: assembly.Plan) -> dict[str, Any]:
-    auto = setting.get("predictor") == "auto"
+    options = made.config.sampling
+    chosen = methods_lib.described(setting)
+    if setting.get("predictor") == "auto":
+        own = {name: options.get(name) for name in ("kappa", "head_start", "colours")}
+        chosen = f"{options.predictor} {methods_lib.described(own)}".strip()
     return {
         "pilot": methods_lib.pilot_evaluations(setting, made),
         "fitted": methods_lib.is_fitted(setting, made),
-        "chosen": "; ".join(made.reasons) if auto else methods_lib.described(setting),
-        **({"strength": made.preconditioner.describe()} if setting.get("alpha") == "tune" else {}),
+        "chosen": made.reasons[-1] if setting.get("alpha") == "tune" else chosen,
+        "reasons": made.reasons,
     }
 
 
@@ -222,14 +218,14 @@ def _values(row: Row, name: str) -> list[float]:
 def draw(
     rows: Sequence[Row], floor: Sequence[Mapping[str, float]], heads: Mapping[str, str], path: Any, title: str
 ) -> None:
-    """Scores against evaluations, a panel each, with bands from the least to the largest block."""
+    """Scores against evaluations, a panel each, with bands from the least to the largest block; what counts."""
     names = {row["sampler"] for row in rows}
     shown = [name for name in CURVES if name in names] or sorted(names)
     panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
     for score, label in heads.items():
         panel = panels.setdefault(label if score == SPECTRUM else f"Fréchet, {label}", {})
         for name in shown:
-            some = [row for row in rows if row["sampler"] == name and row["blocks"]]
+            some = [row for row in rows if row["sampler"] == name and _counted(row, score)]
             points = [(row["nfe"], *(f(_values(row, score)) for f in (np.mean, min, max))) for row in some]
             if points:
                 panel[name] = points

@@ -44,6 +44,13 @@ class SamplerOptions:
     solenoidal: float | None = None
     variant: str | None = None
     prior: str | None = None
+    stochasticity: float | str | None = None
+    spectrum: float | None = None
+    kappa: float | None = None
+    head_start: float | str | None = None
+    colours: bool | None = None
+    corrector_levels: tuple[float, float] | None = None
+    pilot_gain: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that were given."""
@@ -169,6 +176,26 @@ def _interval(text: str) -> tuple[float, float]:
     return low, high
 
 
+def _levels(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(end) for end in text.split(","))
+    except ValueError:
+        raise PdsError(f"--corrector_levels={text}: write LOW,HIGH, two noise levels such as 0,1.5") from None
+    return low, high
+
+
+def _number_or(flag: str, words: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Read a number, or one of some words as what it stands for."""
+
+    def read(text: str) -> Any:
+        try:
+            return words[text] if text in words else float(text)
+        except ValueError:
+            raise PdsError(f"--{flag}={text}: use a number, or {' or '.join(words)}") from None
+
+    return read
+
+
 def _max_batch(text: str) -> int | None:
     if text == "auto":
         return None
@@ -195,6 +222,10 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "alpha": _alpha,
     "image_size": _image_size,
     "max_batch": _max_batch,
+    "stochasticity": _number_or("stochasticity", {"M": "M"}),
+    "spectrum": _number_or("spectrum", {"on": 1.0, "off": 0.0}),
+    "head_start": _number_or("head_start", {"auto": "auto", "off": "off"}),
+    "corrector_levels": _levels,
 }
 
 

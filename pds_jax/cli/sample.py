@@ -95,10 +95,10 @@ def plan(trained: assembly.Trained, options: RunOptions, **more: Any) -> assembl
     start, words = time.perf_counter(), options.sampler.given()
     made = assembly.plan(trained, **words, **more)
     unused.check(words, made)
-    if made.preconditioner.is_identity:
+    if made.config.pds.alpha == "tune":
+        print(f"alpha=tune: {made.reasons[-1]}; chosen in {time.perf_counter() - start:.0f} s")
+    elif made.preconditioner.is_identity:
         print("PDS is off (no --alpha)" if "alpha" not in words else "PDS is off (alpha is infinite)")
-    elif made.config.pds.alpha == "tune":
-        print(f"alpha=tune: {made.alpha:.4g}, chosen in {time.perf_counter() - start:.0f} s")
     return made
 
 

@@ -6,13 +6,18 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pds_jax import assembly
+from pds_jax.correctors import get_corrector
 from pds_jax.predictors import get_predictor
 from pds_jax.types import PdsError
 
 # Fields of the configuration whose flags are called otherwise.
 _FLAGS = {"r": "radius"}
-_OF_CORRECTOR = ("snr", "n_steps_each", "norm")
-_OF_PC = ("predictor", "corrector", "grid", "variant", *_OF_CORRECTOR)
+_OF_CORRECTOR = ("snr", "n_steps_each", "norm", "corrector_levels")
+_OF_STEPS = ("stochasticity", "spectrum", "kappa")
+_OF_PC = (
+    "predictor", "corrector", "grid", "variant", "solver_options", "head_start", "colours", "pilot_gain",
+    *_OF_CORRECTOR, *_OF_STEPS,
+)  # fmt: skip
 _OF_STATISTICS = ("filters", "recipe", "statistics")
 
 
@@ -39,7 +44,15 @@ def _without_effect(given: Mapping[str, Any], plan: assembly.Plan) -> Iterator[t
     if options.method == "ode":
         yield _OF_PC, "method 'ode' solves the flow adaptively"
     else:
-        needs_statistics |= get_predictor(options.predictor).needs_statistics
+        steps = get_predictor(options.predictor), get_corrector(options.corrector)
+        needs_statistics |= any(step.needs_statistics for step in steps)
+        for name in _OF_STEPS:
+            if not any(name in step.options for step in steps):
+                yield (name,), f"predictor {options.predictor!r} does not take it"
+        if not needs_statistics:
+            yield ("colours",), "neither the prior nor a step uses the data's spectrum"
+        if options.predictor != "spectral":
+            yield ("pilot_gain",), "it corrects the steps of predictor 'spectral'"
         if options.corrector == "none":
             yield _OF_CORRECTOR, "there is no corrector"
         elif options.corrector != "langevin":

@@ -29,6 +29,7 @@ def test_every_sampler_has_as_many_settings_as_the_others(digits):
             some = [json.dumps(setting, sort_keys=True) for setting in method.settings(scales)]
             assert len(set(some)) == len(some) and len(some) in (1, methods.TRIALS), method.name
     names = [method.name for method in methods.METHODS]
+    assert set(fewstep.CURVES) <= set(names)
     assert len(set(names)) == len(names) and not any("," in name for name in names)
 
 
@@ -92,7 +93,7 @@ def test_a_small_table_from_end_to_end(digits, tmp_path, monkeypatch):
     assert all(len(row["blocks"]) == 2 and math.isfinite(row["blocks"][0]["frechet"]) for row in rows)
     assert rows[0]["pilot"] == 384 and rows[0]["trials"] == 1 and len(rows[2]["tried"]) == 2
     text = (tmp_path / "table.md").read_text()
-    assert "dpmpp_2m without the spectrum" in text and "against the best baseline" in text
+    assert "| auto | 1 | dpmpp_2m | 5 | 384 |" in text and "against the best baseline" in text
     assert images.load_png(tmp_path / "figure.png").std() > 0
     before = (tmp_path / "table.json").read_text()
     assert fewstep.run(bench, plan) == rows and (tmp_path / "table.json").read_text() == before

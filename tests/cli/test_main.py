@@ -76,6 +76,16 @@ def test_flags_become_typed_options():
     assert options(*SAMPLE, "--alpha=inf").sampler.alpha == math.inf
     assert options(*SAMPLE, "--alpha=tune", "--seeds", "0-1").sampler.alpha == "tune"
     assert options(*SAMPLE) == RunOptions("sample", pathlib.Path("runs/x"))
+    found = options(
+        *SAMPLE, "--stochasticity=M", "--spectrum=off", "--kappa=0.4", "--head_start=auto", "--colours",
+        "--corrector_levels=0,1.5", "--nopilot_gain",
+    )  # fmt: skip
+    assert found.sampler == SamplerOptions(
+        stochasticity="M", spectrum=0.0, kappa=0.4, head_start="auto", colours=True, corrector_levels=(0.0, 1.5),
+        pilot_gain=False,
+    )  # fmt: skip
+    found = options(*SAMPLE, "--stochasticity=0.3", "--spectrum=0.5", "--head_start=4").sampler
+    assert (found.stochasticity, found.spectrum, found.head_start) == (0.3, 0.5, 4.0)
     found = options("--mode=class_conditional", "--workdir=x", "--labels=3,1", "--guidance=0")
     assert found.labels == (3, 1) and found.guidance == 0
     assert options("--mode=eval", "--workdir=x", "--metrics=fid,kid").metrics == ("fid", "kid")
@@ -102,6 +112,10 @@ def test_help_is_printed(monkeypatch, capsys):
         (["--corector=none"], "did you mean --corrector?"),
         (["--nef=40"], "did you mean --nfe?"),
         (["--precision=float23"], "did you mean float32?"),
+        (["--colors"], "did you mean --colours?"),
+        (["--headstart=4"], "did you mean --head_start?"),
+        ([*SAMPLE, "--kapa=0.4"], "did you mean --kappa?"),
+        (["--mode=train", "--workdir=x", "--kappa=1"], "--kappa is not used by --mode=train"),
         (["--nosuchthing"], "Unknown command line flag 'nosuchthing'"),
         (["--mode=fly", "--workdir=x"], "sample|train"),
         (["photos"], "unexpected words ['photos']"),
@@ -137,6 +151,10 @@ def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeyp
         ("--alpha=1", "above 1"),
         *((f"--max_batch={text}", f"--max_batch={text}: ") for text in ("0", "-1", "many", "1.5")),
         ("--shard=3/2", "--shard='3/2'"),
+        ("--stochasticity=some", "--stochasticity=some: use a number, or M"),
+        ("--spectrum=half", "--spectrum=half: use a number, or on or off"),
+        ("--head_start=early", "--head_start=early: use a number, or auto or off"),
+        ("--corrector_levels=1", "--corrector_levels=1: write LOW,HIGH"),
         ("--plugin=nowhere.py", "--plugin=nowhere.py: No such file"),
     ],
 )

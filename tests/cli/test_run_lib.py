@@ -115,7 +115,11 @@ def test_auto_and_tune_choose_a_strength(model):
     assert assembly.plan(trained, speed_up=4.0, alpha="auto").alpha > 1
     config = assembly.plan(trained, speed_up=4.0).config
     alphas = (4.0, math.inf)
-    assert assembly.tune_alpha(trained, config, trained.statistics, images=8, alphas=alphas) in (*alphas, 7.0)
+    for kinds in ((False,), (True,), (False, True)):
+        found = assembly.tune_alpha(trained, config, trained.statistics, images=8, alphas=alphas, kinds=kinds)
+        strength = found.alpha if found.gain is None else found.gain / (found.gain - 1)
+        assert any(math.isclose(strength, value) for value in (4.0, 7.0)) or strength == math.inf
+        assert found.gain is None or (True in kinds and found.alpha == math.inf)
 
 
 def test_tuning_tries_the_strengths_beside_the_best():

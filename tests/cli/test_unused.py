@@ -34,6 +34,17 @@ def check(digits, given):
         ({"r": 2.0, "lam": 1.2, "filters": "both"}, "--filters has no effect here: M comes from the radius"),
         ({"corrector": "ald", "norm": "batch"}, "--norm has no effect here: corrector 'ald' takes no norms"),
         ({"predictor": "none", "corrector": "ald", "grid": "uniform"}, "--grid has no effect here: there is no pred"),
+        ({"stochasticity": 0.0}, "--stochasticity has no effect here: predictor 'reverse_diffusion' does not"),
+        ({"kappa": 0.4}, "has no kappa option"),
+        ({"spectrum": 0.0}, "--spectrum has no effect here"),
+        ({"colours": False}, "--colours has no effect here: neither the prior nor a step"),
+        ({"pilot_gain": False}, "--pilot_gain has no effect here: it corrects the steps of predictor 'spectral'"),
+        ({"corrector_levels": (0.0, 1.0)}, "there is no corrector"),
+        ({"head_start": 2.0}, "steps through the SDE's own levels"),
+        ({"head_start": "auto"}, "steps through the SDE's own levels"),
+        ({"predictor": "ddim", "grid": "edm", "head_start": "auto"}, "use prior 'matched'"),
+        ({"predictor": "auto", "corrector": None, "kappa": 0.4}, "predictor=auto decides it"),
+        ({"predictor": "auto", "corrector": None, "head_start": "auto"}, "predictor=auto decides it"),
         ({"nfe": None, "method": "ode", "corrector": None}, "--predictor has no effect here: method 'ode'"),
     ],
 )
@@ -50,6 +61,10 @@ def test_an_option_without_effect_is_refused(digits, given, match):
         {"alpha": 8.0, "filters": "both", "variant": "exact", "recipe": "ijcv2025"},
         {"alpha": math.inf, "filters": "both"},
         {"r": 2.0, "lam": 1.2},
+        {"predictor": "spectral", "prior": "matched", "stochasticity": 0.3, "kappa": 0.4, "spectrum": 1.0},
+        {"predictor": "spectral", "prior": "matched", "head_start": 2.0, "grid": "edm"},
+        {"predictor": "spectral", "prior": "matched", "head_start": "off", "pilot_gain": False},
+        {"predictor": "spectral_ddim", "corrector": "langevin_exact", "corrector_levels": (0.0, 1.0), "spectrum": 0.5},
     ],
 )
 def test_options_with_effect_and_the_control_of_a_sweep_are_taken(digits, given):
