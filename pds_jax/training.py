@@ -207,6 +207,7 @@ class Trainer:
         try:
             if step < training.n_iters:
                 self._announce(step_fn, state, step)
+                log.restart()
             while step < training.n_iters and not processes.any_process(bool(self._stop)):
                 count = min(training.n_jitted_steps, training.n_iters - step)
                 state, step_losses = step_fn(state, self._batches(step, count), self.key)
@@ -370,6 +371,11 @@ class Log:
         self._board = None if silent else _board(workdir / "tensorboard")
         self._clock, self._last = time.monotonic(), step
         self.step = step
+
+    def restart(self) -> None:
+        """Measure the rate from now on, compiling being over."""
+        self._bar.start(self._bar.total)
+        self._clock = time.monotonic()
 
     def add(self, first: int, step_losses: Any) -> None:
         """Note the losses (D, n) of n steps from ``first``; reads them one call later, so devices never wait."""

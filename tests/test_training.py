@@ -68,6 +68,20 @@ def test_on_log_is_told_what_the_log_says(whole):
         assert values == pytest.approx(row, rel=1e-3) and values["step"] == row["step"]
 
 
+def test_the_rate_is_that_of_the_steps_without_what_was_compiled_before(tmp_path, monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    log = training.Log(tmp_path, 0, 10, lambda step, values: told.append(values["steps_per_second"]))
+    now[0] = 100.0
+    log.restart()
+    now[0] = 101.0
+    log.add(0, np.ones((1, 5)))
+    log.check()
+    log.write(5)
+    log.close()
+    assert told == [5.0]
+
+
 def test_the_step_is_traced_once(tmp_path):
     """A program that took its first state from the host would be made again for the state that it gives."""
     trainer = training.Trainer(tiny.get_config(), str(tmp_path))

@@ -130,7 +130,7 @@ MAKERS = {
     "my.pth": weights,
     "checkpoint_26": checkpoint,
     "cifar-10-binary.tar.gz": cifar10,
-    "pt_inception-2015-12-05-6726825d.pth": inception,
+    "my_inception.pth": inception,
     "edm-cifar10-32x32-uncond-vp.pkl": edm,
 }
 
