@@ -162,12 +162,19 @@ def tune(
 
     best = {flat: search(functools.partial(once, flat), alphas) for flat in kinds}
     flat = min(best, key=lambda kind: once(kind, best[kind]) or 0.0)
-    names = {True: f"flat M = {largest_gain(best.get(True, math.inf)):.4g} I", False: f"alpha={best.get(False, 0):.4g}"}
-    said = ", ".join(f"{names[kind]} has the spectrum error {once(kind, best[kind]):.2g}" for kind in best)
-    said = f"{names[flat] if math.isfinite(best[flat]) else 'no M'} ({said})"
+    names = {kind: _named(best[kind], kind) for kind in best}
+    said = names[flat]
+    if len(set(names.values())) > 1:
+        said += f", whose spectrum is nearer to the data's than that of {names[not flat]}"
     if flat and math.isfinite(best[True]):
         return Tuned(math.inf, largest_gain(best[True]), said)
     return Tuned(best[flat], None, said)
+
+
+def _named(alpha: float, flat: bool) -> str:
+    if math.isinf(alpha):
+        return "no M"
+    return f"flat M = {largest_gain(alpha):.4g} I" if flat else f"alpha={alpha:.4g}"
 
 
 def largest_gain(alpha: float) -> float:

@@ -10,7 +10,7 @@ import load_script
 import pytest
 from absl import flags as absl_flags
 
-from pds_jax import predictors, solvers  # noqa: F401  (solvers enters its predictors)
+from pds_jax import predictors, sampling  # noqa: F401  (sampling enters the predictors of all modules)
 from pds_jax.cli import flags, parse
 from pds_jax.correctors import CORRECTORS
 from pds_jax.predictors import PREDICTORS
