@@ -19,7 +19,7 @@ EXAMPLES = """\
       --workdir=runs/cifar10 --speed_up=20 --freq_mask_path=freq.npy --space_mask_path=space.npy --norm=batch
   Sample digits of given classes; fill in the unknown part of images (known pixels are white in the mask):
     pds_jax --mode=class_conditional --checkpoint=digits --workdir=runs/digits --seeds=0-9 --labels=0-9 --nfe=100
-    pds_jax --mode=inpaint --checkpoint=photos --workdir=runs/photos --images=my_images --mask=my_mask.png --nfe=100
+    pds_jax --mode=inpaint --checkpoint=photos --workdir=runs/photos --images=my_images --mask=my_mask.png --nfe=80
   Train; evaluate the checkpoints; sample the newest:
     pds_jax --mode=train --config=configs/photos.py --workdir=runs/train
     pds_jax --mode=eval --workdir=runs/train --metrics=fid,kid
