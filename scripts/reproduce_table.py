@@ -504,7 +504,8 @@ def ablate(out: pathlib.Path) -> dict[str, Any]:
     trained, judge = assembly.load(_TABLE.value), quality.judge_for(_TABLE.value)
     bench = cells.Cells(trained, judge, out, size.blocks, size.choosing, _BATCH.value or 256, _MINUTES.value)
     rows = ablation.run(bench, size)
-    print(f"\n{(out / 'table.md').read_text()}\nTable: {out / 'table.md'}, {out / 'table.json'}")
+    if rows:
+        print(f"\n{(out / 'table.md').read_text()}\nTable: {out / 'table.md'}, {out / 'table.json'}")
     whole = sum(1 for _ in ablation.cells(size))
     return {"table": _TABLE.value, "cells": len(rows), "of": whole, "images": size.images(min(size.iterations))}
 
