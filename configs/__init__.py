@@ -1,1 +1,1 @@
-"""Configurations (ml_collections) under score_sde's names; the command and the published figure head each file."""
+"""Configurations (ml_collections) with score_sde's names; each file begins with its command and published result."""

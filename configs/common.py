@@ -1,7 +1,7 @@
-"""What configurations share: the argument after the colon, the tiny `runlocal` form, the networks' options.
+"""Shared parts of configurations: the argument after the colon, the small `runlocal` form, options of networks.
 
 ``--config=configs/ve/cifar10_ncsnpp_continuous.py:speed_up=20,alpha=5`` and
-``--config=configs/ve/cifar10_ncsnpp_continuous.py:runlocal`` both arrive here as `arg`.
+``--config=configs/ve/cifar10_ncsnpp_continuous.py:runlocal`` both set `arg`.
 """
 
 import ast
@@ -65,7 +65,7 @@ def _parse(path: str, text: str, old: object) -> object:
 
 
 def shrink(config: ml_collections.ConfigDict) -> None:
-    """Make everything small enough for a CPU in seconds, on images that need no download; the structure stays."""
+    """Make everything small enough for a CPU in seconds, on images that need no download; the structure is kept."""
     config.training.update(
         batch_size=4, n_iters=20, snapshot_freq=10, snapshot_freq_for_preemption=10, log_freq=5, eval_freq=10,
         n_jitted_steps=1,

@@ -1,6 +1,7 @@
 """Defaults of score_sde's two 1024x1024 configurations.
 
-The original files lack training.n_jitted_steps and four fields of eval, which its program reads; they are LSUN's.
+The original files lack training.n_jitted_steps and four fields of eval, which its program reads; they are set as for
+LSUN here.
 """
 
 import ml_collections

@@ -38,7 +38,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
         centered=False,
         uniform_dequantization=False,
         num_channels=3,
-        # Of image files that are one's own, where data.dataset is a path (docs/files.md):
+        # For your own image files, if data.dataset is a path (docs/files.md):
         resize=False,
         convert_images=False,
         range=(),  # (lo, hi) of floating-point arrays; () is (0, 1)

@@ -1,7 +1,7 @@
-"""NCSN++ cont. on scikit-learn's 8x8 handwritten digits, VE SDE; the model that ships as `digits`.
+"""NCSN++ cont. on scikit-learn's 8x8 handwritten digits, VE SDE; the included model `digits`.
 
 pds_jax --mode=train --config=configs/digits.py --workdir=runs/digits
-See checkpoints/digits/README.md for steps, minutes and the curves that came out.
+See checkpoints/digits/README.md for steps, minutes and curves.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
-"""NCSN++ cont. on Fashion-MNIST padded to 32x32, VE SDE; the model that ships as `fashion`.
+"""NCSN++ cont. on Fashion-MNIST padded to 32x32, VE SDE; the included model `fashion`.
 
 pds_jax --mode=train --config=configs/fashion.py --workdir=runs/fashion
-See checkpoints/fashion/README.md for steps, hours and the curves that came out.
+See checkpoints/fashion/README.md for steps, hours and curves.
 """
 
 import ml_collections

@@ -1,8 +1,8 @@
-"""NCSN++ cont. on your own images, VE SDE; docs/training.md says what to set behind the colon.
+"""NCSN++ cont. on your own images, VE SDE; docs/training.md says what to set after the colon.
 
 pds_jax --mode=train --workdir=runs/own \\
   --config=configs/own.py:dataset=my_images,image_size=32,sigma_max=30,data_mean=0.45,sigma_data=0.25
-scripts/train_own.sh measures the last three and does the rest.
+scripts/train_own.sh measures the last three and runs the training.
 """
 
 import ml_collections

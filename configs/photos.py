@@ -1,7 +1,7 @@
-"""NCSN++ cont. on 16x16 crops of photographs, VE SDE; the model that ships as `photos`.
+"""NCSN++ cont. on 16x16 crops of photographs, VE SDE; the included model `photos`.
 
 pds_jax --mode=train --config=configs/photos.py --workdir=runs/photos
-See checkpoints/photos/README.md for steps, hours and the curves that came out.
+See checkpoints/photos/README.md for steps, hours and curves.
 """
 
 import ml_collections

@@ -1,6 +1,6 @@
-"""Configurations of networks that other programs have published, from the arguments that these were made with.
+"""Configurations of published networks of other programs, from their constructor arguments.
 
-They are sampled, not trained here: the sections of training are the defaults.
+They are for sampling; the sections of training are the defaults.
 """
 
 from typing import Any

@@ -81,7 +81,7 @@ class Batches:
                 if not self.adapt or self.size == 1:
                     raise
                 self.size //= 2
-                logging.warning("out of memory; going on with %d images at once", self.size)
+                logging.warning("out of memory; continuing with %d images at once", self.size)
 
     @staticmethod
     def _check_solved(seeds: Sequence[int], run: sampling.Run) -> None:

@@ -105,7 +105,7 @@ class TrainingFolder:
             reason = getattr(error, "strerror", None) or str(error)[:300]
             raise PdsError(
                 f"cannot save step {step} in {self.folder}: {reason}; free some space or choose another folder; "
-                "earlier states are unharmed, and the same command goes on from them"
+                "earlier states are unharmed, and the same command continues from them"
             ) from error
 
     def restore_newest(self, template: TrainState) -> TrainState | None:

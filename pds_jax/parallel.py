@@ -314,7 +314,7 @@ def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a batch is expected to cost; None where nobody can tell."""
+    """Expected cost of a batch; None where it is unknown."""
 
     step_seconds: float | None  # of one step, measured
     device_bytes: int | None  # of one device for weights, state and temporaries, by the compiler's account

@@ -64,7 +64,7 @@ def train(config: Any, workdir: str, checkpoint: str | None = None, *, on_log: O
     except OSError as error:
         raise PdsError(
             f"{error.filename or workdir}: {error.strerror or error}; free some space or choose another --workdir; the "
-            "same command goes on from what was saved"
+            "same command continues from what was saved"
         ) from error
 
 
@@ -159,7 +159,7 @@ class Trainer:
         if (self.workdir / checkpoints.CONFIG).exists():
             begun = files.read_json(record) if record.exists() else {}
             if begun.get("sha256_of_parameters") != digest:
-                raise PdsError(f"{self.workdir} holds a training that did not begin from {checkpoint}; choose another")
+                raise PdsError(f"{self.workdir} holds a training that did not start from {checkpoint}; choose another")
         elif processes.is_first_process():
             files.write_json(record, {"checkpoint": checkpoint, "step": state.step, "sha256_of_parameters": digest})
         return state

@@ -279,7 +279,7 @@ def write_csv(book: Book, path: pathlib.Path) -> None:
 
 def write_table(book: Book, path: pathlib.Path, about: dict[str, Any]) -> None:
     """Fréchet distance and spectrum error, mean ± sd over seeds, a row a sampler and a column an NFE."""
-    text = "# The lab\n\nSamplers with the exact score, by `python scripts/lab.py`: "
+    text = "# Samplers with exact scores\n\nMade by `python scripts/lab.py`: "
     text += f"{about['samples']} samples, {about['seeds']} seeds, mean ± standard deviation over the seeds. "
     text += "– is a cell that was refused (its N is too small for its M) or not run.\n"
     for problem in about["problems"]:

@@ -1,7 +1,7 @@
 """NCSN++ cont. on CIFAR-10, sub-VP SDE.
 
 pds_jax --mode=train --config=configs/subvp/cifar10_ncsnpp_continuous.py --workdir=runs/subvp_cifar10_ncsnpp_continuous
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """NCSN++ on CelebA 64x64, SMLD.
 
 pds_jax --mode=train --config=configs/ve/celeba_ncsnpp.py --workdir=runs/ve_celeba_ncsnpp
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
 pds_jax --mode=train --config=configs/ve/celebahq_256_ncsnpp_continuous.py \\
   --workdir=runs/ve_celebahq_256_ncsnpp_continuous
-Published: samples only, no figure.
+Published: samples only, no FID.
 Training reads the data set's own r08 TFRecords: --config.data.tfrecords_path=FILE.
 """
 

@@ -1,7 +1,7 @@
 """NCSN++ cont. on CelebA-HQ 1024x1024, VE SDE.
 
 pds_jax --mode=train --config=configs/ve/celebahq_ncsnpp_continuous.py --workdir=runs/ve_celebahq_ncsnpp_continuous
-Published: samples only, no figure.
+Published: samples only, no FID.
 Training reads the data set's own r10 TFRecords: --config.data.tfrecords_path=FILE.
 """
 

@@ -1,7 +1,7 @@
 """NCSN++ cont. on LSUN church (outdoor) 256x256, VE SDE.
 
 pds_jax --mode=train --config=configs/ve/church_ncsnpp_continuous.py --workdir=runs/ve_church_ncsnpp_continuous
-Published: samples only, no figure.
+Published: samples only, no FID.
 The PDS release's file of this name differs only in the sizes of its authors' runs (see default_lsun_configs).
 """
 

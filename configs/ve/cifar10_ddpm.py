@@ -1,7 +1,7 @@
 """DDPM's network on CIFAR-10, SMLD.
 
 pds_jax --mode=train --config=configs/ve/cifar10_ddpm.py --workdir=runs/ve_cifar10_ddpm
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """NCSN++ cont. on FFHQ 256x256, VE SDE.
 
 pds_jax --mode=train --config=configs/ve/ffhq_256_ncsnpp_continuous.py --workdir=runs/ve_ffhq_256_ncsnpp_continuous
-Published: samples only, no figure.
+Published: samples only, no FID.
 Training reads the data set's own r08 TFRecords: --config.data.tfrecords_path=FILE.
 """
 

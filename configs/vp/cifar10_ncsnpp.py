@@ -1,7 +1,7 @@
 """NCSN++ on CIFAR-10 at DDPM's 1000 discrete noise levels (VP).
 
 pds_jax --mode=train --config=configs/vp/cifar10_ncsnpp.py --workdir=runs/vp_cifar10_ncsnpp
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections

@@ -2,7 +2,7 @@
 
 pds_jax --mode=train --config=configs/vp/cifar10_ncsnpp_deep_continuous.py \\
   --workdir=runs/vp_cifar10_ncsnpp_deep_continuous
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections

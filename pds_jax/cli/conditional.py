@@ -201,7 +201,7 @@ def _inpaint(given: _Given) -> Task:
 def _colorize(given: _Given) -> Task:
     channels = given.shape[2]
     if channels < 2:
-        raise PdsError(f"{given.trained.name} makes images of one channel: there are no colours to find")
+        raise PdsError(f"{given.trained.name} makes images of one channel, so there are no colours to generate")
     pixels = given.read(channels=(1, channels))
     if given.whole and pixels.shape[-1] == 1:
         raise PdsError("--originals: the images are gray already")
@@ -276,7 +276,7 @@ def _report_errors(folder: RunFolder, task: Task, per_image: int) -> None:
     results = arrays.to_unit(made, folder.format.value_range)
     originals = np.repeat(task.original, per_image, axis=0)
     errors = [float(np.sqrt(np.mean(np.square(x - y)))) for x, y in ((results, originals), (task.given, task.original))]
-    print(f"RMS difference from the originals, white being 1: {errors[0]:.3g} (of what was given: {errors[1]:.3g})")
+    print(f"RMS difference from the originals, where white is 1: {errors[0]:.3g} (given images: {errors[1]:.3g})")
 
 
 # --- classes ---------------------------------------------------------------------------------------------------

@@ -61,7 +61,9 @@ def evaluate(options: RunOptions) -> list[dict[str, Any]]:
       PdsError: anything that cannot be done, before long work starts; or another evaluation in the folder.
     """
     if options.shard != (0, 1):
-        raise PdsError("--mode=eval has no shards; sample them with --mode=sample and judge them with scripts/fid.py")
+        raise PdsError(
+            "--mode=eval has no shards; sample with --mode=sample and evaluate with scripts/fid.py"
+        )
     folder = options.workdir / (options.eval_folder or "eval")
     config = options.configuration()
     found = candidates(config, options)
@@ -290,7 +292,7 @@ class Job:
         name = options.extractor or EXTRACTORS.get(dataset, "inception")
         if options.extractor is None and name == "inception" and self.trained.shape[2] != 3:
             raise PdsError(
-                f"FID's Inception network takes 3 channels, this model's images have {self.trained.shape[2]}; use "
+                f"FID's Inception network takes 3 channels, but this model's images have {self.trained.shape[2]}; use "
                 "--extractor=pixels, or --config.eval.enable_sampling=False for loss and bits/dim alone"
             )
         if options.inception_weights and name != "inception":

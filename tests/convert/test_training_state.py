@@ -129,7 +129,7 @@ def test_training_goes_on_from_a_state_as_if_it_had_never_stopped(tmp_path, layo
     jax.tree.map(np.testing.assert_array_equal, trained(tmp_path / "after", 10, None), whole)  # nothing is left to do
     with pytest.raises(PdsError, match="nothing left to do"):
         trained(tmp_path / "again", 6, str(path))
-    with pytest.raises(PdsError, match="did not begin from"):
+    with pytest.raises(PdsError, match="did not start from"):
         trained(tmp_path / "half", 10, str(path))
     assert not (tmp_path / "again").exists()
 

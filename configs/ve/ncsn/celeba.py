@@ -1,7 +1,7 @@
 """NCSN (v1) on CelebA 64x64.
 
 pds_jax --mode=train --config=configs/ve/ncsn/celeba.py --workdir=runs/ve_ncsn_celeba
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 One release of score_sde sets training.loss where training.sde is meant; it is training.sde here.
 """
 

@@ -1,7 +1,7 @@
 """NCSN (v1) on CIFAR-10 with techniques 1, 2, 4 and 5 of NCSNv2.
 
 pds_jax --mode=train --config=configs/ve/ncsn/cifar10_1245.py --workdir=runs/ve_ncsn_cifar10_1245
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """NCSN (v1) on CIFAR-10 with technique 5 of NCSNv2.
 
 pds_jax --mode=train --config=configs/ve/ncsn/cifar10_5.py --workdir=runs/ve_ncsn_cifar10_5
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """NCSNv2 on LSUN bedroom 128x128.
 
 pds_jax --mode=train --config=configs/ve/ncsnv2/bedroom.py --workdir=runs/ve_ncsnv2_bedroom
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 score_sde's file misspells training.continuous, which leaves it on and stops the run; it is off here, as meant.
 """
 

@@ -1,7 +1,7 @@
 """NCSNv2 on CelebA 64x64.
 
 pds_jax --mode=train --config=configs/ve/ncsnv2/celeba.py --workdir=runs/ve_ncsnv2_celeba
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections

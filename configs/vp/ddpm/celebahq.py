@@ -1,7 +1,7 @@
 """DDPM on CelebA-HQ 256x256.
 
 pds_jax --mode=train --config=configs/vp/ddpm/celebahq.py --workdir=runs/vp_ddpm_celebahq
-Published: samples only, no figure.
+Published: samples only, no FID.
 Training reads TFRecords: --config.data.tfrecords_path=FILE.
 """
 

@@ -1,7 +1,7 @@
 """DDPM on CIFAR-10 without time conditioning (technique 3 of NCSNv2).
 
 pds_jax --mode=train --config=configs/vp/ddpm/cifar10_unconditional.py --workdir=runs/vp_ddpm_cifar10_unconditional
-Published: no figure known to us for this file.
+Published: no result is known for this file.
 """
 
 import ml_collections
