@@ -61,9 +61,7 @@ def evaluate(options: RunOptions) -> list[dict[str, Any]]:
       PdsError: anything that cannot be done, before long work starts; or another evaluation in the folder.
     """
     if options.shard != (0, 1):
-        raise PdsError(
-            "--mode=eval has no shards; sample with --mode=sample and evaluate with scripts/fid.py"
-        )
+        raise PdsError("--mode=eval has no shards; sample with --mode=sample and evaluate with scripts/fid.py")
     folder = options.workdir / (options.eval_folder or "eval")
     config = options.configuration()
     found = candidates(config, options)
