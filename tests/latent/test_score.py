@@ -3,7 +3,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from latent_cases import libraries, normal, relative, to_torch
+from latent_cases import from_torch, libraries, normal, relative, to_torch
 
 from pds_jax.latent.codec import Codec
 from pds_jax.latent.folder import load_pipeline
@@ -50,6 +50,21 @@ def test_images_equal_the_pipelines_with_ddim(pipelines, kind):
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
     z = normal(3, 2, 8, 8, 4)
     expected = theirs(pipe, z, scheduler, 6)
+    _, images = ours(load_pipeline(folder), "ddim", z, scheduler.timesteps.tolist(), 0)
+    assert relative(np.clip(images, 0, 1), expected) < 1e-4
+    assert expected.std() > 0.05
+
+
+def test_images_equal_the_unconditional_pipelines(pipelines):
+    """LDMPipeline with its VQModel, whose decoder takes the nearest codes: one other code would be seen."""
+    folder, pipe = pipelines("ldm")
+    torch, diffusers, _ = libraries()
+    scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
+    pipe.scheduler = scheduler
+    words = {"batch_size": 2, "num_inference_steps": 6, "output_type": "np"}
+    with torch.no_grad():
+        expected = pipe(generator=torch.Generator().manual_seed(3), **words).images
+    z = from_torch(torch.randn((2, 3, 8, 8), generator=torch.Generator().manual_seed(3)))
     _, images = ours(load_pipeline(folder), "ddim", z, scheduler.timesteps.tolist(), 0)
     assert relative(np.clip(images, 0, 1), expected) < 1e-4
     assert expected.std() > 0.05

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from latent_cases import normal
@@ -62,6 +64,22 @@ def test_samplers_and_m_act_on_latents_as_on_images(model, options):
         assert not plan.preconditioner.is_identity
         plain = assembly.plan(model.trained, nfe=6, **{**options, "alpha": float("inf"), "filters": "freq"})
         assert np.abs(assembly.draw(model.trained, plain, [1], given=given(model)).images - found).max() > 1e-3
+
+
+def test_a_flat_m_needs_no_statistics_and_is_a_larger_step(model):
+    """M = c I on latents: with c = 1 nothing changes; with c the noise of a step is c times as large."""
+    bare = dataclasses.replace(model, trained=dataclasses.replace(model.trained, statistics=None))
+    words = {"nfe": 4, "predictor": "reverse_diffusion"}
+
+    def latents(**options):
+        return bare.latents(assembly.plan(bare.trained, **words, **options), [1], given=given(bare))
+
+    plain, same, wide = latents(), latents(filters="flat", gain=1.0), latents(filters="flat", gain=1.2)
+    np.testing.assert_array_equal(same, plain)
+    assert np.isfinite(wide).all() and np.abs(wide - plain).max() > 0.05
+    m = assembly.plan(bare.trained, **words, filters="flat", gain=1.2).preconditioner
+    z = normal(0, 1, 8, 8, 4)
+    np.testing.assert_allclose(m.apply(z), 1.2 * z, rtol=1e-5, atol=1e-6)
 
 
 def test_what_cannot_work_is_refused(model, pipelines):
