@@ -29,7 +29,7 @@ def labels_of(labels: Labels, seeds: Sequence[int], num_classes: int, name: str)
     """
     if not num_classes:
         if labels is not None:
-            raise PdsError(f"labels={labels!r}: {name} was trained without classes")
+            raise PdsError(f"labels were given, but {name} was trained without classes; leave them out")
         return None
     if labels is None:
         raise PdsError(
