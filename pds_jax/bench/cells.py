@@ -61,7 +61,7 @@ class Cells:
     Attributes:
       blocks: of seeds that are reported.
       choosing: images for each setting.
-      batch_size: images at once.
+      batch_size: most images at once; there are never more than ``choosing``.
       minutes: after which nothing is begun; None for no end.
     """
 
@@ -133,7 +133,7 @@ class Cells:
         row["value"] = some[min(found)[1] if found else 0]
 
     def _scores(self, work: Work, made: assembly.Plan, seeds: range) -> dict[str, float]:
-        size = min(self.batch_size, len(seeds))
+        size = min(self.batch_size, self.choosing, work.images)  # one size, one program
         labels = self.trained.default_labels
         drawn = assembly.draw(self.trained, made, seeds, batch_size=size, label=work.key, labels=labels)
         return self.judge(drawn.images)
