@@ -303,13 +303,13 @@ def draw_figures(book: Book, problem: lab.Problem, about: dict[str, Any], out: p
         points = [(nfe, max(value, 1e-6)) for nfe, value in values.items() if math.isfinite(value)]
         if points:
             lines[name] = points
-    floor = mean_of(book, problem=problem.name, sampler="exact", nfe=0)[0]
+    floors = [row["frechet"] for row in book.cell(problem=problem.name, sampler="exact", nfe=0) if "frechet" in row]
     figures.curves(
         lines,
         out / f"quality_{problem.name}.png",
         xlabel="score evaluations",
         ylabel="Fréchet distance",
-        floor=floor,
+        floors=floors,
         title=f"{problem.name}: exact score, {about['samples']} samples, {about['seeds']} seeds",
     )
     powers = {"data": problem.stats.power}

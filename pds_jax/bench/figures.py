@@ -98,7 +98,7 @@ def curves(
     *,
     xlabel: str,
     ylabel: str,
-    floor: float | None = None,
+    floors: Sequence[float] = (),
     title: str = "",
     logx: bool = True,
     logy: bool = True,
@@ -110,7 +110,7 @@ def curves(
       path: the PNG to write.
       xlabel: of the horizontal axis.
       ylabel: of the vertical axis.
-      floor: value that as many real images reach, drawn as a dashed line.
+      floors: values of as many real images, drawn as a gray band.
       title: above the axes.
       logx: logarithmic horizontal axis.
       logy: logarithmic vertical axis.
@@ -120,8 +120,8 @@ def curves(
     for index, (label, points) in enumerate(lines.items()):
         xs, ys = zip(*sorted(points), strict=True)
         axis.plot(xs, ys, marker="osv^Dx*"[index % 7], label=label, linewidth=1.8, markersize=5)
-    if floor is not None:
-        axis.axhline(floor, color="0.4", linestyle="--", linewidth=1.2, label="as many real images")
+    if len(floors):
+        axis.axhspan(min(floors), max(floors), color="0.6", alpha=0.5, label="as many real images")
     axis.set_xscale("log" if logx else "linear")
     axis.set_yscale("log" if logy else "linear")
     _plain_ticks(axis, {x for points in lines.values() for x, _ in points}, logx, logy)

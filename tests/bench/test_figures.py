@@ -17,7 +17,7 @@ def test_every_picture_is_written(tmp_path):
     rng = np.random.default_rng(0)
     pixels = rng.random((4, 8, 8, 3))
     figures.comparison({"plain": {"20": pixels}, "PDS": {"20": pixels}}, tmp_path / "a.png", "title")
-    figures.curves({"a": [(20, 1.0), (40, 0.5)]}, tmp_path / "b.png", xlabel="NFE", ylabel="d", floor=0.1)
+    figures.curves({"a": [(20, 1.0), (40, 0.5)]}, tmp_path / "b.png", xlabel="NFE", ylabel="d", floors=[0.1, 0.12])
     figures.spectra({"data": rng.random((8, 5, 3))}, tmp_path / "c.png")
     figures.filters(rng.random((8, 8, 3)), None, tmp_path / "d.png")
     figures.strip(rng.random((3, 2, 8, 8, 3)), tmp_path / "e.png", ["1", "2", "3"])
