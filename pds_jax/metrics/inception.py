@@ -389,7 +389,7 @@ def find_weights(path: str | os.PathLike[str] | None = None) -> pathlib.Path:
     if not found.is_file():
         raise PdsError(
             f"the Inception weights are not at {found}; download {ADDRESS} (91 MB, sha256 begins with 6726825d) and "
-            f"give its path with --weights or in ${ENVIRONMENT}"
+            f"give its path with --inception_weights (scripts/fid.py: --weights) or in ${ENVIRONMENT}"
         )
     return found
 
