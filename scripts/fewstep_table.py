@@ -1,7 +1,7 @@
 """Few-step quality of a trained model: samplers x network evaluations, each sampler at the best of its settings.
 
     python scripts/fewstep_table.py --checkpoint=photos
-    python scripts/fewstep_table.py --checkpoint=fashion --nfe=5,10,20 --samplers=rivals,auto --images=512 --minutes=120
+    python scripts/fewstep_table.py --checkpoint=fashion --nfe=5,10,20 --samplers=baselines,auto --minutes=120
     python scripts/fewstep_table.py --checkpoint=my.pth --config=mine.py --statistics=mine.npz --reference=my_images
     python scripts/fewstep_table.py --checkpoint=photos --plugin=my_steps.py --samplers=RD,my_step
     python scripts/fewstep_table.py --quick

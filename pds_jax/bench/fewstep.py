@@ -15,7 +15,7 @@ from pds_jax.bench import cells as cells_lib
 from pds_jax.bench import figures, quality
 from pds_jax.bench import methods as methods_lib
 from pds_jax.bench.cells import CRITERION, score_names, spread
-from pds_jax.bench.methods import BASELINES, Method, Scales
+from pds_jax.bench.methods import PUBLISHED, Method, Scales
 from pds_jax.io import files
 from pds_jax.io.manifest import plain
 
@@ -165,7 +165,7 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 def best_baseline(rows: Sequence[Row], nfe: int, name: str) -> Row | None:
     """The row of a published sampler with at most so many evaluations that has the least mean of a score."""
-    some = [row for row in rows if row["group"] in BASELINES and row["asked"] <= nfe and _counted(row, name)]
+    some = [row for row in rows if row["group"] in PUBLISHED and row["asked"] <= nfe and _counted(row, name)]
     return min(some, key=lambda row: float(np.mean(_values(row, name))), default=None)
 
 
@@ -175,7 +175,7 @@ def verdicts(rows: Sequence[Row], heads: Mapping[str, str]) -> str:
     for nfe in sorted({row["asked"] for row in rows}):
         lines = []
         for row in rows:
-            if row["asked"] == nfe and row["group"] not in BASELINES and row["blocks"]:
+            if row["asked"] == nfe and row["group"] not in PUBLISHED and row["blocks"]:
                 found = {head: _verdict(rows, row, nfe, name) for name, head in heads.items()}
                 lines.append({"sampler": row["sampler"], **found})
         if lines:

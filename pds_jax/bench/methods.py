@@ -1,7 +1,7 @@
 """The samplers of the few-step table, and the settings that each of them is given to choose from.
 
-Every sampler that has something to choose has :data:`TRIALS` settings, rivals as many as ours; the first is the default
-of its source. Noise levels among them are in units of the data: a unit is the data's deviation over 0.5, EDM's.
+Every sampler that has something to choose has :data:`TRIALS` settings, published ones as many as those of this
+project; the first is the default of its source. Noise levels among them are in units of the data: a unit is the data's deviation over 0.5, EDM's.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pds_jax.spectral import plane_mean
 from pds_jax.types import PdsError
 
 TRIALS = 6
-GROUPS = ("papers", "rivals", "PDS", "spectral", "auto")
-BASELINES = ("papers", "rivals")  # what is published without PDS
+GROUPS = ("papers", "baselines", "PDS", "spectral", "auto")
+PUBLISHED = ("papers", "baselines")  # what is published without PDS
 Setting = dict[str, Any]
 
 _MATCHED: Setting = {"corrector": "none", "prior": "matched"}
@@ -163,29 +163,29 @@ METHODS: tuple[Method, ...] = (
     Method("PC", "papers", _each(_PC, _values("snr", (0.16, 0.08, 0.12, 0.2, 0.25, 0.3)))),
     Method("PC + flat M", "PDS", _flat(_PC)),
     Method("PC + PDS", "PDS", _pds(_PC)),
-    Method("DDIM", "rivals", _each({**_MATCHED, "predictor": "ddim"}, _GRIDS)),
-    Method("Heun", "rivals", _each({**_MATCHED, "predictor": "heun"}, _GRIDS)),
-    Method("DPM++(2M)", "rivals", _each({**_MATCHED, "predictor": "dpmpp_2m"}, _GRIDS)),
-    Method("DPM++(2M) standard prior", "rivals",
+    Method("DDIM", "baselines", _each({**_MATCHED, "predictor": "ddim"}, _GRIDS)),
+    Method("Heun", "baselines", _each({**_MATCHED, "predictor": "heun"}, _GRIDS)),
+    Method("DPM++(2M)", "baselines", _each({**_MATCHED, "predictor": "dpmpp_2m"}, _GRIDS)),
+    Method("DPM++(2M) standard prior", "baselines",
            _each({"corrector": "none", "predictor": "dpmpp_2m"}, _GRIDS)),
-    Method("DPM++(3M)", "rivals",
+    Method("DPM++(3M)", "baselines",
            _each({**_MATCHED, "predictor": "dpmpp_3m"}, _GRIDS[:4:3] + _GRIDS[5:], _values("exact", (False, True)))),
-    Method("UniPC", "rivals",
+    Method("UniPC", "baselines",
            _each({**_MATCHED, "predictor": "unipc"}, _TWO_GRIDS,
                  ({"order": 3}, {"order": 2}, {"order": 2, "form": "bh1"}))),
-    Method("iPNDM", "rivals",
+    Method("iPNDM", "baselines",
            _each({**_MATCHED, "predictor": "ipndm"}, _values("order", (3, 2)), _GRIDS[:4:3] + _GRIDS[4:5])),
-    Method("iPNDM variable steps", "rivals",
+    Method("iPNDM variable steps", "baselines",
            _each({**_MATCHED, "predictor": "ipndm_v"}, _values("order", (3, 2)), _GRIDS[:4:3] + _GRIDS[4:5])),
-    Method("DEIS", "rivals",
+    Method("DEIS", "baselines",
            _each({**_MATCHED, "predictor": "deis"}, _values("order", (3, 2)), _GRIDS[:4:3] + _GRIDS[4:5])),
-    Method("SDE-DPM++(2M)", "rivals", _each({**_MATCHED, "predictor": "sde_dpmpp_2m"}, _GRIDS)),
-    Method("ER-SDE", "rivals",
+    Method("SDE-DPM++(2M)", "baselines", _each({**_MATCHED, "predictor": "sde_dpmpp_2m"}, _GRIDS)),
+    Method("ER-SDE", "baselines",
            _each({**_MATCHED, "predictor": "er_sde"}, _values("scale", (7, 5, 4)), _TWO_GRIDS)),
-    Method("SA-Solver", "rivals",
+    Method("SA-Solver", "baselines",
            _each({**_MATCHED, "predictor": "sa"}, _values("tau", (1.0, 0.6, 0.3)), _TWO_GRIDS)),
-    Method("EDM churn", "rivals", _churned),
-    Method("Restart", "rivals", _restarted),
+    Method("EDM churn", "baselines", _churned),
+    Method("Restart", "baselines", _restarted),
     Method("SDE-DPM++(2M) exact + flat M", "PDS", _flat(_EXACT)),
     Method("SDE-DPM++(2M) exact + PDS", "PDS", _pds(_EXACT)),
     Method("RD + alpha=tune", "PDS", _same({**_RD, "alpha": "tune"})),
@@ -227,7 +227,7 @@ def named(names: Sequence[str]) -> list[Method]:
 def _registered(name: str) -> Iterator[Method]:
     """A predictor by its own name, with M where it takes one."""
     base = {"predictor": name, "corrector": "none"}
-    yield Method(name, "rivals", _same(base))
+    yield Method(name, "baselines", _same(base))
     if PREDICTORS[name].uses_M:
         yield Method(f"{name} + flat M", "PDS", _flat(base))
         yield Method(f"{name} + PDS", "PDS", _pds(base))

@@ -1,4 +1,4 @@
-"""The few-step table: rivals get as many settings as ours, and what is said follows from the blocks."""
+"""The few-step table: every sampler gets as many settings, and what is said follows from the blocks."""
 
 import dataclasses
 import json
@@ -63,9 +63,9 @@ def row(sampler, group, nfe, blocks, error=0.1, **more):
 
 def test_a_verdict_is_against_the_best_baseline():
     rows = [
-        row("slow", "papers", 5, (4.0, 4.2)), row("good", "rivals", 5, (2.0, 2.2)),
+        row("slow", "papers", 5, (4.0, 4.2)), row("good", "baselines", 5, (2.0, 2.2)),
         row("ours", "spectral", 5, (1.0, 1.1), fitted=True), row("auto", "auto", 5, (1.9, 2.1)),
-        row("good", "rivals", 20, (0.5, 0.6)), {**row("bad", "rivals", 5, ()), "refused": "it diverges"},
+        row("good", "baselines", 20, (0.5, 0.6)), {**row("bad", "baselines", 5, ()), "refused": "it diverges"},
     ]  # fmt: skip
     text = fewstep.verdicts(rows, HEADS)
     assert "| ours | better than good | not counted |" in text
