@@ -1,7 +1,8 @@
 """The samplers of the few-step table, and the settings that each of them is given to choose from.
 
 Every sampler that has something to choose has :data:`TRIALS` settings, published ones as many as those of this
-project; the first is the default of its source. Noise levels among them are in units of the data: a unit is the data's deviation over 0.5, EDM's.
+project; the first is the default of its source. Noise levels among them are in units of the data: a unit is the data's
+deviation over 0.5, EDM's.
 """
 
 from __future__ import annotations
