@@ -46,6 +46,7 @@ def log_probability(recorded, folder, label):
     return float(log_p[:, label].mean())
 
 
+@pytest.mark.slow
 def test_images_go_to_the_class_at_equal_network_evaluations(recorded, tmp_path):
     path, config = recorded(CLASSIFIER)
     plain = sample(recorded, tmp_path, eval_folder="plain")

@@ -66,6 +66,7 @@ def test_samplers_and_m_act_on_latents_as_on_images(model, options):
         assert np.abs(assembly.draw(model.trained, plain, [1], given=given(model)).images - found).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_flat_m_needs_no_statistics_and_is_a_larger_step(model):
     """M = c I on latents: with c = 1 nothing changes; with c the noise of a step is c times as large."""
     bare = dataclasses.replace(model, trained=dataclasses.replace(model.trained, statistics=None))
