@@ -17,7 +17,7 @@ import numpy as np
 from absl import app, flags
 
 from pds_jax import assembly
-from pds_jax.cache import order_for_memory, use_compilation_cache
+from pds_jax.cache import use_compilation_cache
 from pds_jax.data import image_files
 from pds_jax.io.files import check_writable
 from pds_jax.latent.captions import read_captions
@@ -68,7 +68,6 @@ def main(argv: list[str]) -> None:
     """Make the file, say what is in it."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    order_for_memory()
     use_compilation_cache(None)
     try:
         if _LIMIT.value < 1 or _BATCH.value < 1:

@@ -10,6 +10,9 @@ import pathlib  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from pds_jax.cache import set_cpu_flags  # noqa: E402
+
+set_cpu_flags()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

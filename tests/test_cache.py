@@ -1,10 +1,15 @@
 import os
+import subprocess
+import sys
 
 import jax
 import jaxlib
 import pytest
 
 from pds_jax import cache
+
+SCHEDULER = "--xla_cpu_scheduler_type"
+CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type"
 
 
 @pytest.mark.parametrize(
@@ -37,16 +42,27 @@ def flags(monkeypatch):
     return monkeypatch
 
 
-def test_the_scheduler_is_chosen_once_beside_the_users_flags(flags):
-    cache.order_for_memory()
-    cache.order_for_memory()
-    assert os.environ["XLA_FLAGS"] == "--some=1 --xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+def test_flags_are_set_once_beside_the_users(flags):
+    cache.set_cpu_flags()
+    cache.set_cpu_flags()
+    assert os.environ["XLA_FLAGS"] == f"--some=1 {SCHEDULER}=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED {CONVOLUTIONS}="
 
 
 def test_nothing_is_set_where_xla_might_not_know_the_flag(flags):
-    flags.setattr(jaxlib, "__version__", "0.12.0")
-    cache.order_for_memory()
-    assert os.environ["XLA_FLAGS"] == "--some=1"
+    flags.setattr(jaxlib, "__version__", "0.12.0.1")
+    cache.set_cpu_flags()
+    assert os.environ["XLA_FLAGS"] == f"--some=1 {CONVOLUTIONS}="
+    for version in ("0.8.0", "0.9.2", "0.13.0", "1.0.0"):
+        flags.setenv("XLA_FLAGS", "--some=1")
+        flags.setattr(jaxlib, "__version__", version)
+        cache.set_cpu_flags()
+        assert os.environ["XLA_FLAGS"] == "--some=1"
+
+
+def test_this_jaxlib_knows_the_flags_that_are_set():
+    flags = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    program = "from pds_jax.cache import set_cpu_flags; set_cpu_flags(); import jax; print(jax.numpy.ones(3).sum())"
+    assert subprocess.run([sys.executable, "-c", program], env=flags, capture_output=True, text=True).stdout == "3.0\n"
 
 
 def test_nothing_is_set_beside_the_users_choice_or_an_accelerator(flags):
@@ -54,13 +70,14 @@ def test_nothing_is_set_beside_the_users_choice_or_an_accelerator(flags):
     before = jax.config.jax_platforms
     jax.config.update("jax_platforms", "")
     try:
-        cache.order_for_memory()
+        cache.set_cpu_flags()
     finally:
         jax.config.update("jax_platforms", before)
     assert os.environ["XLA_FLAGS"] == "--some=1"
-    flags.setenv("XLA_FLAGS", "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT")
-    cache.order_for_memory()
-    assert os.environ["XLA_FLAGS"] == "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_DEFAULT"
+    chosen = f"{SCHEDULER}=CPU_SCHEDULER_TYPE_DEFAULT {CONVOLUTIONS}=LIBRARY_FUSION_TYPE_DOT"
+    flags.setenv("XLA_FLAGS", chosen)
+    cache.set_cpu_flags()
+    assert os.environ["XLA_FLAGS"] == chosen
 
 
 def test_the_cache_goes_where_it_is_told_or_is_off(monkeypatch, tmp_path):

@@ -30,9 +30,8 @@ def parse(words: Sequence[str], values: absl_flags.FlagValues = FLAGS) -> list[s
 
 def main(argv: Sequence[str]) -> None:
     """Do what the flags say; ``argv`` is what :func:`parse` gave."""
-    from pds_jax.cache import order_for_memory, use_compilation_cache
+    from pds_jax.cache import use_compilation_cache
 
-    order_for_memory()
     use_compilation_cache(FLAGS.cache_dir)
     from pds_jax import processes
     from pds_jax.cli import parse as parsing
@@ -58,10 +57,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _doctor() -> NoReturn:
-    from pds_jax.cache import order_for_memory, use_compilation_cache
+    from pds_jax.cache import use_compilation_cache
     from pds_jax.keys import use_generator
 
-    order_for_memory()
     use_compilation_cache(None)
     use_generator()
     from pds_jax.cli.doctor import doctor

@@ -51,7 +51,7 @@ from configs.ve import (
 from pds_jax import assembly, checkpoints, parallel, preconditioner, sampling, sde_lib
 from pds_jax.bench import figures, quality
 from pds_jax.bench.timing import clock, in_turns
-from pds_jax.cache import order_for_memory, use_compilation_cache
+from pds_jax.cache import use_compilation_cache
 from pds_jax.io import files
 from pds_jax.models import create_model, init_model
 from pds_jax.score_fn import get_score_fn
@@ -495,7 +495,6 @@ def draw_figure(found: dict[str, Any], path: pathlib.Path) -> None:
 def main(argv: list[str]) -> None:
     """Measure, print, write."""
     del argv
-    order_for_memory()
     use_compilation_cache(_CACHE.value)
     if _JOB.value is not None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -49,7 +49,7 @@ from configs.ve import church_ncsnpp_continuous, cifar10_ncsnpp_deep_continuous,
 from pds_jax import parallel, preconditioner, sampling, sde_lib
 from pds_jax.bench import quality
 from pds_jax.bench.timing import Timer, clock, in_turns
-from pds_jax.cache import order_for_memory, use_compilation_cache
+from pds_jax.cache import use_compilation_cache
 from pds_jax.io import files
 from pds_jax.models import create_model, init_model
 from pds_jax.models.utils import choice
@@ -452,7 +452,6 @@ def main(argv: list[str]) -> None:
         torch_job(_TORCH_JOB.value)
         return
     start = time.monotonic()
-    order_for_memory()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch is to fit beside
     use_compilation_cache(_CACHE.value)
     found = everything(start)

@@ -21,7 +21,7 @@ from absl import app, flags
 
 from configs.ve import ffhq_ncsnpp_continuous
 from pds_jax import parallel, preconditioner, sampling, sde_lib
-from pds_jax.cache import order_for_memory, use_compilation_cache
+from pds_jax.cache import use_compilation_cache
 from pds_jax.models import create_model, init_model
 from pds_jax.score_fn import get_score_fn
 from pds_jax.types import ScoreFn
@@ -49,7 +49,6 @@ def random_score_fn(config: Any) -> ScoreFn:
 def main(argv: list[str]) -> None:
     """Measure and print."""
     del argv
-    order_for_memory()
     use_compilation_cache(None)
     config = ffhq_ncsnpp_continuous.get_config()
     config.data.image_size = _SIZE.value

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pds_jax.cache import order_for_memory
+from pds_jax.cache import set_cpu_flags
 from pds_jax.convert.tree import nest
 from pds_jax.latent import cost, layouts
 from pds_jax.latent.autoencoder import Autoencoder
@@ -48,7 +48,7 @@ def program() -> tuple[Any, dict[str, tuple[int, ...]], tuple[Any, ...]]:
 
 def main(_: list[str]) -> None:
     """Compile, say what memory it takes, run once."""
-    order_for_memory()
+    set_cpu_flags()
     apply, shapes, inputs = program()
     rng, dtype = np.random.default_rng(0), jnp.dtype(_DTYPE.value)
     draw = {path: jnp.asarray(0.02 * rng.standard_normal(shape, np.float32), dtype) for path, shape in shapes.items()}

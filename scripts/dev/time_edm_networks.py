@@ -22,7 +22,7 @@ import numpy as np
 from absl import app, flags
 
 from pds_jax.bench.timing import clock, in_turns
-from pds_jax.cache import order_for_memory
+from pds_jax.cache import set_cpu_flags
 from pds_jax.convert.edm import config_from_arguments, edm_pairs
 from pds_jax.convert.tree import Pair, nest, source_shape, template, to_source
 from pds_jax.models import create_model
@@ -71,7 +71,7 @@ def theirs(name: str, arguments: Any, state: dict[str, np.ndarray], *inputs: Any
 
 def main(_: list[str]) -> None:
     """Time and print."""
-    order_for_memory()
+    set_cpu_flags()
     name, arguments = importlib.import_module(f"configs.edm.{_NETWORK.value}").NETWORK
     config = config_from_arguments("EDMPrecond", name, arguments)
     shapes = dict(template(config))
