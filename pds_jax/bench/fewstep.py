@@ -221,14 +221,16 @@ def draw(
     """Scores against evaluations, a panel each, with bands from the least to the largest block; what counts."""
     names = {row["sampler"] for row in rows}
     shown = [name for name in CURVES if name in names] or sorted(names)
-    panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    panels, floors = {}, []
     for score, label in heads.items():
-        panel = panels.setdefault(label if score == SPECTRUM else f"Fréchet, {label}", {})
+        lines: dict[str, list[tuple[float, float, float, float]]] = {}
         for name in shown:
             some = [row for row in rows if row["sampler"] == name and _counted(row, score)]
             points = [(row["nfe"], *(f(_values(row, score)) for f in (np.mean, min, max))) for row in some]
             if points:
-                panel[name] = points
-    floors = [[block[score] for block in floor] for score in heads]
-    if any(panels.values()):
+                lines[name] = points
+        if lines:
+            panels[label if score == SPECTRUM else f"Fréchet, {label}"] = lines
+            floors.append([block[score] for block in floor])
+    if panels:
         figures.bands(panels, path, xlabel="NFE", floors=floors, title=title)

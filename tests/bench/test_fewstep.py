@@ -76,6 +76,14 @@ def test_a_verdict_is_against_the_best_baseline():
     assert "| real images |" in shown and "### 20 evaluations" in shown
 
 
+def test_a_score_that_no_sampler_has_yet_gets_no_panel(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(fewstep.figures, "bands", lambda panels, path, **options: drawn.update(options, panels=panels))
+    floor = [{"frechet": 0.1, "spectrum_error": 0.05}] * 2
+    fewstep.draw([row("auto", "auto", 5, (1.0, 1.1), fitted=True)], floor, HEADS, tmp_path / "f.png", "")
+    assert list(drawn["panels"]) == ["Fréchet, components"] and drawn["floors"] == [[0.1, 0.1]]
+
+
 def test_settings_are_described_by_what_differs():
     setting = {"predictor": "restart", "corrector": "none", "grid": "edm", "restarts": ((3, 2, 0.03, 0.15),)}
     assert methods.described(setting) == "restarts ((3, 2, 0.03, 0.15))"
