@@ -64,7 +64,7 @@ def comparison(cells: Mapping[str, Mapping[str, np.ndarray]], path: str | os.Pat
     """Rows of image grids: one row a sampler, one column a number of network evaluations.
 
     Args:
-      cells: row label -> column label -> images (n, H, W, C), uint8 or float in [0, 1]; a row may lack columns.
+      cells: row label -> column label -> images (n, H, W, C), uint8 or float in [0, 1]; a cell that is missing says so.
       path: the PNG to write.
       title: above everything.
     """
@@ -82,6 +82,7 @@ def comparison(cells: Mapping[str, Mapping[str, np.ndarray]], path: str | os.Pat
                 _show(axis, grid(images_by_column[name], pad=1))
             else:
                 axis.set(xticks=[], yticks=[], frame_on=False)
+                axis.text(0.5, 0.5, "not sampled", ha="center", va="center", color="0.5", transform=axis.transAxes)
             if row == 0:
                 axis.set_title(name)
             if column == 0:

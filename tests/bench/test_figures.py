@@ -49,3 +49,11 @@ def test_animations_have_a_frame_a_step(tmp_path):
 def test_an_animation_of_different_sizes_is_refused(tmp_path):
     with pytest.raises(PdsError, match="one size"):
         images.save_gif(tmp_path / "a.gif", [np.zeros((4, 4, 1)), np.zeros((4, 5, 1))])
+
+
+def test_a_cell_that_was_not_sampled_says_so(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    pixels = np.zeros((4, 8, 8, 1), np.uint8)
+    figures.comparison({"plain": {"20": pixels}, "auto": {"5": pixels, "20": pixels}}, "unused.png")
+    assert [text.get_text() for axis in drawn[0].axes for text in axis.texts] == ["not sampled"]
