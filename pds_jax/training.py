@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable
@@ -56,11 +57,12 @@ def train(config: Any, workdir: str, checkpoint: str | None = None, *, on_log: O
       on_log: called in the first process with each line of log.jsonl, every config.training.log_freq steps.
 
     Raises:
-      PdsError: bad configuration, or the folder holds another training.
+      PdsError: bad configuration, the folder holds another training, or a process that trains in it still runs.
       FloatingPointError: the loss is not finite; the message has the step.
     """
     try:
-        Trainer(config, workdir, checkpoint).run(on_log)
+        with files.held(pathlib.Path(workdir)) if processes.is_first_process() else contextlib.nullcontext():
+            Trainer(config, workdir, checkpoint).run(on_log)
     except OSError as error:
         raise PdsError(
             f"{error.filename or workdir}: {error.strerror or error}; free some space or choose another --workdir; the "

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import tiny
 
 from pds_jax import checkpoints, training
+from pds_jax.io import files
 from pds_jax.types import PdsError
 
 TINY = pathlib.Path(tiny.__file__)
@@ -121,6 +123,25 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
     config.optim.lr = 0.5
     with pytest.raises(PdsError, match="optim.lr.*workdir"):
         training.train(config, str(whole))
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    hold = """
+import pathlib, sys
+from pds_jax.io import files
+with files.held(pathlib.Path(sys.argv[1])):
+    print(1, flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.read(1)
+        with pytest.raises(PdsError, match=re.escape(f"{tmp_path}: another process writes there")):
+            training.train(tiny.get_config(), str(tmp_path))
+        other.communicate(b"\n")
+    with files.held(tmp_path):
+        pass
 
 
 def test_one_device_and_four_give_the_same_training(whole, tmp_path, monkeypatch):

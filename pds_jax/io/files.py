@@ -121,6 +121,28 @@ def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
         )
 
 
+@contextlib.contextmanager
+def held(folder: pathlib.Path) -> Iterator[None]:
+    """Keep every other process that asks for the folder out of it, until the end of the block or of this process.
+
+    Where the file system or the platform has no locks, nothing is held.
+
+    Raises:
+      PdsError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PdsError(f"{folder}: another process writes there; wait for it or take another folder") from None
+        except (ImportError, OSError):
+            pass
+        yield
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write a value as readable JSON, atomically (see :func:`atomic_write`)."""
     text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
