@@ -22,7 +22,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from pds_jax import alpha as alpha_lib
-from pds_jax import checkpoints, choose, classes, denoisers, pilot, sampling, sde_lib, strength, table
+from pds_jax import checkpoints, choose, classes, denoisers, gits, pilot, sampling, sde_lib, strength, table, teacher
 from pds_jax import statistics as statistics_lib
 from pds_jax.batches import MAX_BATCH, Batches, Decode, Given, OnCost, Saver, Saving, finish_of
 from pds_jax.correctors import get_corrector
@@ -199,7 +199,7 @@ def plan(
       given: as in :func:`draw`, for alpha="tune".
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
         variant="exact", prior="matched", filters="both", and options of the predictor. predictor="auto" chooses all of
-        them (``choose``), head_start="auto" the head start alone.
+        them (``choose``), head_start="auto" the head start alone, grid="gits" the times (``teacher``).
 
     Returns:
       The plan; ``print(plan.sampler.table)`` shows one row per network evaluation.
@@ -227,6 +227,9 @@ def plan(
         config.sampling.speed_up = float(speed_up)
     if config.sampling.get("head_start") == "auto":
         config, reasons = _with_head_start(trained, config, given)
+    if config.sampling.get("grid") == "gits" and config.sampling.method == "pc" and "teacher" not in config.sampling:
+        config, said = _with_gits(trained, config, given)
+        reasons = (*reasons, said)
     kinds = [config.pds.filters == "flat"] if "filters" in options else [False, True]
     made = _planned(trained, config, check, given, kinds)
     count = None if made.nfe is None else each * made.nfe
@@ -253,6 +256,29 @@ def _with_head_start(trained: Trained, config: ConfigDict, given: Given | None) 
     start, reason = choose.head_start(measured, nfe)
     logging.info("head_start=auto, %d evaluations: %s", nfe, reason)
     return _with_options(config, {"head_start": start}), (reason,)
+
+
+def _with_gits(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, str]:
+    """The configuration with the times that grid="gits" stands for, and how they were found."""
+    name = config.sampling.predictor
+    if not get_predictor(name).any_grid:
+        raise PdsError(f"predictor {name!r} steps through the SDE's own levels: use grid 'uniform', not 'gits'")
+    own = named_options(config.sampling.get("solver_options", ""))
+    coeff = own.pop("coeff", config.sampling.get("coeff", 1.15))
+    text = ",".join(f"{option}={value}" for option, value in own.items())
+    plain = _with_options(config, {"grid": "edm", "solver_options": text})
+    if "coeff" in plain.sampling:
+        del plain.sampling["coeff"]
+    made: Any = sampling.get_sampling_fn(
+        plain, trained.sde, trained.shape, statistics=_statistics(trained, config), check=False
+    )
+    score_fn, key = (trained.score_fn, trained.digest) if given is None else (given(range(teacher.IMAGES))[1], "")
+    eps = float(made.times[-1])
+    costs = teacher.costs(trained.sde, trained.shape, eps, score_fn, key)
+    count = len(made.times)
+    times = gits.gits(trained.sde, eps, count, coeff=coeff, **costs)
+    said = f"grid=gits: {count} of {teacher.STEPS} times of DDIM, from {teacher.EVALUATIONS} evaluations"
+    return _with_options(plain, {"grid": [float(t) for t in times]}), said
 
 
 def _measured(

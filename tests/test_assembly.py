@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import pds_jax
-from pds_jax import assembly
+from pds_jax import assembly, teacher
 from pds_jax.types import PdsError
 
 FEW = {"predictor": "reverse_diffusion", "corrector": "none"}
@@ -33,6 +33,7 @@ def test_a_plan_of_heun_has_the_evaluations_asked_for_or_one_fewer(digits, nfe):
         ({"nfe": 40, "alpha": 5.0, "r": 2.0, "lam": 1.2}, "has no alpha"),
         ({"nfe": 40, "alpha": float("inf"), "r": 2.0, "lam": 1.2}, "has no alpha"),
         ({"nfe": 40, "kappa": 0.5}, "has no kappa option"),
+        ({"nfe": 40, "grid": "gits"}, "reverse_diffusion' steps through the SDE's own levels.*not 'gits'"),
         ({"nfe": 40, "alpha": "five"}, "alpha=five: use a number above 1"),
     ],
 )
@@ -68,3 +69,23 @@ def test_a_flat_m_has_a_gain_and_no_alpha():
             pds_jax.plan(trained, nfe=20, filters="flat", gain=1.1, **options)
     with pytest.raises(PdsError, match="flat gain c=-1"):
         pds_jax.plan(trained, nfe=20, filters="flat", gain=-1.0)
+
+
+def test_the_grid_gits_takes_times_of_the_networks_own_path(digits, monkeypatch):
+    monkeypatch.setattr(teacher, "STEPS", 21)
+    monkeypatch.setattr(teacher, "IMAGES", 4)
+    words = {"nfe": 6, "predictor": "dpmpp_2m", "corrector": "none", "prior": "matched"}
+    plan = assembly.plan(digits, grid="gits", solver_options="coeff=1.1", **words)
+    edm = assembly.plan(digits, grid="edm", **words)
+    of = teacher.costs(digits.sde, digits.shape, float(edm.sampler.times[-1]), digits.score_fn)
+    assert plan.nfe == 6 and plan.reasons[0].startswith("grid=gits: 6 of 21 times of DDIM")
+    times = np.asarray(plan.sampler.times)
+    chosen = [int(np.abs(of["teacher"] - t).argmin()) for t in times]
+    np.testing.assert_allclose(of["teacher"][chosen], times, rtol=1e-6)
+
+    def paid(path):
+        steps = zip(path[:-1], path[1:], strict=True)
+        return sum(of["cost"][i, j] * 1.1**place for place, (i, j) in enumerate(steps))
+
+    assert chosen[0] == 0 and chosen[-1] == 20 and paid(chosen) < paid([0, 4, 8, 12, 16, 20])
+    assert plan.describe()["sampling"]["grid"] == pytest.approx(times.tolist())

@@ -60,6 +60,7 @@ LEVELS = {
     "sampling": 7,
     "parallel": 8,
     "pilot": 8,
+    "teacher": 8,
     "batches": 9,
     "training": 9,
     "assembly": 10,

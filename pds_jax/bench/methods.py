@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from pds_jax import alpha as alpha_lib
-from pds_jax import assembly, choose, pilot
+from pds_jax import assembly, choose, pilot, teacher
 from pds_jax.bench.ablation import ALPHAS, FLATS
 from pds_jax.predictors import PREDICTORS
 from pds_jax.spectral import plane_mean
@@ -176,6 +176,9 @@ METHODS: tuple[Method, ...] = (
                  ({"order": 3}, {"order": 2}, {"order": 2, "form": "bh1"}))),
     Method("iPNDM", "baselines",
            _each({**_MATCHED, "predictor": "ipndm"}, _values("order", (3, 2)), _GRIDS[:4:3] + _GRIDS[4:5])),
+    Method("iPNDM GITS", "baselines",
+           _each({**_MATCHED, "predictor": "ipndm", "grid": "gits"}, _values("order", (3, 2)),
+                 _values("coeff", (1.15, 1.05, 1.3)))),
     Method("iPNDM variable steps", "baselines",
            _each({**_MATCHED, "predictor": "ipndm_v"}, _values("order", (3, 2)), _GRIDS[:4:3] + _GRIDS[4:5])),
     Method("DEIS", "baselines",
@@ -250,6 +253,7 @@ def pilot_evaluations(setting: Setting, made: assembly.Plan) -> int:
     """Evaluations spent on choosing and measuring before the first image, however many images follow."""
     count = choose.IMAGES * choose.LEVELS if setting.get("predictor") == "auto" else 0
     count += pilot.IMAGES * int(made.nfe or 0) if made.config.sampling.get("pilot_gain") else 0
+    count += teacher.EVALUATIONS if setting.get("grid") == "gits" else 0
     if setting.get("alpha") == "tune":
         count += alpha_lib.MOST_TRIALS * assembly.TUNE_IMAGES * int(made.nfe or 0)
     return count

@@ -241,7 +241,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "grid",
             str,
             "Times of the steps: uniform in t; or, for the solvers (ddim, heun, dpmpp_2m, ...), edm, log_sigma, "
-            "quadratic or spectrum.",
+            "quadratic, spectrum or gits (chosen by the network's own path in many steps).",
             "NAME",
             field="sampling.grid",
             modes=_SAMPLES,
