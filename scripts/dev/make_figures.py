@@ -28,7 +28,7 @@ _ONLY = flags.DEFINE_list("only", None, "Names, of " + "plane, lag, filters, gai
 _NFE = flags.DEFINE_integer("nfe", 40, "Network evaluations of the picture of the photos network.")
 _COUNT = flags.DEFINE_integer("images", 64, "Images behind the spectra of that picture.")
 
-ALPHA = 3.0  # the best of docs/results/fewstep_photos.json at 40 evaluations of PC
+ALPHA = 3.0  # near the best of docs/results/fewstep_photos.json at 40 evaluations, 4 with PC
 
 
 def plane(out: pathlib.Path) -> list[pathlib.Path]:
