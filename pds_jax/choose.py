@@ -9,16 +9,17 @@ unexplained = max E‖R‖² / Σ P over the levels is the largest share of the 
 
 **Choice**, for an NFE n. If unexplained < 0.15, the step uses P: the error of a ``spectral`` step is proportional to
 R, which it holds constant. Otherwise the spectrum does not explain the network, and the sampler is a
-DPM-Solver++(2M) without the options below: of the flow below 8 evaluations, of the reverse SDE from 8 on.
+DPM-Solver++(2M) without the options below. If unexplained < 0.28, it is that of the flow, on the grid log_sigma, below
+16 evaluations; else that of the flow below 8. From there on it is that of the reverse SDE.
 
 The head start is at the least level whose cost is below 0.05 (5/n)² nats: leaving out the noisier levels changes the
 law of the results by at most that much. There is none above n = 20, where these levels cost little.
 
 The colours are used if the statistics hold them; λ = 0, κ = 0.2 below 8 evaluations and 0.4 from there on.
 
-The grid is always EDM's and the prior matched. M and the gains of a pilot run are not considered: M changes little
+The other grids are EDM's, and the prior is matched. M and the gains of a pilot run are not considered: M changes little
 here, and the pilot costs 512 n evaluations. Derived, see docs/theory.md; the numbers 0.15, 0.05, 0.2, 0.4, 8 and 20
-were chosen on ``photos`` and ``digits``.
+were chosen on ``photos`` and ``digits``, 0.28 and 16 on ``fashion`` and ``digits``.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ IMAGES, LEVELS = 24, 16
 RULE = 1  # another rule of measuring, another number
 _LOWEST = 0.02  # of the levels, in units of the data's deviation
 _FIRST_SEED = 2**31 + 2**21  # far from those of a run
-_UNEXPLAINED = 0.15
+_UNEXPLAINED, _FAR = 0.15, 0.28
 _COST, _COST_NFE, _NO_HEAD_START = 0.05, 5, 20
-_FEW = 8
+_FEW, _SOME = 8, 16
 _DECIDED = (
     "corrector", "grid", "prior", "alpha", "stochasticity", "spectrum", "kappa", "colours", "head_start",
     "corrector_levels",
@@ -162,7 +163,9 @@ def choose(measured: Measured, nfe: int, colours: bool) -> Choice:
         options["colours"] = colours
         why = "the data's spectrum is inside the step"
     else:
-        options["predictor"] = "dpmpp_2m" if few else "sde_dpmpp_2m"
+        near = measured.unexplained < _FAR
+        options["predictor"] = "dpmpp_2m" if nfe < (_SOME if near else _FEW) else "sde_dpmpp_2m"
+        options["grid"] = "log_sigma" if near and options["predictor"] == "dpmpp_2m" else "edm"
         why = f"{options['predictor']} without the spectrum, and no head start"
     share = f"the Wiener denoiser leaves {measured.unexplained:.2f} of the data's power to the network"
     reasons = [f"{share} (limit {_UNEXPLAINED}): {why}"]

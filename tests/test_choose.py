@@ -35,9 +35,21 @@ def test_a_rare_image_is_not():
     found = choose.measure(law, sde, (MEAN, power), SHAPE)
     assert found.unexplained > 0.15
     assert choose.choose(found, 5, True).options["predictor"] == "dpmpp_2m"
-    assert choose.choose(found, 10, True).options == {
+    assert choose.choose(found, 20, True).options == {
         "predictor": "sde_dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched"
     }  # fmt: skip
+
+
+def test_a_network_nearer_to_the_wiener_denoiser_stays_with_the_flow_for_longer():
+    near, far = (choose.Measured((10.0, 1.0), (0.0, share), 1.0) for share in (0.2, 0.3))
+    for nfe, of_near, of_far in (
+        (5, ("dpmpp_2m", "log_sigma"), ("dpmpp_2m", "edm")),
+        (10, ("dpmpp_2m", "log_sigma"), ("sde_dpmpp_2m", "edm")),
+        (20, ("sde_dpmpp_2m", "edm"), ("sde_dpmpp_2m", "edm")),
+    ):
+        for measured, expected in ((near, of_near), (far, of_far)):
+            options = choose.choose(measured, nfe, True).options
+            assert (options["predictor"], options["grid"]) == expected
 
 
 def test_cost_is_the_integral_of_the_residual():
