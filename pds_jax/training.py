@@ -61,8 +61,7 @@ def train(config: Any, workdir: str, checkpoint: str | None = None, *, on_log: O
       FloatingPointError: the loss is not finite; the message has the step.
     """
     try:
-        with files.held(pathlib.Path(workdir)) if processes.is_first_process() else contextlib.nullcontext():
-            Trainer(config, workdir, checkpoint).run(on_log)
+        Trainer(config, workdir, checkpoint).run(on_log)
     except OSError as error:
         raise PdsError(
             f"{error.filename or workdir}: {error.strerror or error}; free some space or choose another --workdir; the "
@@ -192,7 +191,8 @@ class Trainer:
 
     def run(self, on_log: OnLog | None = None) -> None:
         """Train to the end, or until SIGTERM or Ctrl-C, which save and return."""
-        with files.on_stop(lambda name: setattr(self, "_stop", name)):
+        held = files.hold(self.workdir) if processes.is_first_process() else contextlib.nullcontext()
+        with held, files.on_stop(lambda name: setattr(self, "_stop", name)):
             self._run(on_log)
 
     def _run(self, on_log: OnLog | None) -> None:

@@ -107,6 +107,7 @@ def test_gaussian_data_of_mean_zero_have_their_own_density(name):
     np.testing.assert_allclose(bpd, density / np.log(2) + 7, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_exact_divergence_where_the_estimate_is_random():
     """Data with a spectrum: ε·Jε depends on ε, the exact trace does not and gives the closed form."""
     sde, shape = SDES["vpsde"], (4, 4, 1)

@@ -274,6 +274,7 @@ def test_what_a_lower_precision_does_to_a_score_is_measured():
         assert score_fn.precision_effect(fn, VESDE(), (8, 6, 2)) == 0.0
 
 
+@pytest.mark.slow
 def test_what_a_networks_dtype_does_to_a_score_is_measured():
     config = digits.get_config("nf=8,ch_mult=1:1,num_res_blocks=1")
     params = jax.tree.map(lambda leaf: leaf + 0.1, init_model(jax.random.key(0), config))

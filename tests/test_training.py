@@ -129,7 +129,7 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
     hold = """
 import pathlib, sys
 from pds_jax.io import files
-with files.held(pathlib.Path(sys.argv[1])):
+with files.hold(pathlib.Path(sys.argv[1])):
     print(1, flush=True)
     input()
 """
@@ -140,8 +140,7 @@ with files.held(pathlib.Path(sys.argv[1])):
         with pytest.raises(PdsError, match=re.escape(f"{tmp_path}: another process writes there")):
             training.train(tiny.get_config(), str(tmp_path))
         other.communicate(b"\n")
-    with files.held(tmp_path):
-        pass
+    files.hold(tmp_path).close()
 
 
 def test_one_device_and_four_give_the_same_training(whole, tmp_path, monkeypatch):

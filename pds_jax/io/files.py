@@ -121,9 +121,8 @@ def check_writable(path: str | os.PathLike[str], size: int = 0) -> None:
         )
 
 
-@contextlib.contextmanager
-def held(folder: pathlib.Path) -> Iterator[None]:
-    """Keep every other process that asks for the folder out of it, until the end of the block or of this process.
+def hold(folder: pathlib.Path) -> IO[str]:
+    """Keep every other process that asks for the folder out of it, until the result is closed or this process ends.
 
     Where the file system or the platform has no locks, nothing is held.
 
@@ -131,16 +130,17 @@ def held(folder: pathlib.Path) -> Iterator[None]:
       PdsError: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
-        try:
-            import fcntl
+    file = open(folder / ".lock", "a")  # noqa: SIM115  (open for as long as the folder is held)
+    try:
+        import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PdsError(f"{folder}: another process writes there; wait for it or take another folder") from None
-        except (ImportError, OSError):
-            pass
-        yield
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise PdsError(f"{folder}: another process writes there; wait for it or take another folder") from None
+    except (ImportError, OSError):
+        pass
+    return file
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

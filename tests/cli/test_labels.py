@@ -48,6 +48,7 @@ def image(folder, seed):
     return images.load_png(images.seed_path(folder, seed)).astype(int)
 
 
+@pytest.mark.slow
 def test_the_label_of_a_seed_is_the_next_of_the_list(model, tmp_path):
     folder = sample(model, tmp_path, labels="1-2")
     manifest = json.loads((folder / "manifest.json").read_text())

@@ -218,6 +218,7 @@ def test_a_config_of_another_network_names_the_first_parameter(model, tmp_path):
         sample(model, tmp_path, config=config)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_what_the_network_computes_in(model, tmp_path, capsys):
     """On every device, also where products of float32 arrays have one way only; weights and images are float32's."""
     exact, rounded = (sample(model, tmp_path / name, precision=name) for name in ("float32", "bfloat16"))

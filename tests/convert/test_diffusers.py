@@ -181,6 +181,7 @@ def test_there_and_back_is_bit_equal(tmp_path):
     assert_same_tree(params, convert.load_checkpoint(tmp_path / "pipe", config)[0])
 
 
+@pytest.mark.slow
 def test_diffusers_loads_what_we_write_and_we_load_what_it_writes(tmp_path):
     library, config = need_diffusers(), skip_config()
     params = random_params(config)

@@ -50,6 +50,7 @@ def adams_step(tree, grads, step, config):
     return after
 
 
+@pytest.mark.slow
 def test_the_step_after_score_sdes_checkpoint_is_the_one_of_its_adam():
     config = flax_config()
     state = convert.load_training_state(CHECKPOINT_1, config)

@@ -20,6 +20,7 @@ def given(model, prompt="a red cat", **words):
     return model.given(lambda seed: prompt, **words)
 
 
+@pytest.mark.slow
 def test_images_depend_on_seed_and_prompt_alone(model):
     plan = assembly.plan(model.trained, nfe=3)
     assert plan.nfe == 3 and model.trained.image_shape == (16, 16, 3)
