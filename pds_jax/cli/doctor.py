@@ -33,6 +33,7 @@ def doctor() -> bool:
     print(f"{'platform':<18} {force['platform']}: {', '.join(parallel.devices())}")
     print(f"{'precision':<18} float32 unless --precision says otherwise; 64-bit mode {'on' if force['x64'] else 'off'}")
     print(f"{'cache':<18} {_cache(force['compilation_cache'])}")
+    print(f"{'huge pages':<18} {_huge_pages()}")
     for name, value in force["environment"].items():
         print(f"{'environment':<18} {name}={value}")
     print(f"{'shipped models':<18} {', '.join(checkpoints.SHIPPED)}")
@@ -58,6 +59,18 @@ def _cache(folder: str | None) -> str:
         place = place.parent
     writable = "" if os.access(place, os.W_OK) else "; it cannot be written, so every start compiles"
     return f"{folder}: {len(entries)} files, {size:.0f} MiB{writable}"
+
+
+def _huge_pages(setting: pathlib.Path = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")) -> str:
+    """Whether the C library's memory lies in huge pages."""
+    if not setting.exists():
+        return "not on this system"
+    kernel = setting.read_text()
+    if "[never]" in kernel:
+        return f"off in the kernel ({setting})"
+    if "[always]" in kernel or "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""):
+        return "on"
+    return "off; CPUs are faster after `export GLIBC_TUNABLES=glibc.malloc.hugetlb=1`"
 
 
 def _score(sde: VESDE, x: jax.Array, t: jax.Array) -> jax.Array:

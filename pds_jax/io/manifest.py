@@ -26,6 +26,7 @@ from pds_jax.types import PdsError
 from pds_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+_VARIABLES = ("JAX_", "XLA_", "PDS_JAX_", "GLIBC_TUNABLES")
 
 
 def versions() -> dict[str, str]:
@@ -40,7 +41,7 @@ def in_force() -> dict[str, Any]:
     """What the environment and JAX's settings were: they decide speed and rounding, not what is drawn."""
     settings = {"x64": "jax_enable_x64", "matmul_precision": "jax_default_matmul_precision"}
     settings |= {"compilation_cache": "jax_compilation_cache_dir"}
-    variables = {name: value for name, value in os.environ.items() if name.startswith(("JAX_", "XLA_", "PDS_JAX_"))}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(_VARIABLES)}
     return {
         "platform": jax.default_backend(),
         **{name: getattr(jax.config, setting, None) for name, setting in settings.items()},

@@ -33,3 +33,20 @@ def test_an_error_below_fails_it_in_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize("folder, wanted", [(None, "off"), ("", "off"), ("gs://bucket/x", "gs://bucket/x")])
 def test_where_programs_are_kept(folder, wanted):
     assert doctor._cache(folder).startswith(wanted)
+
+
+@pytest.mark.parametrize(
+    "kernel, tunables, wanted",
+    [
+        ("always [madvise] never", "", "off; CPUs"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=1", "on"),
+        ("[always] madvise never", "", "on"),
+        ("always madvise [never]", "glibc.malloc.hugetlb=1", "off in the kernel"),
+    ],
+)
+def test_whether_memory_is_in_huge_pages(tmp_path, monkeypatch, kernel, tunables, wanted):
+    setting = tmp_path / "enabled"
+    assert doctor._huge_pages(setting) == "not on this system"
+    setting.write_text(kernel)
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    assert doctor._huge_pages(setting).startswith(wanted)
