@@ -358,7 +358,7 @@ def mask_of(kind: MaskKind, folder: pathlib.Path) -> np.ndarray | str:
 
 def cell(found: np.ndarray | str) -> str:
     if isinstance(found, str):
-        words = re.sub(r"(is not a readable image) .*", r"\1", found.split(";")[0])
+        words = re.sub(r"(is not a readable image) .*", r"\1", found.split("; ")[0])
         return "**refused**: " + words.replace(" (a small file can unpack to more than the memory)", "")
     return f"{found.shape[-1]} channel{'s' * (found.shape[-1] > 1)}"
 
