@@ -1,4 +1,4 @@
-"""Preconditioned diffusion sampling written out by hand, on a model that ships:  python example.py
+"""Preconditioned diffusion sampling in plain JAX, on an included model:  python example.py
 
 Ma et al., "Preconditioned Score-based Generative Models", IJCV 2025, algorithm 2, for a VE network: Langevin corrector,
 then reverse-diffusion predictor, with M = F⁻¹ R F in both. Writes example.png: above without M, below with it.
