@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import json
 import math
 import pathlib
 import time
@@ -29,10 +30,12 @@ from pds_jax.correctors import get_corrector
 from pds_jax.data import arrays, datasets
 from pds_jax.data.shapes import image_shape
 from pds_jax.io.images import to_uint8
+from pds_jax.io.manifest import plain
 from pds_jax.io.progress import Bar
 from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
+from pds_jax.sampler_checks import is_number
 from pds_jax.score_fn import get_score_fn, model_options
 from pds_jax.steps import named_options
 from pds_jax.types import PdsError, ScoreFn
@@ -75,6 +78,17 @@ class Trained:
     def num_classes(self) -> int:
         """Classes that the network was trained with; 0 for a network without labels."""
         return int(self.config.model.get("label_dim", 0))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the score, for manifests: weights, network, SDE, the data's range, statistics in the network."""
+        config = self.config
+        options = {name: config.training.get(name) for name in ("sde", "continuous")} if "training" in config else {}
+        found = {"weights_sha256": self.digest, "model": config.model.to_dict(), **options}
+        found["centered"] = config.data.centered
+        if config.model.get("parametrisation") == "wiener" and self.statistics is not None:
+            found["network_statistics_sha256"] = _digest(self.statistics.to_range(config.data.centered))
+        return found
 
     @property
     def default_labels(self) -> str | None:
@@ -146,6 +160,7 @@ class Plan:
       guidance: weight of classifier-free guidance, 1 for none.
       guidance_interval: noise levels std/m_t in (low, high] are guided.
       reasons: what predictor="auto", head_start="auto" and alpha="tune" chose, and why.
+      statistics_sha256: of the statistics that prior, steps or times are made of; empty for none.
     """
 
     sampler: Any
@@ -157,6 +172,7 @@ class Plan:
     guidance: float = 1.0
     guidance_interval: classes.Interval = classes.EVERYWHERE
     reasons: tuple[str, ...] = ()
+    statistics_sha256: str = ""
 
     def describe(self) -> dict[str, Any]:
         """What decides the images besides model and seed, for a manifest."""
@@ -167,6 +183,7 @@ class Plan:
             "preconditioner": self.preconditioner.describe(),
             "N": self.N,
             "nfe": self.nfe,
+            **({"statistics_sha256": self.statistics_sha256} if self.statistics_sha256 else {}),
             **({"chosen_because": list(self.reasons)} if self.reasons else {}),
             **({} if self.guidance == 1 else {"guidance": self.guidance, "interval": list(self.guidance_interval)}),
         }
@@ -212,6 +229,7 @@ def plan(
         raise PdsError(f"alpha={alpha}: the two-number filter (radius, lam) has no alpha; leave one of the two out")
     if nfe is not None and speed_up is not None:
         raise PdsError(f"nfe={nfe} and speed_up={speed_up:g} both say how many iterations to run; give one of the two")
+    _check_count(config, nfe, speed_up)
     if config.sampling.method == "ode" and not nfe is speed_up is None:
         name = "speed_up" if nfe is None else "nfe"
         raise PdsError(f"{name}: method 'ode' chooses its steps itself; leave {name} out, or use method 'pc'")
@@ -236,6 +254,17 @@ def plan(
     words: dict[str, Any] = {"guidance": float(guidance), "guidance_interval": guidance_interval}
     words["reasons"] = (*reasons, *made.reasons)
     return dataclasses.replace(made, nfe=count, **words)
+
+
+def _check_count(config: ConfigDict, nfe: Any, speed_up: Any) -> None:
+    """Refuse a number of steps that is no number, or that stands beside times that have one of their own."""
+    for name, value in (("nfe", nfe), ("speed_up", speed_up)):
+        if value is None:
+            continue
+        if not is_number(value) or not math.isfinite(value):
+            raise PdsError(f"{name}={value!r}: use a number, such as {name}=20")
+        if not isinstance(config.sampling.get("grid", ""), str):
+            raise PdsError(f"{name}={value:g}: a list of times says how many steps there are; leave one of the two out")
 
 
 def _chosen(trained: Trained, config: ConfigDict, nfe: int, given: Given | None) -> tuple[ConfigDict, tuple[str, ...]]:
@@ -266,19 +295,36 @@ def _with_gits(trained: Trained, config: ConfigDict, given: Given | None) -> tup
     own = named_options(config.sampling.get("solver_options", ""))
     coeff = own.pop("coeff", config.sampling.get("coeff", 1.15))
     text = ",".join(f"{option}={value}" for option, value in own.items())
-    plain = _with_options(config, {"grid": "edm", "solver_options": text})
-    if "coeff" in plain.sampling:
-        del plain.sampling["coeff"]
-    made: Any = sampling.get_sampling_fn(
-        plain, trained.sde, trained.shape, statistics=_statistics(trained, config), check=False
-    )
-    score_fn, key = (trained.score_fn, trained.digest) if given is None else (given(range(teacher.IMAGES))[1], "")
-    eps = float(made.times[-1])
-    costs = teacher.costs(trained.sde, trained.shape, eps, score_fn, key)
-    count = len(made.times)
+    edm = _with_options(config, {"grid": "edm", "solver_options": text})
+    if "coeff" in edm.sampling:
+        del edm.sampling["coeff"]
+    stats = _statistics(trained, config)
+    get_sampler = functools.partial(sampling.get_sampling_fn, sde=trained.sde, shape=trained.shape, statistics=stats)
+    made: Any = get_sampler(edm, check=False)
+    count, eps = len(made.times), float(made.times[-1])
+    # The same without the network: what is refused is refused before the teacher's run.
+    n = teacher.STEPS
+    blank = {"cost": np.zeros((n, n)), "teacher": np.linspace(made.times[0], eps, n)}
+    get_sampler(_with_options(config, blank), check=False)
+    key = "" if given else _decided_by(trained)
+    costs = teacher.costs(trained.sde, trained.shape, eps, _measured_score(trained, given, teacher.IMAGES), key)
     times = gits.gits(trained.sde, eps, count, coeff=coeff, **costs)
     said = f"grid=gits: {count} of {teacher.STEPS} times of DDIM, from {teacher.EVALUATIONS} evaluations"
-    return _with_options(plain, {"grid": [float(t) for t in times]}), said
+    return _with_options(edm, {"grid": [float(t) for t in times]}), said
+
+
+def _measured_score(trained: Trained, given: Given | None, images: int) -> ScoreFn:
+    """The score to measure with so many images: what is given, else of random classes, else the network's own."""
+    if given is None and trained.num_classes:
+        seeds = range(images)
+        labels = classes.labels_of(trained.default_labels, seeds, trained.num_classes, trained.name)
+        given = classes.score_of(trained.score_fn, trained.sde, seeds, labels, trained.num_classes)
+    return trained.score_fn if given is None else given(range(images))[1]
+
+
+def _decided_by(trained: Trained, *more: str) -> str:
+    """A key for what is remembered of a checkpoint's score."""
+    return hashlib.sha256(json.dumps([plain(trained.identity), *more], sort_keys=True).encode()).hexdigest()
 
 
 def _measured(
@@ -289,11 +335,11 @@ def _measured(
     if stats is None or config.sampling.method != "pc":
         raise PdsError(f"{what} needs method 'pc' and the data's statistics: pass --statistics=FILE.npz")
     moments = stats.to_range(config.data.centered)
-    digest = hashlib.sha256(b"".join(np.asarray(v, "<f4").tobytes() for v in moments)).hexdigest()
-    score_fn = trained.score_fn if given is None else given(range(choose.IMAGES))[1]
+    score_fn = _measured_score(trained, given, choose.IMAGES)
     measure = functools.partial(choose.measure, score_fn, trained.sde, moments, trained.shape)
     # What a prompt or a class measures is not the checkpoint's.
-    return measure() if given else choose.remembered(trained.name, f"{trained.digest} {digest}", measure), stats
+    key = _decided_by(trained, _digest(moments))
+    return measure() if given else choose.remembered(trained.name, key, measure), stats
 
 
 def _planned(
@@ -325,13 +371,20 @@ def _planned(
             raise PdsError("pilot_gain draws its pilot without classes, prompts or conditions: leave it out with them")
         sampler = pilot.with_gains(sampler, trained.score_fn)
     count = None if sampler.nfe is None else int(sampler.nfe)
-    return Plan(sampler, config, steps, count, alpha, m, reasons=said)
+    uses = getattr(sampler, "moments", None) is not None or config.sampling.get("grid") == "spectrum"
+    digest = _digest(stats.moments(config.data.centered)) if uses and stats is not None else ""
+    return Plan(sampler, config, steps, count, alpha, m, reasons=said, statistics_sha256=digest)
+
+
+def _digest(arrays: Sequence[Any]) -> str:
+    return hashlib.sha256(b"".join(np.asarray(value, "<f4").tobytes() for value in arrays)).hexdigest()
 
 
 def _with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
     """A copy of the configuration with fields of its sampling and pds sections replaced."""
     changed = ConfigDict(config.to_dict())
     for name, value in options.items():
+        value = value.tolist() if isinstance(value, np.ndarray) else value
         value = None if (name, value) == ("head_start", "off") else value
         own = sampling.option_names() | {"pilot_gain", "solver_options"}
         missing = "sampling" if name in own else "pds" if name in ("gain", "solenoidal") else None

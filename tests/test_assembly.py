@@ -1,18 +1,27 @@
 """Plans: what is asked for is what runs, or is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import pds_jax
-from pds_jax import assembly, teacher
+from pds_jax import assembly, choose, gits, statistics, teacher
 from pds_jax.types import PdsError
 
+MEASURED = choose.Measured((4.0, 1.0), (1.0, 1.0), 9.0)
 FEW = {"predictor": "reverse_diffusion", "corrector": "none"}
 
 
 @pytest.fixture(scope="module")
 def digits():
     return assembly.load("digits")
+
+
+def changed(config, **model):
+    """A copy with other fields of its section model."""
+    return ConfigDict({**config.to_dict(), "model": {**config.model.to_dict(), **model}})
 
 
 @pytest.mark.parametrize("nfe", [19, 20, 21])
@@ -32,6 +41,9 @@ def test_a_plan_of_heun_has_the_evaluations_asked_for_or_one_fewer(digits, nfe):
         ({"nfe": 40, "predictr": "ddim"}, "unknown sampling option 'predictr'.*did you mean predictor"),
         ({"nfe": 40, "alpha": 5.0, "r": 2.0, "lam": 1.2}, "has no alpha"),
         ({"nfe": 40, "alpha": float("inf"), "r": 2.0, "lam": 1.2}, "has no alpha"),
+        ({"nfe": "40"}, "nfe='40': use a number"),
+        ({"nfe": float("nan")}, "nfe=nan: use a number"),
+        ({"speed_up": "3"}, "speed_up='3': use a number"),
         ({"nfe": 40, "kappa": 0.5}, "has no kappa option"),
         ({"nfe": 40, "grid": "gits"}, "reverse_diffusion' steps through the SDE's own levels.*not 'gits'"),
         ({"nfe": 40, "alpha": "five"}, "alpha=five: use a number above 1"),
@@ -89,3 +101,63 @@ def test_the_grid_gits_takes_times_of_the_networks_own_path(digits, monkeypatch)
 
     assert chosen[0] == 0 and chosen[-1] == 20 and paid(chosen) < paid([0, 4, 8, 12, 16, 20])
     assert plan.describe()["sampling"]["grid"] == pytest.approx(times.tolist())
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"nfe": 62}, "2 to 61 points, got N=62"),
+        ({"solver_options": "coeff=-1"}, "coeff=-1"),
+        ({"solver_options": "rho=3"}, "has no rho option"),
+        ({"prior": "matched", "head_start": 2.0}, "'gits' has a first time of its own"),
+    ],
+)
+def test_what_the_grid_gits_refuses_is_refused_before_the_network_runs(digits, monkeypatch, options, match):
+    monkeypatch.setattr(teacher, "costs", lambda *_: pytest.fail("the teacher ran"))
+    with pytest.raises(PdsError, match=match):
+        assembly.plan(digits, **{"nfe": 6, "predictor": "dpmpp_2m", "corrector": "none", "grid": "gits", **options})
+
+
+def test_times_may_be_an_array_and_leave_no_number_of_steps_to_choose(digits):
+    words = {"predictor": "ddim", "corrector": "none"}
+    plan = assembly.plan(digits, grid=np.array([1.0, 0.5, 0.1]), **words)
+    assert plan.nfe == 3 and plan.describe()["sampling"]["grid"] == [1.0, 0.5, 0.1]
+    for count in ({"nfe": 10}, {"speed_up": 20.0}):
+        with pytest.raises(PdsError, match="a list of times says how many steps"):
+            assembly.plan(digits, grid=[1.0, 0.5, 0.1], **words, **count)
+
+
+def test_what_is_remembered_of_a_score_belongs_to_all_that_decides_it(digits, monkeypatch):
+    keys = []
+    monkeypatch.setattr(choose, "remembered", lambda name, key, compute: keys.append(key) or MEASURED)
+    monkeypatch.setattr(teacher, "costs", lambda sde, shape, eps, score_fn, key: keys.append(key) or {})
+    monkeypatch.setattr(gits, "gits", lambda *_, **__: np.array([1.0, 0.1]))
+    other = assembly.load("digits", changed(digits.config, sigma_max=20.0))
+    statistics = dataclasses.replace(digits.statistics, power=2 * digits.statistics.power)
+    for trained in (digits, other, dataclasses.replace(digits, statistics=statistics), digits):
+        assembly.plan(trained, nfe=5, predictor="auto")
+        assembly.plan(trained, nfe=5, predictor="dpmpp_2m", corrector="none", grid="gits")
+    assert len(set(keys)) == 6 and keys[:2] == keys[-2:]
+
+
+def test_a_network_with_classes_is_measured_with_labels(digits):
+    class Score:
+        def with_labels(self, labels):
+            return self
+
+    trained = dataclasses.replace(digits, config=changed(digits.config, label_dim=3), score_fn=Score())
+    labels = np.asarray(assembly._measured_score(trained, None, 24).labels)
+    assert labels.shape == (24, 3) and (labels.sum(axis=1) == 1).all()
+    assert assembly._measured_score(digits, None, 24) is digits.score_fn
+
+
+def test_the_statistics_in_a_sampler_are_part_of_its_description(digits, tmp_path):
+    dataclasses.replace(digits.statistics, mean=digits.statistics.mean / 2).save(tmp_path / "other.npz")
+    for words in ({"prior": "matched"}, {"grid": "spectrum"}):
+        words |= {"nfe": 5, "predictor": "ddim", "corrector": "none"}
+        first, again = (assembly.plan(digits, **words).describe() for _ in range(2))
+        other = assembly.plan(digits, **words, statistics=str(tmp_path / "other.npz")).describe()
+        assert first == again and first["statistics_sha256"] != other["statistics_sha256"]
+    assert "statistics_sha256" not in assembly.plan(digits, nfe=5, **FEW).describe()
+    swapped = dataclasses.replace(digits, statistics=statistics.load(tmp_path / "other.npz"))
+    assert swapped.identity != digits.identity == assembly.load("digits").identity  # the network holds them too

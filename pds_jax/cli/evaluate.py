@@ -180,7 +180,7 @@ class Job:
         path = self.folder / self.name / name
         if self.options.plugin:
             identity = {**identity, "plugin": [dataclasses.asdict(plugin) for plugin in self.options.plugin]}
-        identity = plain({"weights_sha256": self.trained.digest, "precision": self.options.precision, **identity})
+        identity = plain({**self.trained.identity, "precision": self.options.precision, **identity})
         stored = processes.from_process_zero(lambda: _stored_result(path, identity))
         if stored is not None:
             return stored
@@ -242,7 +242,7 @@ class Job:
 
     def _bpd_origin(self) -> str:
         """All that decides the stored batches."""
-        return f"{self._bpd_identity()} {self.options.precision} {self.trained.digest}"
+        return f"{self._bpd_identity()} {self.options.precision} {plain(self.trained.identity)}"
 
     def _likelihood(self) -> likelihood.Likelihood:
         return likelihood.get_likelihood_fn(

@@ -302,8 +302,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What decides an image besides its seed; in norm mode "batch" that includes its batch."""
     identity = {
-        "weights_sha256": trained.digest,
-        "model": trained.config.model.to_dict(),
+        **trained.identity,
         "precision": how.precision,
         "generator": GENERATOR,
         **plan.describe(),

@@ -40,7 +40,7 @@ def check(given: Mapping[str, Any], plan: assembly.Plan) -> None:
 def _without_effect(given: Mapping[str, Any], plan: assembly.Plan) -> Iterator[tuple[Collection[str], str]]:
     """(fields, why they do nothing)."""
     options, pds = plan.config.sampling, plan.config.pds
-    needs_statistics = options.get("prior") == "matched"
+    needs_statistics = options.get("prior") == "matched" or options.get("grid") == "spectrum"
     if options.method == "ode":
         yield _OF_PC, "method 'ode' solves the flow adaptively"
     else:
@@ -49,7 +49,7 @@ def _without_effect(given: Mapping[str, Any], plan: assembly.Plan) -> Iterator[t
         for name in _OF_STEPS:
             if not any(name in step.options for step in steps):
                 yield (name,), f"predictor {options.predictor!r} does not take it"
-        if not needs_statistics:
+        if plan.sampler.moments is None:
             yield ("colours",), "neither the prior nor a step uses the data's spectrum"
         if options.predictor != "spectral":
             yield ("pilot_gain",), "it corrects the steps of predictor 'spectral'"

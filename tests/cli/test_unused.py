@@ -64,6 +64,7 @@ def test_an_option_without_effect_is_refused(digits, given, match):
         {"predictor": "spectral", "prior": "matched", "stochasticity": 0.3, "kappa": 0.4, "spectrum": 1.0},
         {"predictor": "spectral", "prior": "matched", "head_start": 2.0, "grid": "edm"},
         {"predictor": "spectral", "prior": "matched", "head_start": "off", "pilot_gain": False},
+        {"predictor": "ddim", "grid": "spectrum", "statistics": "checkpoints/digits/statistics.npz"},
         {"predictor": "spectral_ddim", "corrector": "langevin_exact", "corrector_levels": (0.0, 1.0), "spectrum": 0.5},
     ],
 )
