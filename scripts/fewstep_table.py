@@ -47,7 +47,10 @@ _PLUGIN = flags.DEFINE_list("plugin", [], "Python files that register predictors
 _OUT = flags.DEFINE_string("out", "runs/fewstep", "Folder; a model has a folder in it.")
 _LIST = flags.DEFINE_bool("list", False, "Say what would be measured, and what it costs.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke run: digits, few images and samplers, into runs/fewstep_quick.")
-_QUICK_SAMPLERS = ("RD", "RD + PDS", "DPM++(2M)", "spectral + head start", "auto")
+_QUICK_VALUES = {  # of flags that are not given
+    "checkpoint": "digits", "samplers": ["RD", "RD + PDS", "DPM++(2M)", "spectral + head start", "auto"],
+    "nfe": ["5", "10"], "images": 32, "trials": 2, "choosing": 32, "out": "runs/fewstep_quick",
+}  # fmt: skip
 
 
 def numbers(texts: list[str], flag: str) -> list[int]:
@@ -75,7 +78,7 @@ def listed(trained: assembly.Trained, plan: fewstep.Plan) -> str:
 
 def loaded() -> assembly.Trained:
     """The model, with the statistics that were given."""
-    trained = assembly.load(_CHECKPOINT.value or ("digits" if _QUICK.value else "photos"), _CONFIG.value)
+    trained = assembly.load(_CHECKPOINT.value or "photos", _CONFIG.value)
     if _STATISTICS.value is None:
         return trained
     found = statistics.load(_STATISTICS.value)
@@ -90,11 +93,12 @@ def main(argv: list[str]) -> None:
     use_compilation_cache(None)
     for path in _PLUGIN.value:
         load_plugin(path)
+    if _QUICK.value:
+        for name, value in _QUICK_VALUES.items():
+            if not flags.FLAGS[name].present:
+                flags.FLAGS[name].value = value
     plan = fewstep.Plan(methods.named(_SAMPLERS.value), numbers(_NFES.value, "nfe"), _IMAGES.value, _TRIALS.value)
     out, blocks, choosing = pathlib.Path(_OUT.value), _BLOCKS.value, _CHOOSING.value
-    if _QUICK.value:
-        plan = fewstep.Plan(methods.named(_QUICK_SAMPLERS), (5, 10), 32, 2)
-        out, choosing = out if flags.FLAGS["out"].present else pathlib.Path("runs/fewstep_quick"), 32
     trained = loaded()
     if _LIST.value:
         print(listed(trained, plan))

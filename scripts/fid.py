@@ -13,7 +13,6 @@ saved. The last line of the output is JSON. The same command resumes an interrup
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from pds_jax import parallel
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli.failures import one_line_errors
+from pds_jax.cli.options import named_values
 from pds_jax.data.arrays import to_unit
 from pds_jax.data.datasets import get_range
 from pds_jax.io.files import check_writable, parse_seeds
@@ -97,17 +97,14 @@ def drawn_sets() -> list[ImageSet]:
     if _SEEDS.value is None:
         raise PdsError("say how many images to draw: --seeds=0-49999")
     trained = assembly.load(_CHECKPOINT.value, _CONFIG.value)
-    options = dict(option.split("=", 1) for option in _OPTIONS.value if "=" in option)
-    if len(options) != len(_OPTIONS.value):
-        raise PdsError(f"--option={_OPTIONS.value}: each is name=value, and each name stands once")
     plan = assembly.plan(
         trained,
         nfe=_NFE.value,
         speed_up=_SPEED_UP.value,
         alpha=_ALPHA.value,
-        **{name: literal(value) for name, value in options.items()},
+        **named_values(_OPTIONS.value, "option"),
     )
-    identity = {"weights_sha256": trained.digest, **plan.describe()}
+    identity = {**trained.identity, **plan.describe()}
     if plan.config.sampling.get("norm", "sample") == "batch":
         identity["batch"] = {"size": _BATCH.value, "seeds": _SEEDS.value}  # an image then depends on its neighbours
     print(f"{trained.name}: N = {plan.N} iterations, NFE = {plan.nfe or 'adaptive'}, alpha = {plan.alpha:.4g}")
@@ -119,14 +116,6 @@ def drawn_sets() -> list[ImageSet]:
     ranges = [parse_seeds(part) for part in _SEEDS.value.split(",")]
     name = f"samples of {trained.name}"
     return [DrawnImages(name, trained.shape, seeds, identity, draw, _BATCH.value) for seeds in ranges]
-
-
-def literal(text: str) -> Any:
-    """A number, True, False or None where the text is one, else the text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 def bar(name: str) -> Callable[[int, int], None]:

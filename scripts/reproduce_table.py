@@ -41,6 +41,7 @@ from pds_jax.cli import coco
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_reference
 from pds_jax.cli.failures import one_line_errors
+from pds_jax.cli.options import named_values
 from pds_jax.data.shapes import image_shape
 from pds_jax.io import files
 from pds_jax.io.manifest import plain
@@ -167,15 +168,22 @@ _OPTIONS = flags.DEFINE_multi_string(
 _PROMPTS = flags.DEFINE_string("prompts", None, "coco: captions, of COCO's annotations or a line each.")
 _CLIP = flags.DEFINE_string("clip", None, "coco: folder of a CLIPModel, for the CLIP score.")
 _NFES = flags.DEFINE_list("nfes", None, "coco: other network evaluations an image than the table's.")
-_IMAGES = flags.DEFINE_integer("images", None, "Images a range of seeds; 50000 unless the table says otherwise.")
-_RANGES = flags.DEFINE_integer("ranges", None, "Ranges of seeds: 1 (shipped models 2). EDM takes the best of 3.")
+_IMAGES = flags.DEFINE_integer("images", None, "Images a range of seeds; 50000 unless the table says otherwise.", 1)
+_RANGES = flags.DEFINE_integer("ranges", None, "Ranges of seeds: 1 (shipped models 2). EDM takes the best of 3.", 1)
 _ITERATIONS = flags.DEFINE_list("iterations", None, "Rows of the tables of shipped models, e.g. 10,20,40.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: begin no cell after so long; run it again to go on.")
-_BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.")
+_BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1)
 _ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50000 images.")
 _OUT = flags.DEFINE_string("out", "runs/tables", "Folder of images, rows and tables.")
 _DRY = flags.DEFINE_bool("dry_run", False, "Say what it would cost; make nothing. Needs no weights.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke run: 16 images a row, at most 20 iterations, into OUT/quick.")
+# Flags that not all tables use; "ablation" are those of shipped models.
+_USED = {
+    "": ("checkpoint", "statistics", "ref", "inception_weights", "extractor", "config_argument", "speed_ups", "alphas",
+         "snr", "option", "ranges", "batch_size", "allow_fewer"),
+    "ablation": ("iterations", "ranges", "minutes", "batch_size"),
+    COCO: ("checkpoint", "statistics", "ref", "inception_weights", "alphas", "prompts", "clip", "nfes", "allow_fewer"),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,12 +201,39 @@ class Row:
         return f"{self.network}-speed_up{self.speed_up:g}-alpha{self.alpha:g}-snr{self.snr:g}"
 
 
+def check_flags(table: str) -> None:
+    """Refuse flags that a table does not use.
+
+    Raises:
+      PdsError: names the first, and those that it uses.
+    """
+    used = _USED[table if table == COCO else "ablation" if table in ablation.PLANS else ""]
+    for name in sorted({flag for some in _USED.values() for flag in some} - set(used)):
+        if flags.FLAGS[name].present:
+            raise PdsError(f"--{name} is not for --table={table}; it takes --{', --'.join(used)}")
+
+
+def numbers(words: Sequence[str] | None, flag: str, kind: Callable[[str], Any] = float) -> list[Any] | None:
+    """The numbers of a list flag; None where it was not given.
+
+    Raises:
+      PdsError: something else, or none above 0.
+    """
+    try:
+        found = None if words is None else [kind(word) for word in words]
+    except ValueError:
+        found = []
+    if found is not None and not (found and min(found) > 0):
+        raise PdsError(f"--{flag}={','.join(words or ())}: use numbers above 0, separated by commas")
+    return found
+
+
 def chosen() -> Table:
     """The table that the flags describe."""
     table = TABLES[_TABLE.value]
     changes = {
-        "speed_ups": None if _SPEED_UPS.value is None else [float(text) for text in _SPEED_UPS.value],
-        "alphas": None if _ALPHAS.value is None else [float(text) for text in _ALPHAS.value],
+        "speed_ups": numbers(_SPEED_UPS.value, "speed_ups"),
+        "alphas": numbers(_ALPHAS.value, "alphas"),
         "images": _IMAGES.value or (16 if _QUICK.value else None),
         "ranges": _RANGES.value or (1 if _QUICK.value else None),
         "extractor": _EXTRACTOR.value,
@@ -355,7 +390,7 @@ def measure(row: Row, table: Table, judge: Judge, out: pathlib.Path) -> dict[str
     """Sample and judge one row, or read what an earlier run found."""
     trained, place = judge.trained, out / row.key
     statistics = by_network(_STATISTICS.value, table, "statistics").get(row.network)
-    options: dict[str, Any] = dict(word.split("=", 1) for word in _OPTIONS.value)
+    options = named_values(_OPTIONS.value, "option")
     options |= {"snr": row.snr} | ({"statistics": statistics} if statistics else {})
     shown = {"network": row.network, "alpha": row.alpha, "snr": row.snr}
     try:
@@ -363,8 +398,8 @@ def measure(row: Row, table: Table, judge: Judge, out: pathlib.Path) -> dict[str
     except PdsError as error:
         return {**shown, "iterations": int(trained.config.model.num_scales / row.speed_up), "refused": str(error)}
     identity = plain({
-        "weights_sha256": trained.digest, "extractor": judge.extractor.identity, "images": table.images,
-        "ranges": table.ranges, "reference": judge.reference.provenance, **plan.describe(),
+        **trained.identity, "extractor": judge.extractor.identity, "images": table.images, "ranges": table.ranges,
+        "reference": judge.reference.provenance, **plan.describe(),
     })  # fmt: skip
     path = place / "row.json"
     if path.exists():
@@ -445,8 +480,7 @@ def published(table: Table, row: Mapping[str, Any]) -> str:
 def measure_all(table: Table, out: pathlib.Path) -> dict[str, Any]:
     """All rows of the networks that there are."""
     given = by_network(_CHECKPOINT.value, table, "checkpoint")
-    if not all("=" in word for word in _OPTIONS.value):
-        raise PdsError(f"--option={_OPTIONS.value}: each is name=value")
+    named_values(_OPTIONS.value, "option")
     for words, flag in ((_STATISTICS.value, "statistics"), (_REF.value, "ref")):
         by_network(words, table, flag)
     names = [name for name, network in table.networks.items() if name in given or network.checkpoint]
@@ -480,17 +514,13 @@ def write(table: Table, out: pathlib.Path, record: Mapping[str, Any], rows: Sequ
 
 def ablate(out: pathlib.Path) -> dict[str, Any]:
     """The table of ``pds_jax.bench.ablation``."""
-    for name in ("speed_ups", "alphas", "extractor", "snr", "statistics", "ref", "option", "checkpoint"):
-        if flags.FLAGS[name].present:
-            raise PdsError(f"--{name} is not for --table={_TABLE.value}: use --images, --ranges, --iterations")
-    size = ablation.PLANS[_TABLE.value]
+    size = ablation.Plan(((20, 16),), (5, 10), 2, 8) if _QUICK.value else ablation.PLANS[_TABLE.value]
     if _IMAGES.value:
         size = dataclasses.replace(size, counts=tuple((most, _IMAGES.value) for most, _ in size.counts))
-    if _ITERATIONS.value is not None:
-        size = dataclasses.replace(size, iterations=tuple(int(n) for n in _ITERATIONS.value))
-    size = dataclasses.replace(size, blocks=_RANGES.value or size.blocks)
-    if _QUICK.value:
-        size = ablation.Plan(((20, 16),), (5, 10), 2, 8)
+    iterations = tuple(numbers(_ITERATIONS.value, "iterations", int) or size.iterations)
+    if not any(size.images(n) for n in iterations):
+        raise PdsError(f"--iterations={min(iterations)}: this table has at most {size.counts[-1][0]}")
+    size = dataclasses.replace(size, iterations=iterations, blocks=_RANGES.value or size.blocks)
     if _DRY.value:
         work = [(cell, size.images(cell.iterations)) for cell in ablation.cells(size)]
         each = {name: 2 if name == "PC" else 1 for name in ablation.SAMPLERS}
@@ -516,8 +546,8 @@ def ablate(out: pathlib.Path) -> dict[str, Any]:
 def coco_table() -> coco.CocoTable:
     """The table of texts that the flags describe."""
     changes = {
-        "nfes": None if _NFES.value is None else tuple(int(text) for text in _NFES.value),
-        "alphas": None if _ALPHAS.value is None else tuple(float(text) for text in _ALPHAS.value),
+        "nfes": numbers(_NFES.value, "nfes", int),
+        "alphas": numbers(_ALPHAS.value, "alphas"),
         "images": _IMAGES.value or (2 if _QUICK.value else None),
     }
     table = dataclasses.replace(coco.CocoTable(), **{k: value for k, value in changes.items() if value is not None})
@@ -559,6 +589,7 @@ def main(argv: list[str]) -> None:
     """Measure or estimate."""
     if len(argv) > 1 or _TABLE.value is None:
         raise PdsError(f"type --table={'|'.join([*TABLES, *ablation.PLANS, COCO])}; every option starts with --")
+    check_flags(_TABLE.value)
     use_compilation_cache(None)
     out = pathlib.Path(_OUT.value) / ("quick" if _QUICK.value else "") / _TABLE.value
     if _TABLE.value in ablation.PLANS:

@@ -85,6 +85,25 @@ def test_paths_belong_to_networks(given):
         script.by_network(["chapel=a.pth"], table, "checkpoint")
 
 
+@pytest.mark.parametrize(
+    ("table", "name"),
+    [("cifar10", "minutes"), ("cifar10", "prompts"), ("photos", "alphas"), ("photos", "clip"), ("coco", "snr")],
+)
+def test_a_flag_that_a_table_does_not_use_is_refused(given, monkeypatch, table, name):
+    given(table="cifar10")
+    script.check_flags(table)
+    monkeypatch.setattr(script.flags.FLAGS[name], "present", 1)
+    with pytest.raises(script.PdsError, match=f"--{name} is not for --table={table}; it takes --"):
+        script.check_flags(table)
+
+
+@pytest.mark.parametrize("words", [["5", "many"], [""], ["0"], ["-2"], ["nan"]])
+def test_lists_of_numbers_hold_numbers(words):
+    assert script.numbers(["5", "20"], "alphas") == [5.0, 20.0] and script.numbers(None, "alphas") is None
+    with pytest.raises(script.PdsError, match="--alphas=.*: use numbers above 0"):
+        script.numbers(words, "alphas")
+
+
 def run(*words, ok=True):
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "reproduce_table.py"), *map(str, words)],

@@ -78,7 +78,7 @@ class Cells:
         """A cell as far as the time goes: what was chosen and the scores of each block, or why there are none."""
         identity = plain({
             "weights_sha256": self.trained.digest, "images": work.images, "choosing": self.choosing,
-            "candidates": work.settings, **work.decides,
+            "candidates": work.settings, **work.decides, **self.judge.identity,
         })  # fmt: skip
         path = self.folder / "cells" / f"{work.key}.json"
         row = files.read_json(path) if path.exists() else {}
@@ -146,6 +146,8 @@ class Cells:
         """Scores of as many real images, blocks for each number of images; {} where the data are not there."""
         path = self.folder / "floor.json"
         stored = files.read_json(path) if path.exists() else {}
+        judge = dict(self.judge.identity)
+        stored = stored if stored.get("judge", {}) == judge else {}
         found = {int(count): rows for count, rows in stored.items() if count.isdigit()}
         for count in sorted(set(counts)):
             try:
@@ -154,7 +156,7 @@ class Cells:
             except PdsError as error:
                 print(f"no floor of real images: {error}")
                 return {}
-        files.write_json(path, plain(found))
+        files.write_json(path, plain({**found, **({"judge": judge} if judge else {})}))
         return {count: found[count][: self.blocks] for count in sorted(set(counts))}
 
 

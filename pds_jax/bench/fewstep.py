@@ -18,6 +18,7 @@ from pds_jax.bench.cells import CRITERION, score_names, spread
 from pds_jax.bench.methods import PUBLISHED, Method, Scales
 from pds_jax.io import files
 from pds_jax.io.manifest import plain
+from pds_jax.predictors import get_predictor
 
 NFES = (5, 8, 10, 15, 20, 40, 80, 200)
 SPECTRUM = "spectrum_error"
@@ -61,8 +62,16 @@ def works(trained: assembly.Trained, plan: Plan) -> Iterator[cells_lib.Work]:
                 plan.images,
                 functools.partial(_plan, trained, nfe),
                 _told,
-                {"statistics": statistics},
+                {"statistics": statistics, **_plugins(settings)},
             )
+
+
+def _plugins(settings: Sequence[methods_lib.Setting]) -> dict[str, Any]:
+    """The files of a user's predictors, whose module is called after their SHA-256."""
+    names = {str(setting["predictor"]) for setting in settings} - {"auto"}
+    modules = sorted({get_predictor(name).fn.__module__ for name in names})
+    own = [name for name in modules if not name.startswith("pds_jax.")]
+    return {"plugins": own} if own else {}
 
 
 def _plan(trained: assembly.Trained, nfe: int, setting: methods_lib.Setting) -> assembly.Plan:

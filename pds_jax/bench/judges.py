@@ -6,6 +6,7 @@ The judge of the data set is asked where one ships, else images of the data are 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ import numpy as np
 from pds_jax import assembly
 from pds_jax.bench import quality
 from pds_jax.data import datasets
+from pds_jax.io import files
 from pds_jax.metrics import classifier_features, simple
 from pds_jax.types import PdsError
 
@@ -58,10 +60,14 @@ def judge_of(trained: assembly.Trained, reference: str | None = None, classifier
     if tuple(source.shape) != trained.image_shape:
         raise PdsError(f"{source.name} holds images {source.shape}, {trained.name} makes {trained.image_shape}")
     judge = judge or of_source(source)
-    every = _scores(source.images(_split(source)[0]), classifier)
+    images = source.images(_split(source)[0])
+    every = _scores(images, classifier)
     extra = {name: score for name, score in every.items() if name in names}
     scores = lambda images: {**judge.scores(images), **{name: score(images) for name, score in extra.items()}}  # noqa: E731
-    return _shown(dataclasses.replace(judge, scores=scores), names)
+    identity = {} if shipped else {"reference": hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()}
+    if classifier is not None:
+        identity["classifier"] = files.sha256(pathlib.Path(classifier) / "model.safetensors")
+    return _shown(dataclasses.replace(judge, scores=scores, identity=identity), names)
 
 
 def _shown(judge: quality.Judge, names: tuple[str, str]) -> quality.Judge:

@@ -30,12 +30,14 @@ class Judge:
       scores: (n, H, W, C) images in [0, 1] -> name -> value; smaller is better.
       real: n, offset -> as many real images, to measure the floor.
       columns: the scores that a table of samplers shows -> their heads; empty for all.
+      identity: of the reference and the classifier where a user gave them.
     """
 
     reference_name: str
     scores: Callable[[np.ndarray], dict[str, float]]
     real: Callable[[int, int], np.ndarray]
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
         """Score images (n, H, W, C), clipped to [0, 1] first, as they would be written."""

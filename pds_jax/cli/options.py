@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -227,6 +227,27 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "head_start": _number_or("head_start", {"auto": "auto", "off": "off"}),
     "corrector_levels": _levels,
 }
+
+
+def named_values(words: Sequence[str], flag: str) -> dict[str, Any]:
+    """Options of repeated ``--flag=name=value``: a number, True, False or None where the text is one, else the text.
+
+    >>> named_values(["kappa=0.4", "grid=edm"], "option")
+    {'kappa': 0.4, 'grid': 'edm'}
+
+    Raises:
+      PdsError: a word of another form, or a name that stands twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or name in found:
+            raise PdsError(f"--{flag}={word}: each is name=value, and each name stands once")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
 
 
 # --- --config.section.field=value ------------------------------------------------------------------------------

@@ -15,6 +15,9 @@ from pds_jax.types import PdsError
 class Judge:
     """The distance of an image is its pixel."""
 
+    def __init__(self, **identity):
+        self.identity = identity
+
     def __call__(self, images):
         return {"frechet": float(images[0, 0, 0, 0])}
 
@@ -42,7 +45,7 @@ def drawn(monkeypatch):
 
 def make(folder, **options):
     trained = types.SimpleNamespace(name="model", digest="abc", default_labels=None)
-    return cells.Cells(trained, Judge(), folder, **{"blocks": 2, "choosing": 4, **options})
+    return cells.Cells(trained, **{"judge": Judge(), "folder": folder, "blocks": 2, "choosing": 4, **options})
 
 
 def work(*settings, images=8):
@@ -90,3 +93,19 @@ def test_the_floor_grows_with_the_blocks(tmp_path):
 
 def test_a_score_is_its_mean_and_range():
     assert cells.spread([{"a": 1.0}, {"a": 2.0}], "a") == "1.5 (1 to 2)" and cells.spread([{"a": 1.0}], "a") == "1"
+
+
+def test_another_judge_judges_anew(tmp_path, drawn):
+    blocks, floors = [], []
+
+    class Counting(Judge):
+        def real(self, count, offset):
+            floors.append(offset)
+            return super().real(count, offset)
+
+    for identity in ({}, {}, {"reference": "a"}, {"reference": "b"}, {"reference": "b"}, {}):
+        bench = make(tmp_path, judge=Counting(**identity))
+        bench.measure(work(1.0))
+        bench.floor([8])
+        blocks.append((len(drawn), len(floors)))
+    assert blocks == [(2, 2), (2, 2), (4, 4), (6, 6), (6, 6), (8, 8)]

@@ -3,6 +3,10 @@
 import dataclasses
 import json
 import math
+import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 from load_script import load
@@ -11,8 +15,11 @@ from pds_jax import assembly, choose
 from pds_jax.bench import cells, fewstep, judges, methods
 from pds_jax.io import images
 from pds_jax.models.analytic import FrequencyGaussian
+from pds_jax.plugins import load_plugin
+from pds_jax.predictors import PREDICTORS
 from pds_jax.types import PdsError
 
+ROOT = pathlib.Path(__file__).parent.parent.parent
 HEADS = {"frechet": "components", "spectrum_error": "spectrum error"}
 
 
@@ -113,3 +120,28 @@ def test_the_script_refuses_evaluations_that_are_none(text):
     assert script.numbers(["10", "5", "10"], "nfe") == [5, 10]
     with pytest.raises(PdsError, match="--nfe"):
         script.numbers([text], "nfe")
+
+
+def test_quick_takes_the_flags_that_are_given():
+    words = [sys.executable, "scripts/fewstep_table.py", "--quick", "--list", "--samplers=RD,DPM++(2M)", "--nfe=3"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    # 2 blocks of 32 images; of the solver's settings 2 are tried with 32 images each.
+    assert done.stdout.endswith(f"2 cells, {3 * (64 + 64 + 64)} network evaluations without those of pilots\n"), done
+
+
+def test_a_changed_plugin_is_another_cell(digits, tmp_path):
+    keys = []
+    for amount in ("0.5", "0.25"):
+        name = f"mine_{amount[2:]}"
+        text = f"""from pds_jax.predictors import PREDICTORS, register_predictor
+@register_predictor("{name}")
+def step(x, t, z, *, sde, score_fn):
+    return x, {amount} * x
+"""
+        (tmp_path / "mine.py").write_text(text)
+        load_plugin(tmp_path / "mine.py")
+        work = next(fewstep.works(digits, fewstep.Plan(methods.named([name]), (5,))))
+        keys.append(work.decides["plugins"])
+        PREDICTORS.pop(name)
+    assert keys[0] != keys[1]
+    assert "plugins" not in next(fewstep.works(digits, fewstep.Plan(methods.named(["RD"]), (5,)))).decides

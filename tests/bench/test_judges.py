@@ -23,6 +23,7 @@ def images():
 def test_a_shipped_model_has_three_columns(digits):
     judge = judges.judge_of(digits)
     assert list(judge.columns.values()) == ["components", "classifier", "spectrum error"]
+    assert judge.identity == {}
     real, noise = judge(judge.real(256, 0)), judge(np.random.default_rng(0).random((256, 8, 8, 1)))
     assert all(real[name] < 0.3 * noise[name] for name in judge.columns)
 
@@ -42,6 +43,9 @@ def test_images_that_are_given_judge_any_model(digits, images, tmp_path):
     assert list(judge.columns.items())[1] == ("frechet_given", "classifier") and "frechet_given" in judge(
         judge.real(9, 0)
     )
+    np.save(tmp_path / "images.npy", images[::-1] // 2)
+    assert judges.judge_of(digits, str(tmp_path / "images.npy")).identity["reference"] != judge.identity["reference"]
+    assert set(judge.identity) == {"reference", "classifier"}
 
 
 def test_a_model_without_data_asks_for_images(digits, images, tmp_path):
