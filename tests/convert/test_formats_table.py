@@ -98,8 +98,8 @@ def other_file(folder, config, averaged, raw):
 
 BOTH, ALONE, REFUSED = layouts.WITH_BOTH, layouts.ALONE, layouts.REFUSED
 MAKE = {
-    "`.pth`: `model` and the list `ema/shadow_params`": pth(BOTH["score_sde_pytorch"]),
-    "`.pth`: a list that holds the frozen parameters and buffers too": pth(BOTH["a list of the whole state"]),
+    "`.pth`: `model`, and the moving average as the list `ema/shadow_params`": pth(BOTH["score_sde_pytorch"]),
+    "`.pth`: the same list with frozen parameters and buffers": pth(BOTH["a list of the whole state"]),
     "`.pth`: `model` and `ema`, `model_ema`, `ema_state_dict`, `ema_model` by name": pth(BOTH["ema"]),
     "`.pth`: one `state_dict` with prefixes for both, as Lightning writes": pth(BOTH["lightning"]),
     "`.pth`: `state_dict` with `model_ema.` and names without dots, as latent-diffusion codes write": pth(
