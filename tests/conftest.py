@@ -3,7 +3,9 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4").strip()
+# Little of LLVM's optimisation: most of the suite's time is compiling; a fifth less of it.
+_FLAGS = ("--xla_force_host_platform_device_count=4", "--xla_backend_optimization_level=1")
+os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *_FLAGS)).strip()
 
 import pathlib  # noqa: E402
 

@@ -178,6 +178,7 @@ def test_the_shipped_classifier_knows_digits():
     assert np.mean(judge.classes(images) == labels) == pytest.approx(judge.facts["report"]["test_accuracy"])
 
 
+@pytest.mark.slow
 def test_the_noisy_classifier_guides_toward_a_class():
     """At σ = 0.3 it is right 9 times in 10, and its gradient raises the probability of the class asked for."""
     from pds_jax.metrics import classifier_features

@@ -50,6 +50,7 @@ def test_samplers_are_named_by_group_or_name():
         methods.named(["nothing"])
 
 
+@pytest.mark.slow
 def test_every_sampler_can_be_planned(digits):
     """One setting each at least, with no more evaluations than were asked for."""
     plan = fewstep.Plan([m for m in methods.METHODS if "tune" not in m.name and "pilot" not in m.name], (9,), 8)

@@ -213,7 +213,7 @@ def test_bad_arguments_are_named(arguments, message):
         edm.config_from_arguments("EDMPrecond", "SongUNet", {**full, **arguments})
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("packed", [False, True])
 def test_damaged_snapshots_are_errors(tmp_path, count, packed):
     """As in test_fuzz: an error, or the same tree up to the numbers that were touched."""

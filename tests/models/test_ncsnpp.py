@@ -137,6 +137,7 @@ def test_dropout_acts_in_training_only(small):
     np.testing.assert_allclose(run(module.clone(dropout=0.0), params, x, t, train=True), plain, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_tree_nor_gradient(small):
     module, params, x, t = small
     again = module.clone(remat=True)
