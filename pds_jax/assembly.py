@@ -32,6 +32,7 @@ from pds_jax.data.shapes import image_shape
 from pds_jax.io.images import to_uint8
 from pds_jax.io.manifest import plain
 from pds_jax.io.progress import Bar
+from pds_jax.keys import checked_seeds
 from pds_jax.models import create_model
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
@@ -567,11 +568,14 @@ def draw(
 
     Raises:
       OutOfMemory: a batch does not fit, and ``adapt`` is off.
-      PdsError: no seeds, labels that do not fit network and seeds, or the samples diverged.
+      PdsError: no seeds or bad ones, labels that do not fit network and seeds, or the samples diverged.
     """
-    todo = [int(seed) for seed in seeds]
+    todo = [int(seed) for seed in checked_seeds(seeds)]
     if not todo:
         raise PdsError("no seeds were given; ask for at least one image")
+    for name, value, least in (("batch_size", batch_size, 1), ("trajectory_every", trajectory_every, 0)):
+        if value is not None and not (is_number(value) and int(value) == value >= least):
+            raise PdsError(f"{name}={value!r}: use a whole number of at least {least}")
     unscale = datasets.get_data_inverse_scaler(trained.config)
     given = given or labelled(trained, plan, todo, labels)
 

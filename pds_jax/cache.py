@@ -54,12 +54,13 @@ def set_cpu_flags() -> None:
 
     A network of 1024x1024 pixels then needs a tenth of the temporary memory at the same speed. Eigen's convolutions are
     1.1 to 2 times faster than the YNNPACK ones that XLA prefers, their gradients 2 to 9 times. Nothing is set for
-    a jaxlib that was not tried, where an accelerator's plugin would read the flag too, nor over the user's XLA_FLAGS.
+    a jaxlib that was not tried, where an accelerator's plugin would read the flag too, nor over the user's XLA_FLAGS,
+    nor where these name a file of flags.
     """
     alone = getattr(jax.config, "jax_platforms", None) == "cpu" or not any(map(importlib.util.find_spec, _PLUGINS))
     for flag, value, tried in _CPU_FLAGS if alone else ():
         flags = os.environ.get("XLA_FLAGS", "")
-        if jaxlib.__version__.startswith(tried) and flag not in flags:
+        if jaxlib.__version__.startswith(tried) and flag not in flags and flags.lstrip()[:1] in ("", "-"):
             os.environ["XLA_FLAGS"] = f"{flags} {flag}={value}".strip()
 
 

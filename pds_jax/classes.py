@@ -24,8 +24,8 @@ def labels_of(labels: Labels, seeds: Sequence[int], num_classes: int, name: str)
 
     ``labels`` is one class for each seed, "random" (from the seed alone), or "none". ``name`` is the network's.
 
-    Raises PdsError: labels for a network without classes, none for one with, another number of them than seeds, or a
-    label that is no class.
+    Raises PdsError: labels for a network without classes, none for one with, another number of them than seeds, a
+    label that is no class, or two for one seed.
     """
     if not num_classes:
         if labels is not None:
@@ -44,6 +44,10 @@ def labels_of(labels: Labels, seeds: Sequence[int], num_classes: int, name: str)
     if len(labels) != len(seeds):
         raise PdsError(f"{len(labels)} labels were given for {len(seeds)} seeds; give one each")
     guidance.one_hot(np.asarray(labels), num_classes)  # refuses what is no class
+    of = dict(zip(seeds, labels, strict=True))
+    for seed, label in zip(seeds, labels, strict=True):
+        if of[seed] != label:
+            raise PdsError(f"seed {seed} has the labels {label} and {of[seed]}; give a seed one label")
     return [int(label) for label in labels]
 
 

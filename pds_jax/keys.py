@@ -34,10 +34,26 @@ def make_key(seed: int) -> Key:
     return jax.random.key(seed, impl=GENERATOR)
 
 
+def checked_seeds(seeds: Any) -> np.ndarray:
+    """(B,) uint32 seeds.
+
+    Raises:
+      PdsError: no list of whole numbers from 0 to 2^32 - 1.
+    """
+    try:
+        found = np.asarray(seeds)
+    except (ValueError, OverflowError):
+        found = np.asarray(None)
+    whole = found.ndim == 1 and (found.dtype.kind in "iu" or not found.size)
+    if not whole or np.any(found < 0) or np.any(found >= 2**32):
+        raise PdsError(f"seeds={str(seeds)[:80]}: give whole numbers from 0 to 2^32 - 1, one an image, e.g. range(16)")
+    return found.astype(np.uint32)
+
+
 def image_keys(seeds: Sequence[int] | np.ndarray, seed: int = 0) -> Key:
-    """One key per image, fold_in(key(seed), s) for each s of `seeds`; (B,) typed keys."""
+    """One key per image, fold_in(key(seed), s) for each s of `seeds`; (B,) typed keys. Raises as `checked_seeds`."""
     with generator():
-        return fold_in(make_key(seed), jnp.asarray(np.asarray(seeds, np.uint32)))
+        return fold_in(make_key(seed), jnp.asarray(checked_seeds(seeds)))
 
 
 def typed(keys: Key) -> Key:

@@ -46,9 +46,9 @@ def check_options(
     if predictor.name == corrector.name == "none":
         raise PdsError("predictor and corrector are both 'none': nothing would be sampled")
     if corrector.name != "none":
-        if not 0 < float(snr) < math.inf:
+        if not (is_number(snr) and 0 < float(snr) < math.inf):
             raise PdsError(f"snr={snr}: the corrector needs a finite number > 0 (0.16 is usual)")
-        if int(n_steps) != n_steps or n_steps < 1:
+        if not is_number(n_steps) or int(n_steps) != n_steps or n_steps < 1:
             raise PdsError(f"n_steps={n_steps}: use an integer >= 1, or corrector 'none'")
     _check_steps(predictor, corrector, options, grid)
     _check_preconditioner(preconditioner, predictor, options)
@@ -191,7 +191,10 @@ def _check_levels(predictor: Step, corrector: Step, prior: str, head_start: Any,
     if corrector_levels is not None:
         if corrector.name == "none":
             raise PdsError(f"corrector_levels={corrector_levels}: there is no corrector")
-        low, high = (float(v) for v in corrector_levels)
+        try:
+            low, high = (float(v) for v in corrector_levels)
+        except (TypeError, ValueError):
+            low = high = math.nan
         if not 0 <= low <= high:
             raise PdsError(f"corrector_levels={corrector_levels}: give the lowest and the highest noise level")
 

@@ -60,7 +60,10 @@ def train(config: Any, workdir: str, checkpoint: str | None = None, *, on_log: O
       PdsError: bad configuration, the folder holds another training, or a process that trains in it still runs.
       FloatingPointError: the loss is not finite; the message has the step.
     """
+    folder = pathlib.Path(workdir)
     try:
+        if (folder / checkpoints.CONFIG).exists() and processes.is_first_process():
+            files.hold(folder).close()  # refused before anything is read or written
         Trainer(config, workdir, checkpoint).run(on_log)
     except OSError as error:
         raise PdsError(

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import pds_jax
-from pds_jax import assembly, choose, gits, statistics, teacher
+from pds_jax import assembly, choose, classes, gits, statistics, teacher
 from pds_jax.types import PdsError
 
 MEASURED = choose.Measured((4.0, 1.0), (1.0, 1.0), 9.0)
@@ -44,6 +44,8 @@ def test_a_plan_of_heun_has_the_evaluations_asked_for_or_one_fewer(digits, nfe):
         ({"nfe": "40"}, "nfe='40': use a number"),
         ({"nfe": float("nan")}, "nfe=nan: use a number"),
         ({"speed_up": "3"}, "speed_up='3': use a number"),
+        ({"nfe": 40, "corrector": "langevin", "snr": "high"}, "snr=high: the corrector needs a finite number"),
+        ({"nfe": 40, "corrector": "langevin", "corrector_levels": 3}, "corrector_levels=3: give the lowest and"),
         ({"nfe": 40, "kappa": 0.5}, "has no kappa option"),
         ({"nfe": 40, "grid": "gits"}, "reverse_diffusion' steps through the SDE's own levels.*not 'gits'"),
         ({"nfe": 40, "alpha": "five"}, "alpha=five: use a number above 1"),
@@ -101,6 +103,27 @@ def test_the_grid_gits_takes_times_of_the_networks_own_path(digits, monkeypatch)
 
     assert chosen[0] == 0 and chosen[-1] == 20 and paid(chosen) < paid([0, 4, 8, 12, 16, 20])
     assert plan.describe()["sampling"]["grid"] == pytest.approx(times.tolist())
+
+
+@pytest.mark.parametrize("seeds", ["12", 5, [-1], [2**32], [2**70], [1.5], [[0, 1]], [True], np.array([-1]), None])
+def test_seeds_are_whole_numbers(digits, seeds):
+    plan = assembly.plan(digits, nfe=2, **FEW)
+    with pytest.raises(PdsError, match="give whole numbers from 0 to 2\\^32 - 1"):
+        assembly.draw(digits, plan, seeds)
+
+
+@pytest.mark.parametrize(
+    "words", [{"batch_size": 0}, {"batch_size": -1}, {"batch_size": 1.5}, {"trajectory_every": -1}]
+)
+def test_counts_of_a_drawing_are_whole_numbers(digits, words):
+    with pytest.raises(PdsError, match=f"{next(iter(words))}=.*: use a whole number of at least"):
+        assembly.draw(digits, assembly.plan(digits, nfe=2, **FEW), [0], **words)
+
+
+def test_a_seed_has_one_label():
+    assert classes.labels_of([1, 2, 1], [4, 5, 4], 3, "a network") == [1, 2, 1]
+    with pytest.raises(PdsError, match="seed 4 has the labels 1 and 2"):
+        classes.labels_of([1, 2], [4, 4], 3, "a network")
 
 
 @pytest.mark.parametrize(

@@ -74,10 +74,10 @@ def test_nothing_is_set_beside_the_users_choice_or_an_accelerator(flags):
     finally:
         jax.config.update("jax_platforms", before)
     assert os.environ["XLA_FLAGS"] == "--some=1"
-    chosen = f"{SCHEDULER}=CPU_SCHEDULER_TYPE_DEFAULT {CONVOLUTIONS}=LIBRARY_FUSION_TYPE_DOT"
-    flags.setenv("XLA_FLAGS", chosen)
-    cache.set_cpu_flags()
-    assert os.environ["XLA_FLAGS"] == chosen
+    for chosen in (f"{SCHEDULER}=CPU_SCHEDULER_TYPE_DEFAULT {CONVOLUTIONS}=LIBRARY_FUSION_TYPE_DOT", "a_file_of_flags"):
+        flags.setenv("XLA_FLAGS", chosen)
+        cache.set_cpu_flags()
+        assert os.environ["XLA_FLAGS"] == chosen
 
 
 def test_the_cache_goes_where_it_is_told_or_is_off(monkeypatch, tmp_path):

@@ -139,6 +139,12 @@ with files.hold(pathlib.Path(sys.argv[1])):
         other.stdout.read(1)
         with pytest.raises(PdsError, match=re.escape(f"{tmp_path}: another process writes there")):
             training.train(tiny.get_config(), str(tmp_path))
+        before = (tmp_path / "config.json").read_text()
+        config = tiny.get_config()
+        config.training.n_iters += 8
+        with pytest.raises(PdsError, match="another process writes there"):
+            training.train(config, str(tmp_path))
+        assert (tmp_path / "config.json").read_text() == before
         other.communicate(b"\n")
     files.hold(tmp_path).close()
 
