@@ -16,6 +16,7 @@ Source: Song et al., ICLR 2021, algorithms 2 and 3; Ma et al., IJCV 2025, algori
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -310,7 +311,18 @@ def get_sampling_fn(
         raise PdsError(f"unknown config.sampling.method {options.method!r}; known: pc, ode")
     own = {name: options[name] for name in option_names() if name in options}
     given = {"preconditioner": preconditioner, "mean_fn": mean_fn, "statistics": statistics, "check": check}
-    given.update(named_options(options.get("solver_options", "")))
+    given |= _solver_options(options, own)
     steps = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
     level = sde.with_num_scales(n)
     return get_pc_sampler(level, shape, options.predictor, options.corrector, **steps, **own, **given)
+
+
+def _solver_options(options: Any, own: dict[str, Any]) -> dict[str, Any]:
+    """Options of predictor and grid from sampling.solver_options; refuses those that are fields of their own."""
+    found = named_options(options.get("solver_options", ""))
+    for name in found:
+        if name in inspect.signature(get_pc_sampler).parameters:
+            raise PdsError(f"solver_options: {name} is no option of a predictor or a grid; give it by itself")
+        if name in own:
+            raise PdsError(f"{name} is given by itself and in solver_options; leave one of the two out")
+    return found

@@ -373,6 +373,13 @@ def test_sampler_of_a_configuration():
         sampling.get_sampling_fn(config(method="ode"), VESDE(), SHAPE, frequency_filter(5.0))
     with pytest.raises(PdsError, match="leaves N=1"):
         sampling.get_sampling_fn(config(speed_up=900.0), VESDE(), SHAPE)
+    for options, match in (
+        ({"solver_options": "check=False"}, "solver_options: check is no option of a predictor or a grid"),
+        ({"solver_options": "grid=edm"}, "solver_options: grid is no option"),
+        ({"solver_options": "kappa=1", "kappa": 0.5}, "kappa is given by itself and in solver_options"),
+    ):
+        with pytest.raises(PdsError, match=match):
+            sampling.get_sampling_fn(config(**options), VESDE(), SHAPE)
 
 
 def test_statistics_are_taken_to_the_models_range():
