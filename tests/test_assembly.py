@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import pds_jax
-from pds_jax import assembly, choose, classes, gits, statistics, teacher
+from pds_jax import assembly, automatic, choose, classes, gits, statistics, teacher
 from pds_jax.types import PdsError
 
 MEASURED = choose.Measured((4.0, 1.0), (1.0, 1.0), 9.0)
@@ -169,9 +169,9 @@ def test_a_network_with_classes_is_measured_with_labels(digits):
             return self
 
     trained = dataclasses.replace(digits, config=changed(digits.config, label_dim=3), score_fn=Score())
-    labels = np.asarray(assembly._measured_score(trained, None, 24).labels)
+    labels = np.asarray(automatic.measured_score(trained, None, 24).labels)
     assert labels.shape == (24, 3) and (labels.sum(axis=1) == 1).all()
-    assert assembly._measured_score(digits, None, 24) is digits.score_fn
+    assert automatic.measured_score(digits, None, 24) is digits.score_fn
 
 
 def test_the_statistics_in_a_sampler_are_part_of_its_description(digits, tmp_path):

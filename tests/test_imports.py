@@ -63,11 +63,14 @@ LEVELS = {
     "teacher": 8,
     "batches": 9,
     "training": 9,
-    "assembly": 10,
-    "bench": 11,
-    "latent": 11,
-    "cli": 12,
-    "main": 13,
+    "loading": 10,
+    "options": 11,
+    "automatic": 12,
+    "assembly": 13,
+    "bench": 14,
+    "latent": 14,
+    "cli": 15,
+    "main": 16,
 }
 
 

@@ -1,0 +1,110 @@
+"""What predictor="auto", head_start="auto" and grid="gits" stand for, measured on the checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from pds_jax import choose, classes, gits, sampling, teacher
+from pds_jax import statistics as statistics_lib
+from pds_jax.batches import Given
+from pds_jax.io.manifest import plain
+from pds_jax.loading import Trained, digest_of
+from pds_jax.options import evaluations, statistics_of, with_options
+from pds_jax.predictors import get_predictor
+from pds_jax.steps import named_options
+from pds_jax.types import PdsError, ScoreFn
+
+
+def chosen(trained: Trained, config: ConfigDict, nfe: int, given: Given | None) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The configuration that predictor="auto" stands for, and why."""
+    measures, stats = _measures(trained, config, "predictor=auto", given)
+    choice = choose.choose(measures, nfe, stats.cross is not None)
+    for reason in choice.reasons:
+        logging.info("predictor=auto, %d evaluations: %s", nfe, reason)
+    return with_options(config, {"alpha": math.inf, **choice.options}), choice.reasons
+
+
+def measured(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, tuple[str, ...]]:
+    """The configuration with numbers for head_start="auto" and grid="gits", and where they are from."""
+    said: list[str] = []
+    if config.sampling.get("head_start") == "auto":
+        config, reason = _with_head_start(trained, config, given)
+        said.append(reason)
+    if config.sampling.get("grid") == "gits" and config.sampling.method == "pc" and "teacher" not in config.sampling:
+        config, reason = _with_gits(trained, config, given)
+        said.append(reason)
+    return config, tuple(said)
+
+
+def _with_head_start(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, str]:
+    """The configuration that head_start="auto" stands for, and why."""
+    measures, _ = _measures(trained, config, "head_start=auto", given)
+    # The level of T is no head start, but refused where none can be.
+    probe = with_options(config, {"head_start": measures.levels[0]})
+    nfe = evaluations(trained, probe)
+    start, reason = choose.head_start(measures, nfe)
+    logging.info("head_start=auto, %d evaluations: %s", nfe, reason)
+    return with_options(config, {"head_start": start}), reason
+
+
+def _with_gits(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, str]:
+    """The configuration with the times that grid="gits" stands for, and how they were found."""
+    name = config.sampling.predictor
+    if not get_predictor(name).any_grid:
+        raise PdsError(f"predictor {name!r} steps through the SDE's own levels: use grid 'uniform', not 'gits'")
+    own = named_options(config.sampling.get("solver_options", ""))
+    coeff = own.pop("coeff", config.sampling.get("coeff", 1.15))
+    text = ",".join(f"{option}={value}" for option, value in own.items())
+    edm = with_options(config, {"grid": "edm", "solver_options": text})
+    if "coeff" in edm.sampling:
+        del edm.sampling["coeff"]
+    stats = statistics_of(trained, config)
+    get_sampler = functools.partial(sampling.get_sampling_fn, sde=trained.sde, shape=trained.shape, statistics=stats)
+    made: Any = get_sampler(edm, check=False)
+    count, eps = len(made.times), float(made.times[-1])
+    # The same without the network: what is refused is refused before the teacher's run.
+    n = teacher.STEPS
+    blank = {"cost": np.zeros((n, n)), "teacher": np.linspace(made.times[0], eps, n)}
+    get_sampler(with_options(config, blank), check=False)
+    key = "" if given else _decided_by(trained)
+    costs = teacher.costs(trained.sde, trained.shape, eps, measured_score(trained, given, teacher.IMAGES), key)
+    times = gits.gits(trained.sde, eps, count, coeff=coeff, **costs)
+    said = f"grid=gits: {count} of {teacher.STEPS} times of DDIM, from {teacher.EVALUATIONS} evaluations"
+    return with_options(edm, {"grid": [float(t) for t in times]}), said
+
+
+def measured_score(trained: Trained, given: Given | None, images: int) -> ScoreFn:
+    """The score to measure with so many images: what is given, else of random classes, else the network's own."""
+    if given is None and trained.num_classes:
+        seeds = range(images)
+        labels = classes.labels_of(trained.default_labels, seeds, trained.num_classes, trained.name)
+        given = classes.score_of(trained.score_fn, trained.sde, seeds, labels, trained.num_classes)
+    return trained.score_fn if given is None else given(range(images))[1]
+
+
+def _decided_by(trained: Trained, *more: str) -> str:
+    """A key for what is remembered of a checkpoint's score."""
+    return hashlib.sha256(json.dumps([plain(trained.identity), *more], sort_keys=True).encode()).hexdigest()
+
+
+def _measures(
+    trained: Trained, config: ConfigDict, what: str, given: Given | None
+) -> tuple[choose.Measured, statistics_lib.Statistics]:
+    """What ``choose`` measures of the checkpoint, and the statistics."""
+    stats = statistics_of(trained, config)
+    if stats is None or config.sampling.method != "pc":
+        raise PdsError(f"{what} needs method 'pc' and the data's statistics: pass --statistics=FILE.npz")
+    moments = stats.to_range(config.data.centered)
+    score_fn = measured_score(trained, given, choose.IMAGES)
+    measure = functools.partial(choose.measure, score_fn, trained.sde, moments, trained.shape)
+    # What a prompt or a class measures is not the checkpoint's.
+    key = _decided_by(trained, digest_of(moments))
+    return measure() if given else choose.remembered(trained.name, key, measure), stats

@@ -1,0 +1,101 @@
+"""A sampler's options in a configuration: setting them, and the number of steps of a number of evaluations."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from pds_jax import sampling, table
+from pds_jax import statistics as statistics_lib
+from pds_jax.correctors import get_corrector
+from pds_jax.loading import Trained
+from pds_jax.predictors import get_predictor
+from pds_jax.sampler_checks import is_number
+from pds_jax.steps import named_options
+from pds_jax.types import PdsError
+
+
+def with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
+    """A copy of the configuration with fields of its sampling and pds sections replaced."""
+    changed = ConfigDict(config.to_dict())
+    for name, value in options.items():
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        value = None if (name, value) == ("head_start", "off") else value
+        own = sampling.option_names() | {"pilot_gain", "solver_options"}
+        missing = "sampling" if name in own else "pds" if name in ("gain", "solenoidal") else None
+        section = next((s for s in ("sampling", "pds") if name in changed[s]), missing)
+        if section is None:
+            known = sorted({*changed.sampling, *changed.pds, *own})
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise PdsError(f"unknown sampling option {name!r}; known: {', '.join(known)}{hint}")
+        with changed.ignore_type():
+            changed[section][name] = value
+    return changed
+
+
+def check_count(config: ConfigDict, nfe: Any, speed_up: Any) -> None:
+    """Refuse a number of steps that is no number, or that stands beside times that have one of their own."""
+    for name, value in (("nfe", nfe), ("speed_up", speed_up)):
+        if value is None:
+            continue
+        if not is_number(value) or not math.isfinite(value):
+            raise PdsError(f"{name}={value!r}: use a number, such as {name}=20")
+        if not isinstance(config.sampling.get("grid", ""), str):
+            raise PdsError(f"{name}={value:g}: a list of times says how many steps there are; leave one of the two out")
+
+
+def speed_up_of(trained: Trained, config: ConfigDict, nfe: int) -> float:
+    """The speed-up that leaves the iterations of an NFE."""
+    options, scales = config.sampling, int(config.model.num_scales)
+    steps = get_predictor(options.predictor), get_corrector(options.corrector)
+    own = {name: options[name] for name in steps[0].options if name in options}
+    own |= named_options(options.get("solver_options", ""))
+    n = table.iterations(nfe, *steps, options.n_steps_each, options.noise_removal, own)
+    if n > scales:
+        raise PdsError(f"nfe={nfe} makes N={n} iterations, more than the model's num_scales={scales}; ask for fewer")
+    if options.corrector != "none" and options.get("corrector_levels") is not None:
+        n = _most_iterations(trained, config, n, nfe)
+    return _speed_up_to(scales, n)
+
+
+def _speed_up_to(scales: int, n: int) -> float:
+    # The small term keeps int(num_scales / speed_up) from rounding down to one iteration less.
+    return max(scales / (n + 1e-6), 1.0)
+
+
+def _most_iterations(trained: Trained, config: ConfigDict, n: int, nfe: int) -> int:
+    """The most iterations, n or more, of an NFE where few of them have a corrector."""
+    scales = int(config.model.num_scales)
+    low, high = n, min(int(nfe), scales) + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        tried = {"speed_up": _speed_up_to(scales, middle), "head_start": None}
+        fits = evaluations(trained, with_options(config, tried)) <= nfe
+        low, high = (middle, high) if fits else (low, middle)
+    return low
+
+
+def evaluations(trained: Trained, config: ConfigDict) -> int:
+    """Those of the sampler that a configuration describes, without M."""
+    stats = statistics_of(trained, config)
+    made: Any = sampling.get_sampling_fn(config, trained.sde, trained.shape, statistics=stats, check=False)
+    return int(made.nfe)
+
+
+def statistics_of(trained: Trained, config: ConfigDict) -> statistics_lib.Statistics | None:
+    """The statistics that a configuration names, else the model's; PdsError if they are of another shape."""
+    path = config.pds.get("statistics", "")
+    stats = statistics_lib.load(path) if path else trained.statistics
+    if stats is not None:
+        stats.check_shape(trained.shape)
+    return stats
+
+
+def flat(gain: float) -> dict[str, Any]:
+    """Options of M = c I."""
+    return {"filters": "flat", "gain": gain, "alpha": math.inf, "freq_mask_path": "", "space_mask_path": ""}
