@@ -161,14 +161,14 @@ def choose(measured: Measured, nfe: int, colours: bool) -> Choice:
     if measured.unexplained < _UNEXPLAINED:
         options |= {"predictor": "spectral", "stochasticity": 0.0, "spectrum": 1.0, "kappa": 0.2 if few else 0.4}
         options["colours"] = colours
-        why = "the data's spectrum is inside the step"
+        why = "predictor spectral, whose steps use that spectrum"
     else:
         near = measured.unexplained < _FAR
         options["predictor"] = "dpmpp_2m" if nfe < (_SOME if near else _FEW) else "sde_dpmpp_2m"
         options["grid"] = "log_sigma" if near and options["predictor"] == "dpmpp_2m" else "edm"
-        why = f"{options['predictor']} without the spectrum, and no head start"
-    share = f"the Wiener denoiser leaves {measured.unexplained:.2f} of the data's power to the network"
-    reasons = [f"{share} (limit {_UNEXPLAINED}): {why}"]
+        why = f"predictor {options['predictor']}, which does not use it, and no head start"
+    share = f"the data's spectrum does not explain {measured.unexplained:.0%} of what the network does"
+    reasons = [f"{share} (limit {_UNEXPLAINED:.0%}): {why}"]
     if options["predictor"] != "spectral":
         return Choice(options, tuple(reasons))
     options["head_start"], why = head_start(measured, nfe)
@@ -177,11 +177,14 @@ def choose(measured: Measured, nfe: int, colours: bool) -> Choice:
 
 def head_start(measured: Measured, nfe: int) -> tuple[float | None, str]:
     """The noise level to start from with so many evaluations, None for T's, and why."""
+    if nfe > _NO_HEAD_START:
+        return None, f"no head start: above {_NO_HEAD_START} evaluations it saves little"
     nats = _COST * (_COST_NFE / nfe) ** 2
-    start = measured.head_start(nats) if nfe <= _NO_HEAD_START else None
+    start = measured.head_start(nats)
     if start is None:
-        return None, f"no head start: at {nfe} evaluations it may cost {nats:.2g} nats"
-    return start, f"head start at the noise level {start:.3g} of {measured.levels[0]:.3g}, for {nats:.2g} nats"
+        return None, f"no head start: each changes the samples' distribution by more than {nats:.2g} nats"
+    where = f"head start at noise level {start:.3g} instead of {measured.levels[0]:.3g}"
+    return start, f"{where}: it changes the samples' distribution by at most {nats:.2g} nats"
 
 
 def remembered(name: str, key: str, compute: Callable[[], Measured]) -> Measured:
