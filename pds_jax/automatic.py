@@ -6,16 +6,16 @@ import functools
 import hashlib
 import json
 import math
-from typing import Any
 
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from pds_jax import choose, classes, gits, sampling, teacher
+from pds_jax import choose, classes, gits, teacher, time_grids
 from pds_jax import statistics as statistics_lib
 from pds_jax.batches import Given
 from pds_jax.io.manifest import plain
+from pds_jax.levels import levels
 from pds_jax.loading import Trained, digest_of
 from pds_jax.options import evaluations, statistics_of, with_options
 from pds_jax.predictors import get_predictor
@@ -46,10 +46,11 @@ def measured(trained: Trained, config: ConfigDict, given: Given | None) -> tuple
 
 def _with_head_start(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, str]:
     """The configuration that head_start="auto" stands for, and why."""
+    # The level of T is no head start, but refused where none can be, before the network runs.
+    top = float(levels(trained.sde, [trained.sde.T])[1][0])
+    probe = with_options(config, {"head_start": top})
+    nfe = evaluations(trained, probe) if config.sampling.method == "pc" else 0
     measures, _ = _measures(trained, config, "head_start=auto", given)
-    # The level of T is no head start, but refused where none can be.
-    probe = with_options(config, {"head_start": measures.levels[0]})
-    nfe = evaluations(trained, probe)
     start, reason = choose.head_start(measures, nfe)
     logging.info("head_start=auto, %d evaluations: %s", nfe, reason)
     return with_options(config, {"head_start": start}), reason
@@ -66,14 +67,12 @@ def _with_gits(trained: Trained, config: ConfigDict, given: Given | None) -> tup
     edm = with_options(config, {"grid": "edm", "solver_options": text})
     if "coeff" in edm.sampling:
         del edm.sampling["coeff"]
-    stats = statistics_of(trained, config)
-    get_sampler = functools.partial(sampling.get_sampling_fn, sde=trained.sde, shape=trained.shape, statistics=stats)
-    made: Any = get_sampler(edm, check=False)
-    count, eps = len(made.times), float(made.times[-1])
-    # The same without the network: what is refused is refused before the teacher's run.
-    n = teacher.STEPS
-    blank = {"cost": np.zeros((n, n)), "teacher": np.linspace(made.times[0], eps, n)}
-    get_sampler(with_options(config, blank), check=False)
+    speed_up = float(config.sampling.get("speed_up", 1.0))
+    count, eps = time_grids.speed_up(config.model.num_scales, speed_up, trained.sde.default_eps)
+    # With even costs, which need no network: what is refused is refused before the teacher's run.
+    even = np.square(np.subtract.outer(np.arange(teacher.STEPS), np.arange(teacher.STEPS)))
+    times = time_grids.edm_rho(trained.sde, eps, teacher.STEPS)
+    evaluations(trained, with_options(config, {"cost": even, "teacher": times, "corrector_levels": None}))
     key = "" if given else _decided_by(trained)
     costs = teacher.costs(trained.sde, trained.shape, eps, measured_score(trained, given, teacher.IMAGES), key)
     times = gits.gits(trained.sde, eps, count, coeff=coeff, **costs)

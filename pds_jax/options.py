@@ -59,6 +59,11 @@ def speed_up_of(trained: Trained, config: ConfigDict, nfe: int) -> float:
     if n > scales:
         raise PdsError(f"nfe={nfe} makes N={n} iterations, more than the model's num_scales={scales}; ask for fewer")
     if options.corrector != "none" and options.get("corrector_levels") is not None:
+        if options.get("grid") == "gits":
+            raise PdsError(
+                f"nfe={nfe}: with corrector_levels it depends on the times, which grid='gits' finds for a number of "
+                "steps: give speed_up, or another grid"
+            )
         n = _most_iterations(trained, config, n, nfe)
     return _speed_up_to(scales, n)
 

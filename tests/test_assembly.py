@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import pds_jax
-from pds_jax import assembly, automatic, choose, classes, gits, statistics, teacher
+from pds_jax import assembly, automatic, choose, classes, gits, statistics, teacher, time_grids
 from pds_jax.types import PdsError
 
 MEASURED = choose.Measured((4.0, 1.0), (1.0, 1.0), 9.0)
@@ -133,12 +133,28 @@ def test_a_seed_has_one_label():
         ({"solver_options": "coeff=-1"}, "coeff=-1"),
         ({"solver_options": "rho=3"}, "has no rho option"),
         ({"prior": "matched", "head_start": 2.0}, "'gits' has a first time of its own"),
+        ({"head_start": "auto", "grid": "edm"}, "use prior 'matched'"),
+        ({"corrector": "langevin", "corrector_levels": (0, 1)}, "with corrector_levels it depends on the times"),
     ],
 )
-def test_what_the_grid_gits_refuses_is_refused_before_the_network_runs(digits, monkeypatch, options, match):
+def test_what_is_refused_is_refused_before_the_network_runs(digits, monkeypatch, options, match):
     monkeypatch.setattr(teacher, "costs", lambda *_: pytest.fail("the teacher ran"))
+    monkeypatch.setattr(choose, "remembered", lambda *_: pytest.fail("the network was measured"))
     with pytest.raises(PdsError, match=match):
-        assembly.plan(digits, **{"nfe": 6, "predictor": "dpmpp_2m", "corrector": "none", "grid": "gits", **options})
+        assembly.plan(digits, **{"nfe": 6, "predictor": "ddim", "corrector": "none", "grid": "gits", **options})
+
+
+def test_the_grid_gits_keeps_to_the_evaluations_where_a_sampler_repeats_levels(digits, monkeypatch):
+    even = np.square(np.subtract.outer(np.arange(61.0), np.arange(61.0)))
+    monkeypatch.setattr(
+        teacher,
+        "costs",
+        lambda sde, shape, eps, *_: {"cost": even, "teacher": time_grids.edm_rho(sde, eps, 61)},
+    )
+    words = {"predictor": "restart", "corrector": "none"}
+    assert assembly.plan(digits, nfe=20, grid="gits", **words).nfe == assembly.plan(digits, nfe=20, **words).nfe == 19
+    levels = {"predictor": "ddim", "corrector": "langevin", "corrector_levels": (0, 1)}
+    assert assembly.plan(digits, speed_up=100.0, grid="gits", **levels).N == 10
 
 
 def test_times_may_be_an_array_and_leave_no_number_of_steps_to_choose(digits):
