@@ -99,7 +99,8 @@ def plan(
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
       guidance_interval: guide only at noise levels std/m_t in (low, high], in the data's units.
       check: raise an error for a setting that must diverge.
-      given: as in :func:`draw`, for alpha="tune".
+      given: as in :func:`draw`, for what is measured: alpha="tune", predictor="auto", head_start="auto", grid="gits";
+        by default random classes, guided, for a network with classes.
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
         variant="exact", prior="matched", filters="both", and options of the predictor. predictor="auto" chooses all of
         them (``choose``), head_start="auto" the head start alone, grid="gits" the times (``teacher``).
@@ -120,6 +121,8 @@ def plan(
         name = "speed_up" if nfe is None else "nfe"
         raise PdsError(f"{name}: method 'ode' chooses its steps itself; leave {name} out, or use method 'pc'")
     each = classes.evaluations_of(guidance, guidance_interval, trained.config.model, trained.name)
+    if given is None and trained.num_classes:
+        given = functools.partial(_of_random_classes, trained, guidance, guidance_interval)
     reasons: tuple[str, ...] = ()
     if config.sampling.predictor == "auto":
         n = nfe // each if nfe else int(config.model.num_scales / (speed_up or config.sampling.speed_up))
@@ -136,6 +139,13 @@ def plan(
     words: dict[str, Any] = {"guidance": float(guidance), "guidance_interval": guidance_interval}
     words["reasons"] = (*reasons, *measured, *made.reasons)
     return dataclasses.replace(made, nfe=count, **words)
+
+
+def _of_random_classes(trained: Trained, weight: float, interval: classes.Interval, seeds: Sequence[int]) -> Any:
+    """What is measured of a network with classes, as ``given``."""
+    labels = classes.labels_of("random", seeds, trained.num_classes, trained.name)
+    options = (trained.num_classes, weight, interval)
+    return classes.score_of(trained.score_fn, trained.sde, seeds, labels, *options)(seeds)
 
 
 def _planned(

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from pds_jax import choose, classes, gits, teacher, time_grids
+from pds_jax import choose, gits, teacher, time_grids
 from pds_jax import statistics as statistics_lib
 from pds_jax.batches import Given
 from pds_jax.io.manifest import plain
@@ -81,11 +81,7 @@ def _with_gits(trained: Trained, config: ConfigDict, given: Given | None) -> tup
 
 
 def measured_score(trained: Trained, given: Given | None, images: int) -> ScoreFn:
-    """The score to measure with so many images: what is given, else of random classes, else the network's own."""
-    if given is None and trained.num_classes:
-        seeds = range(images)
-        labels = classes.labels_of(trained.default_labels, seeds, trained.num_classes, trained.name)
-        given = classes.score_of(trained.score_fn, trained.sde, seeds, labels, trained.num_classes)
+    """The score to measure with so many images: what is given, else the network's own."""
     return trained.score_fn if given is None else given(range(images))[1]
 
 

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import pds_jax
-from pds_jax import assembly, automatic, choose, classes, gits, statistics, teacher, time_grids
+from pds_jax import assembly, choose, classes, gits, statistics, teacher, time_grids
 from pds_jax.types import PdsError
 
 MEASURED = choose.Measured((4.0, 1.0), (1.0, 1.0), 9.0)
@@ -179,15 +179,30 @@ def test_what_is_remembered_of_a_score_belongs_to_all_that_decides_it(digits, mo
     assert len(set(keys)) == 6 and keys[:2] == keys[-2:]
 
 
-def test_a_network_with_classes_is_measured_with_labels(digits):
+def test_a_network_with_classes_is_measured_with_random_ones_and_guided(digits, monkeypatch):
     class Score:
         def with_labels(self, labels):
             return self
 
+    found = []
+    even = np.square(np.subtract.outer(np.arange(61.0), np.arange(61.0)))
+
+    def costs(sde, shape, eps, score_fn, key):
+        found.append((score_fn, key))
+        return {"cost": even, "teacher": time_grids.edm_rho(sde, eps, 61)}
+
+    monkeypatch.setattr(teacher, "costs", costs)
     trained = dataclasses.replace(digits, config=changed(digits.config, label_dim=3), score_fn=Score())
-    labels = np.asarray(automatic.measured_score(trained, None, 24).labels)
-    assert labels.shape == (24, 3) and (labels.sum(axis=1) == 1).all()
-    assert automatic.measured_score(digits, None, 24) is digits.score_fn
+    words = {"nfe": 10, "predictor": "ddim", "corrector": "none", "grid": "gits"}
+    assembly.plan(trained, **words)
+    assert assembly.plan(trained, **words, guidance=2.0).nfe == 10
+    assembly.plan(digits, **words)
+    (plain, _), (guided, key), (own, _) = found
+    labels = np.asarray(plain.labels)
+    assert labels.shape == (64, 3) and (labels.sum(axis=1) == 1).all() and key == ""
+    assert float(guided.weight) == 2 and own is digits.score_fn
+    with pytest.raises(PdsError, match="pilot_gain draws its pilot without classes"):
+        assembly.plan(trained, nfe=5, predictor="spectral", corrector="none", prior="matched", pilot_gain=True)
 
 
 def test_the_statistics_in_a_sampler_are_part_of_its_description(digits, tmp_path):
