@@ -70,7 +70,6 @@ class Plan:
             "N": self.N,
             "nfe": self.nfe,
             **({"statistics_sha256": self.statistics_sha256} if self.statistics_sha256 else {}),
-            **({"chosen_because": list(self.reasons)} if self.reasons else {}),
             **({} if self.guidance == 1 else {"guidance": self.guidance, "interval": list(self.guidance_interval)}),
         }
 

@@ -160,6 +160,7 @@ def make(
     image_format = images.ImageFormat.of(trained.image_shape, datasets.get_range(trained.config))
     given = given or assembly.labelled(trained, plan, seeds, labels)
     facts = {**_labels_record(seeds, labels), **(facts or {})}
+    facts |= {"chosen_because": list(plan.reasons)} if plan.reasons else {}
     folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
     done = folder.done()
     todo = _todo(seeds, done, share, batch_size if together else None)

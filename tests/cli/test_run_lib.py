@@ -1,5 +1,6 @@
 """The whole path from flags to files, on a tiny network."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -68,6 +69,14 @@ def test_a_second_run_goes_on_and_mends_what_is_broken(model, tmp_path):
     assert {seed: files.sha256(images.seed_path(folder, seed)) for seed in range(3)} == before
     assert images.seed_path(folder, 0).stat().st_mtime_ns == untouched
     assert images.seed_path(folder, 3).is_file()
+
+
+def test_why_a_sampler_was_chosen_is_told_and_does_not_make_another_run(model, tmp_path):
+    trained = assembly.load(str(model))
+    plan = assembly.plan(trained, **FEW)
+    for words in ("because of this", "in other words"):
+        folder = sampling_job.make(trained, dataclasses.replace(plan, reasons=(words,)), range(2), tmp_path / "images")
+    assert files.read_json(folder.manifest_path)["chosen_because"] == ["because of this"]
 
 
 def test_another_run_in_the_same_folder_is_refused(model, tmp_path):
