@@ -46,10 +46,11 @@ def measured(trained: Trained, config: ConfigDict, given: Given | None) -> tuple
 
 def _with_head_start(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, str]:
     """The configuration that head_start="auto" stands for, and why."""
+    _needed_statistics(trained, config, "head_start=auto")
     # The level of T is no head start, but refused where none can be, before the network runs.
     top = float(levels(trained.sde, [trained.sde.T])[1][0])
     probe = with_options(config, {"head_start": top})
-    nfe = evaluations(trained, probe) if config.sampling.method == "pc" else 0
+    nfe = evaluations(trained, probe)
     measures, _ = _measures(trained, config, "head_start=auto", given)
     start, reason = choose.head_start(measures, nfe)
     logging.info("head_start=auto, %d evaluations: %s", nfe, reason)
@@ -90,13 +91,18 @@ def _decided_by(trained: Trained, *more: str) -> str:
     return hashlib.sha256(json.dumps([plain(trained.identity), *more], sort_keys=True).encode()).hexdigest()
 
 
+def _needed_statistics(trained: Trained, config: ConfigDict, what: str) -> statistics_lib.Statistics:
+    stats = statistics_of(trained, config)
+    if stats is None or config.sampling.method != "pc":
+        raise PdsError(f"{what} needs method 'pc' and the data's statistics: pass --statistics=FILE.npz")
+    return stats
+
+
 def _measures(
     trained: Trained, config: ConfigDict, what: str, given: Given | None
 ) -> tuple[choose.Measured, statistics_lib.Statistics]:
     """What ``choose`` measures of the checkpoint, and the statistics."""
-    stats = statistics_of(trained, config)
-    if stats is None or config.sampling.method != "pc":
-        raise PdsError(f"{what} needs method 'pc' and the data's statistics: pass --statistics=FILE.npz")
+    stats = _needed_statistics(trained, config, what)
     moments = stats.to_range(config.data.centered)
     score_fn = measured_score(trained, given, choose.IMAGES)
     measure = functools.partial(choose.measure, score_fn, trained.sde, moments, trained.shape)
