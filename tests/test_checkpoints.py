@@ -1,4 +1,5 @@
 import json
+import pathlib
 import resource
 
 import jax
@@ -279,3 +280,10 @@ def test_a_file_without_configuration_is_called_by_its_kind(tmp_path):
         checkpoints.load_any(path)
     with pytest.raises(PdsError, match="Hugging Face Hub is fetched by scripts/convert_checkpoint.py"):
         checkpoints.load_any("google/ncsnpp-church-256")
+
+
+def test_no_file_that_is_included_names_a_folder_of_the_machine_that_made_it():
+    folder = pathlib.Path(__file__).parent.parent / "checkpoints"
+    for path in folder.rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        assert b"/root/" not in data and b"/home/" not in data, path
