@@ -167,8 +167,8 @@ def choose(measured: Measured, nfe: int, colours: bool) -> Choice:
         options["predictor"] = "dpmpp_2m" if nfe < (_SOME if near else _FEW) else "sde_dpmpp_2m"
         options["grid"] = "log_sigma" if near and options["predictor"] == "dpmpp_2m" else "edm"
         why = f"predictor {options['predictor']}, which does not use it, and no head start"
-    share = f"the data's spectrum does not explain {measured.unexplained:.0%} of what the network does"
-    reasons = [f"{share} (limit {_UNEXPLAINED:.0%}): {why}"]
+    share = f"network and Wiener denoiser, which is made of the data's spectrum, differ by {measured.unexplained:.0%}"
+    reasons = [f"{share} of the data's power (limit {_UNEXPLAINED:.0%}): {why}"]
     if options["predictor"] != "spectral":
         return Choice(options, tuple(reasons))
     options["head_start"], why = head_start(measured, nfe)
