@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from pds_jax import sampling, table
+from pds_jax import sampling, strength, table
 from pds_jax import statistics as statistics_lib
 from pds_jax.correctors import get_corrector
 from pds_jax.loading import Trained
@@ -86,9 +87,16 @@ def _most_iterations(trained: Trained, config: ConfigDict, n: int, nfe: int) -> 
 
 
 def evaluations(trained: Trained, config: ConfigDict) -> int:
-    """Those of the sampler that a configuration describes, without M."""
+    """Those of the sampler that a configuration describes; raises PdsError for what the sampler refuses, its M too."""
     stats = statistics_of(trained, config)
-    made: Any = sampling.get_sampling_fn(config, trained.sde, trained.shape, statistics=stats, check=False)
+    get_sampler = functools.partial(
+        sampling.get_sampling_fn, config, trained.sde, trained.shape, statistics=stats, check=False
+    )
+    made: Any = get_sampler()
+    alpha = strength.get_strength(config, trained.sde, made.steps, stats)
+    if not isinstance(alpha, str):  # "tune"
+        m = strength.get_preconditioner(config, trained.shape, alpha, stats)
+        get_sampler(None if m.is_identity else m)
     return int(made.nfe)
 
 

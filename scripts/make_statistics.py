@@ -80,6 +80,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     if _LIMIT.value is not None and _LIMIT.value < 1:
         raise PdsError(f"--limit={_LIMIT.value}: use at least one image")
+    if _SIGMA_LIMIT.value < 2:
+        raise PdsError(f"--sigma_max_images={_SIGMA_LIMIT.value}: a distance is between at least two images")
     for path in (_OUT.value, *([pathlib.Path(_MASKS.value) / "freq_mask.npy"] if _MASKS.value else [])):
         check_writable(path)
     batches, record, summary = images()

@@ -135,6 +135,9 @@ def test_a_seed_has_one_label():
         ({"prior": "matched", "head_start": 2.0}, "'gits' has a first time of its own"),
         ({"head_start": "auto", "grid": "edm"}, "use prior 'matched'"),
         ({"corrector": "langevin", "corrector_levels": (0, 1)}, "with corrector_levels it depends on the times"),
+        ({"alpha": 5.0}, "no noise for M to act on"),
+        ({"filters": "flat", "gain": 1.1}, "no noise for M to act on"),
+        ({"alpha": 5.0, "head_start": "auto", "grid": "edm", "prior": "matched"}, "no noise for M to act on"),
     ],
 )
 def test_what_is_refused_is_refused_before_the_network_runs(digits, monkeypatch, options, match):

@@ -106,7 +106,7 @@ def run(bench: cells_lib.Cells, plan: Plan) -> list[dict[str, Any]]:
 def write(bench: cells_lib.Cells, plan: Plan, rows: Sequence[Row], floor: Mapping[int, Any]) -> None:
     """The table so far."""
     judge = bench.judge
-    record = {"model": bench.trained.name, "reference": judge.reference_name, "images": plan.images, "rows": rows}
+    record = {"model": bench.trained.name, "reference": judge.reference, "images": plan.images, "rows": rows}
     files.write_json(bench.folder / "table.json", plain({**record, "floor": floor}))
     heads = judge.columns or {name: name for name in score_names(rows)}
     text = head(bench, plan) + table(rows, floor.get(plan.images, ()), heads) + "\n" + verdicts(rows, heads)
@@ -119,7 +119,7 @@ def head(bench: cells_lib.Cells, plan: Plan) -> str:
     """What the columns mean."""
     return (
         f"{bench.trained.name}: {bench.blocks} blocks of {plan.images} images a row, each judged by itself: their mean "
-        f"(least to largest). Distances are to {bench.judge.reference_name}.\n\nSettings: how many were tried, on "
+        f"(least to largest). Distances are to {bench.judge.reference}.\n\nSettings: how many were tried, on "
         f"{bench.choosing} images of seeds that no block has; the one with the least {CRITERION} is reported. Pilot: "
         "evaluations before the first image, once a checkpoint or a run, not in NFE. A spectrum error in brackets is "
         "not counted: that sampler is made to have the data's spectrum.\n\n"

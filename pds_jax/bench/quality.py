@@ -26,18 +26,25 @@ class Judge:
     """Scores images against reference images.
 
     Attributes:
-      reference_name: what the distances are measured to.
+      reference: what the distances are measured to.
       scores: (n, H, W, C) images in [0, 1] -> name -> value; smaller is better.
       real: n, offset -> as many real images, to measure the floor.
       columns: the scores that a table of samplers shows -> their heads; empty for all.
       identity: of the reference and the classifier where a user gave them.
+      held_out: what the scores named held_out are measured to; empty without.
     """
 
-    reference_name: str
+    reference: str
     scores: Callable[[np.ndarray], dict[str, float]]
     real: Callable[[int, int], np.ndarray]
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
     identity: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    held_out: str = ""
+
+    @property
+    def reference_name(self) -> str:
+        """Both references in words."""
+        return f"{self.reference} (held_out: {self.held_out})" if self.held_out else self.reference
 
     def __call__(self, images: np.ndarray) -> dict[str, float]:
         """Score images (n, H, W, C), clipped to [0, 1] first, as they would be written."""
@@ -78,10 +85,10 @@ def _fashion() -> Judge:
         return arrays.to_unit(images[order[(np.arange(count) + offset) % len(images)]])
 
     return Judge(
-        f"the {reference.record['train_images']} training images (held_out: the {reference.record['held_out_images']} "
-        "test images, of which the real images here are too)",
+        f"the {reference.record['train_images']} training images",
         lambda images: reference.scores(images, classifier),
         real,
+        held_out=f"the {reference.record['held_out_images']} test images, of which the real images here are too",
     )
 
 
@@ -99,9 +106,10 @@ def _photos() -> Judge:
         }
 
     return Judge(
-        f"{_CROPS} crops of the training regions (held_out: of the right quarters, never trained on)",
+        f"{_CROPS} crops of the training regions",
         scores,
         lambda count, offset: train.images(np.arange(100_000 + offset, 100_000 + offset + count)),
+        held_out="crops of the right quarters, never trained on",
     )
 
 
@@ -128,7 +136,7 @@ def _digits() -> Judge:
         order = np.random.Generator(np.random.PCG64(offset)).permutation(len(everything))
         return everything[order[:count]]
 
-    return Judge("the 1500 training digits (held_out: the other 297)", scores, real)
+    return Judge("the 1500 training digits", scores, real, held_out="the other 297")
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:

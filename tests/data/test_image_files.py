@@ -113,6 +113,8 @@ def test_the_command(folder, tmp_path):
     failed = subprocess.run([*command, "--dataset=photos"], capture_output=True, text=True)
     assert failed.returncode == 2 and "make_statistics: say where the images are: either" in failed.stderr
     assert "Traceback" not in failed.stderr
+    failed = subprocess.run([*command, "--sigma_max_images=0"], capture_output=True, text=True)
+    assert failed.returncode == 2 and "sigma_max_images=0: a distance is between" in failed.stderr
 
 
 @pytest.mark.parametrize("channels", [2, 4])
