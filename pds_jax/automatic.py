@@ -75,13 +75,13 @@ def _with_gits(trained: Trained, config: ConfigDict, given: Given | None) -> tup
     times = time_grids.edm_rho(trained.sde, eps, teacher.STEPS)
     evaluations(trained, with_options(config, {"cost": even, "teacher": times, "corrector_levels": None}))
     key = "" if given else _decided_by(trained)
-    costs = teacher.costs(trained.sde, trained.shape, eps, measured_score(trained, given, teacher.IMAGES), key)
+    costs = teacher.costs(trained.sde, trained.shape, eps, _measured_score(trained, given, teacher.IMAGES), key)
     times = gits.gits(trained.sde, eps, count, coeff=coeff, **costs)
     said = f"grid=gits: {count} of {teacher.STEPS} times of DDIM, from {teacher.EVALUATIONS} evaluations"
     return with_options(edm, {"grid": [float(t) for t in times]}), said
 
 
-def measured_score(trained: Trained, given: Given | None, images: int) -> ScoreFn:
+def _measured_score(trained: Trained, given: Given | None, images: int) -> ScoreFn:
     """The score to measure with so many images: what is given, else the network's own."""
     return trained.score_fn if given is None else given(range(images))[1]
 
@@ -104,7 +104,7 @@ def _measures(
     """What ``choose`` measures of the checkpoint, and the statistics."""
     stats = _needed_statistics(trained, config, what)
     moments = stats.to_range(config.data.centered)
-    score_fn = measured_score(trained, given, choose.IMAGES)
+    score_fn = _measured_score(trained, given, choose.IMAGES)
     measure = functools.partial(choose.measure, score_fn, trained.sde, moments, trained.shape)
     # What a prompt or a class measures is not the checkpoint's.
     key = _decided_by(trained, digest_of(moments))
