@@ -11,7 +11,6 @@ a reader sees the pictures without running anything; do so when a notebook, a fi
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import time
@@ -60,7 +59,7 @@ def store(executed: pathlib.Path, original: pathlib.Path) -> None:
         if cell.cell_type == "code":
             cell.execution_count = done.execution_count
             cell.outputs = [output for output in done.outputs if output.get("name") != "stderr"]
-    text = json.dumps(book, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    text = nbformat.writes(book) + "\n"
     atomic_write(original, lambda file: file.write(text.encode()))
 
 
