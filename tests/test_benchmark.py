@@ -55,6 +55,7 @@ def test_parts_that_were_not_measured_say_so(benchmark):
     assert text.count("not measured") == 8 and "Quick run" in text
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_the_process_alone(benchmark):
     here = benchmark.peak_bytes()
     code = f"import runpy; print(runpy.run_path({str(PATH)!r})['peak_bytes']())"

@@ -173,6 +173,7 @@ def test_dequantisation_stays_in_the_level_and_is_uniform():
     np.testing.assert_array_equal(u, dequantize(keys, jnp.asarray(np.repeat(levels, 64, 0), jnp.float32) / 255.0))
 
 
+@pytest.mark.slow
 def test_a_set_gives_the_same_figure_at_any_batch_size():
     sde = SDES["vpsde"]
     images = np.random.default_rng(3).integers(0, 256, (5, 2, 2, 1)).astype(np.uint8)

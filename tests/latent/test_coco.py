@@ -12,6 +12,7 @@ from pds_jax.latent.statistics import latent_statistics
 from pds_jax.types import PdsError
 
 
+@pytest.mark.slow
 def test_cost_of_stable_diffusion_1_is_about_the_known_one():
     """Its network is commonly given as 340 to 410 G multiply-adds at 64x64 latents, two operations each."""
     found = cost.of_folder(None, peak_bytes)

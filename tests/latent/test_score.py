@@ -55,6 +55,7 @@ def test_images_equal_the_pipelines_with_ddim(pipelines, kind):
     assert expected.std() > 0.05
 
 
+@pytest.mark.slow
 def test_images_equal_the_unconditional_pipelines(pipelines):
     """LDMPipeline with its VQModel, whose decoder takes the nearest codes: one other code would be seen."""
     folder, pipe = pipelines("ldm")

@@ -32,6 +32,7 @@ def test_images_depend_on_seed_and_prompt_alone(model):
     assert np.abs(other - one).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_bytes_that_are_saved_are_those_of_the_images(model):
     plan, saved = assembly.plan(model.trained, nfe=3), {}
     images = assembly.draw(model.trained, plan, [5, 9], given=given(model)).pixels

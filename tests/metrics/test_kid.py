@@ -22,6 +22,7 @@ def kernel_of(parameters):
     )
 
 
+@pytest.mark.slow
 def test_every_recorded_subset_run(feats, numbers):
     for name, run in numbers["kid"]["subset_runs"].items():
         parameters = run["parameters"]

@@ -111,6 +111,7 @@ def test_conv2d_needs_a_direction():
         layerspp.Conv2d(4, 3).init(jax.random.key(0), jnp.ones((1, 4, 4, 4)))
 
 
+@pytest.mark.slow
 def test_equal_blocks_are_traced_once_and_give_the_same_numbers(monkeypatch):
     """Nine blocks and five attentions, of four kinds."""
     config = cifar10_ncsnpp_continuous.get_config("runlocal,image_size=8,nf=8,ch_mult=1,num_res_blocks=3")
