@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     ve(config)
     config.training.update(
         batch_size=64,
-        n_iters=12000,
+        n_iters=9400,
         snapshot_freq=4000,
         snapshot_freq_for_preemption=200,
         log_freq=50,
