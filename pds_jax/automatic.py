@@ -17,7 +17,7 @@ from pds_jax.batches import Given
 from pds_jax.io.manifest import plain
 from pds_jax.levels import levels
 from pds_jax.loading import Trained, digest_of
-from pds_jax.options import evaluations, statistics_of, with_options
+from pds_jax.options import checked_evaluations, statistics_of, with_options
 from pds_jax.predictors import get_predictor
 from pds_jax.steps import named_options
 from pds_jax.types import PdsError, ScoreFn
@@ -50,7 +50,7 @@ def _with_head_start(trained: Trained, config: ConfigDict, given: Given | None) 
     # The level of T is no head start, but refused where none can be, before the network runs.
     top = float(levels(trained.sde, [trained.sde.T])[1][0])
     probe = with_options(config, {"head_start": top})
-    nfe = evaluations(trained, probe)
+    nfe = checked_evaluations(trained, probe)
     measures, _ = _measures(trained, config, "head_start=auto", given)
     start, reason = choose.head_start(measures, nfe)
     logging.info("head_start=auto, %d evaluations: %s", nfe, reason)
@@ -73,7 +73,7 @@ def _with_gits(trained: Trained, config: ConfigDict, given: Given | None) -> tup
     # With even costs, which need no network: what is refused is refused before the teacher's run.
     even = np.square(np.subtract.outer(np.arange(teacher.STEPS), np.arange(teacher.STEPS)))
     times = time_grids.edm_rho(trained.sde, eps, teacher.STEPS)
-    evaluations(trained, with_options(config, {"cost": even, "teacher": times, "corrector_levels": None}))
+    checked_evaluations(trained, with_options(config, {"cost": even, "teacher": times, "corrector_levels": None}))
     key = "" if given else _decided_by(trained)
     costs = teacher.costs(trained.sde, trained.shape, eps, _measured_score(trained, given, teacher.IMAGES), key)
     times = gits.gits(trained.sde, eps, count, coeff=coeff, **costs)

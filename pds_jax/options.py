@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import math
 from typing import Any
 
@@ -14,6 +13,7 @@ from pds_jax import sampling, strength, table
 from pds_jax import statistics as statistics_lib
 from pds_jax.correctors import get_corrector
 from pds_jax.loading import Trained
+from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
 from pds_jax.sampler_checks import is_number
 from pds_jax.steps import named_options
@@ -87,17 +87,22 @@ def _most_iterations(trained: Trained, config: ConfigDict, n: int, nfe: int) -> 
 
 
 def evaluations(trained: Trained, config: ConfigDict) -> int:
-    """Those of the sampler that a configuration describes; raises PdsError for what the sampler refuses, its M too."""
-    stats = statistics_of(trained, config)
-    get_sampler = functools.partial(
-        sampling.get_sampling_fn, config, trained.sde, trained.shape, statistics=stats, check=False
-    )
-    made: Any = get_sampler()
+    """Those of the sampler that a configuration describes, without M."""
+    return int(_sampler(trained, config).nfe)
+
+
+def checked_evaluations(trained: Trained, config: ConfigDict) -> int:
+    """The same; raises PdsError for an M that the sampler refuses too."""
+    stats, made = statistics_of(trained, config), _sampler(trained, config)
     alpha = strength.get_strength(config, trained.sde, made.steps, stats)
     if not isinstance(alpha, str):  # "tune"
-        m = strength.get_preconditioner(config, trained.shape, alpha, stats)
-        get_sampler(None if m.is_identity else m)
+        _sampler(trained, config, strength.get_preconditioner(config, trained.shape, alpha, stats))
     return int(made.nfe)
+
+
+def _sampler(trained: Trained, config: ConfigDict, m: Preconditioner | None = None) -> Any:
+    stats = statistics_of(trained, config)
+    return sampling.get_sampling_fn(config, trained.sde, trained.shape, m, statistics=stats, check=False)
 
 
 def statistics_of(trained: Trained, config: ConfigDict) -> statistics_lib.Statistics | None:

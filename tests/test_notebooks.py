@@ -31,8 +31,6 @@ def test_a_notebook_shows_its_pictures_without_running(path):
     outputs = [output for cell in code for output in cell["outputs"]]
     assert {output["output_type"] for output in outputs} <= {"stream", "display_data"}  # no error, no bare value
     assert not [output for output in outputs if output.get("name") == "stderr"]
-    drawing = [cell for cell in code if "display(Image(" in source(cell)]
-    assert drawing
     assert any(key.startswith("image/") for output in outputs for key in output.get("data", {}))
     printed = "".join("".join(output.get("text", "")) for output in outputs)
     assert not re.search(r"/(tmp|root|home|work|content)/", printed)
