@@ -37,8 +37,8 @@ _NFES = flags.DEFINE_list("nfe", [str(n) for n in fewstep.NFES], "Network evalua
 _SAMPLERS = flags.DEFINE_list(
     "samplers", ["all"], f"Names of samplers, or groups: all, {', '.join(methods.GROUPS)}. --list names them."
 )
-_IMAGES = flags.DEFINE_integer("images", 2048, "Images a block.", lower_bound=2)
-_BLOCKS = flags.DEFINE_integer("blocks", 2, "Blocks of seeds.", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 1024, "Images a block.", lower_bound=2)
+_BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of seeds, which tell a difference from noise.", lower_bound=1)
 _CHOOSING = flags.DEFINE_integer("choosing", cells.CHOOSING_IMAGES, "Images for each setting.", lower_bound=2)
 _TRIALS = flags.DEFINE_integer("trials", methods.TRIALS, "Most settings of a sampler.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Most images at once; never more than --choosing.", lower_bound=1)
@@ -49,7 +49,7 @@ _LIST = flags.DEFINE_bool("list", False, "Say what would be measured, and what i
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke run: digits, few images and samplers, into runs/fewstep_quick.")
 _QUICK_VALUES = {  # of flags that are not given
     "checkpoint": "digits", "samplers": ["RD", "RD + PDS", "DPM++(2M)", "spectral + head start", "auto"],
-    "nfe": ["5", "10"], "images": 32, "trials": 2, "choosing": 32, "out": "runs/fewstep_quick",
+    "nfe": ["5", "10"], "images": 32, "blocks": 2, "trials": 2, "choosing": 32, "out": "runs/fewstep_quick",
 }  # fmt: skip
 
 
