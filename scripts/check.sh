@@ -20,7 +20,7 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 "$venv/bin/ruff" check .
 "$venv/bin/mypy"
 "$venv/bin/python" -m pytest -q -n 2 --dist loadfile ${slow[@]+"${slow[@]}"}
-"$venv/bin/python" -m pytest -q --doctest-modules pds_jax
+"$venv/bin/python" -m pytest -q -n 2 --doctest-modules pds_jax
 "$venv/bin/sphinx-build" -W -q -b html docs docs/_build
 # Users arrive on the newest; the oldest must still do the main job.
 bash scripts/check_jax_versions.sh newest

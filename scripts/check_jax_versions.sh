@@ -37,7 +37,7 @@ for which in ${1:-oldest newest}; do
   if [ "$which" = oldest ]; then mapfile -t pins < <(oldest_pins); else python="$(newest_python)"; fi
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --upgrade pip
-  "$venv/bin/python" -m pip install --quiet --upgrade ${pins[@]+"${pins[@]}"} -e . "pytest>=8.2"
+  "$venv/bin/python" -m pip install --quiet --upgrade ${pins[@]+"${pins[@]}"} -e . "pytest>=8.2" "pytest-xdist>=3.5"
   "$venv/bin/python" -c "import sys, jax, flax, numpy
 print('$which: Python', sys.version.split()[0], 'jax', jax.__version__, 'flax', flax.__version__, 'numpy', numpy.__version__)"
   export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
@@ -46,6 +46,6 @@ print('$which: Python', sys.version.split()[0], 'jax', jax.__version__, 'flax', 
     "$venv/bin/python" -m pds_jax.main --mode=sample --checkpoint=photos --workdir="$work" --seeds=0-3 --speed_up=50 --alpha=5
     rm -r "$work"
   else
-    "$venv/bin/python" -m pytest -q -p no:cacheprovider "${tests[@]}"
+    "$venv/bin/python" -m pytest -q -n 2 --dist loadfile -p no:cacheprovider "${tests[@]}"
   fi
 done

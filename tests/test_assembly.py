@@ -63,6 +63,7 @@ def test_a_plan_takes_a_predictors_own_options(digits):
     assert float(digits.sde.std(plan.sampler.times[:1])[0]) == pytest.approx(2.0, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_steps_are_reported_in_order_up_to_all_of_them_over_batches(digits):
     seen = []
     plan = assembly.plan(digits, nfe=30, **FEW)
@@ -85,6 +86,7 @@ def test_a_flat_m_has_a_gain_and_no_alpha():
         pds_jax.plan(trained, nfe=20, filters="flat", gain=-1.0)
 
 
+@pytest.mark.slow
 def test_the_grid_gits_takes_times_of_the_networks_own_path(digits, monkeypatch):
     monkeypatch.setattr(teacher, "STEPS", 21)
     monkeypatch.setattr(teacher, "IMAGES", 4)

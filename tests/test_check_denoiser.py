@@ -91,6 +91,7 @@ def trained(config, steps):
     return params
 
 
+@pytest.mark.slow
 def test_the_command_judges_a_snapshot(tmp_path, golden):
     """The recorded network was never trained."""
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8))

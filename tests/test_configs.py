@@ -77,6 +77,7 @@ def test_full_size_of_the_other_files(name):
     assert count_parameters(name) == COUNTS[SIBLINGS[name]]
 
 
+@pytest.mark.slow
 def test_ncsn_grows_by_one_row_of_each_embedding_per_noise_level():
     extra = {name: count_parameters(f"ve.ncsn.{name}") - COUNTS["ve.ncsn.cifar10"] for name in NCSN_SCALES}
     per_level = {name: extra[name] / (scales - 10) for name, scales in NCSN_SCALES.items()}

@@ -165,6 +165,7 @@ def test_evaluations_are_rows(name, options, expected):
         assert table.iterations(expected, step, none, 1, options.get("denoise", True), own) == 7
 
 
+@pytest.mark.slow
 def test_another_setting_compiles_nothing():
     """Steps, order, tau, noise scale, churn, intervals and times are data of the compiled program."""
     traced = []

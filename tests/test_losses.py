@@ -195,6 +195,7 @@ def test_loss_and_gradients_are_the_recorded_ones(original, shapes):
         assert np.abs(grad - expected[name]).max() <= 1e-4 * max(np.abs(expected[name]).max(), 1e-3), name
 
 
+@pytest.mark.slow
 def test_the_optimiser_goes_on_from_the_recorded_state(original, shapes):
     """Adam and the moving average after the recorded gradients, by the original's formulas in float64."""
     state, golden_grads, step, config = original

@@ -116,6 +116,7 @@ def run(*words, ok=True):
     return json.loads(done.stdout.splitlines()[-1]) if ok else done.stderr
 
 
+@pytest.mark.slow
 def test_without_weights_the_error_says_what_to_give_and_a_dry_run_needs_none(tmp_path):
     assert "--checkpoint=NETWORK=PATH for some of ['ncsnpp', 'deep']" in run(
         "--table=cifar10", f"--out={tmp_path}", "--extractor=pixels", ok=False

@@ -288,6 +288,7 @@ def test_what_a_networks_dtype_does_to_a_score_is_measured():
         assert effect("float32") == 0.0 and 1e-4 < effect("bfloat16") < 0.1
 
 
+@pytest.mark.slow
 def test_a_network_deep_in_a_score_is_measured_too():
     from pds_jax import denoisers, guidance
     from pds_jax.convert import edm

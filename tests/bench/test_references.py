@@ -31,6 +31,7 @@ def reference(classifier):
     return references.make(train, classifier.classes(train), images(1), classifier, "noise")
 
 
+@pytest.mark.slow
 def test_the_images_of_the_reference_are_at_distance_zero(reference, classifier):
     found = reference.scores(images(0), classifier)
     variance = np.trace(np.asarray(reference.arrays["components_covariance"]))

@@ -44,6 +44,7 @@ def test_a_snapshot_of_edm_with_pds(golden, tmp_path):
     assert manifest["config"]["model"]["name"] == "songunet" and manifest["config"]["training"]["sde"] == "vesde"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_guided_diffusion_with_classes(golden, tmp_path):
     settings = json.loads((golden / "adm" / "unet64like_new_order.json").read_text())["settings"]
     config = adm.config_from_settings(settings, noise_schedule="cosine")

@@ -60,6 +60,7 @@ def test_the_label_of_a_seed_is_the_next_of_the_list(model, tmp_path):
     assert np.abs(image(other, 1) - image(folder, 1)).max() > 3
 
 
+@pytest.mark.slow
 def test_random_labels_belong_to_their_seeds(model, tmp_path):
     folder = sample(model, tmp_path, labels="random")
     more = sample(model, tmp_path, labels="random", seeds="2-5", eval_folder="more")

@@ -92,6 +92,7 @@ def test_a_folder_of_something_else_is_refused(model, tmp_path):
         sample(model, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_its_batch(model):
     """Convolutions sum in another order at another batch size: equal to float32 rounding, not to the bit."""
     trained = assembly.load(str(model))
