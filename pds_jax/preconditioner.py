@@ -231,7 +231,8 @@ def from_radius(shape: tuple[int, int, int], r: float, lam: float) -> Preconditi
     """M from two numbers, without data: R(k) = 1 where |k| ≤ √2 r, else λ.
 
     |k| is the distance from the zero frequency in bins. Source: the figure caption "(r, λ) = (0.1H, 1.6)" of Ma et
-    al.; that the radius is √2 r, (h − H/2)² + (w − W/2)² ≤ 2 r² in shifted coordinates, is recalled, not verified.
+    al. The radius √2 r, (h − H/2)² + (w − W/2)² ≤ 2 r² in shifted coordinates, is not in the released code, whose masks
+    are made from data: to repeat that figure, check it against the paper.
 
     Args:
       shape: (H, W, C) of the images.
