@@ -45,7 +45,7 @@ class Plan:
 
     methods: Sequence[Method]
     nfes: Sequence[int] = NFES
-    images: int = 2048
+    images: int = 1024
     trials: int = methods_lib.TRIALS
 
 
