@@ -93,13 +93,13 @@ def plan(
       nfe: network evaluations per image, rounded down to whole iterations. Give nfe or speed_up.
       speed_up: N = int(num_scales / speed_up); by default the configuration's.
       alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (from the spectrum of a few samples; a flat
-        M is considered too unless ``filters`` says what M has), or infinity, which turns PDS off. By default the
+        M is considered too unless ``filters`` is given), or infinity, which turns PDS off. By default the
         configuration's.
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
       guidance_interval: guide only at noise levels std/m_t in (low, high], in the data's units.
       check: raise an error for a setting that must diverge.
-      given: as in :func:`draw`, for what is measured: alpha="tune", predictor="auto", head_start="auto", grid="gits";
-        by default random classes, guided, for a network with classes.
+      given: as in :func:`draw`, for the options that are measured on samples: alpha="tune", predictor="auto",
+        head_start="auto", grid="gits". By default, random classes, guided, for a network with classes.
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
         variant="exact", prior="matched", filters="both", and options of the predictor. predictor="auto" chooses all of
         them (``choose``), head_start="auto" the head start alone, grid="gits" the times (``teacher``).
@@ -195,7 +195,7 @@ def tune_alpha(
     """The α, or the flat M, whose samples have the power spectrum closest to the data's (``alpha.search``).
 
     E = √mean_k (log P_samples(k) − log P_data(k))² over the radii k, for M of the statistics and for M = c I with
-    c = α/(α − 1), the same strengths of both.
+    c = α/(α − 1), at the same strengths.
 
     Candidates that must diverge are passed over; the seeds of the samples are far from those of a run.
 
@@ -281,8 +281,8 @@ def draw(
       trained: the model.
       plan: how to sample.
       seeds: one image is made for each.
-      batch_size: images per batch, by default all, at most 64. With the same batch size, images are equal to the bit;
-        with another, up to rounding.
+      batch_size: images per batch, by default all, at most 64. With the same batch size, images are equal bit for
+        bit; with another, up to rounding.
       adapt: halve the batch until it fits into memory, instead of raising an error.
       label: text of the progress bar.
       save: called after every batch with its seeds and images (n, H, W, C), uint8 or, with a declared data.range,

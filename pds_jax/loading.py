@@ -26,7 +26,7 @@ class Trained:
     """A trained model: its configuration, the SDE of its training and its score function.
 
     Attributes:
-      name: where it came from.
+      name: what it was loaded from.
       shape: (H, W, C) of one image.
       statistics: of its data, or None.
       digest: SHA-256 of the weights.
@@ -49,7 +49,7 @@ class Trained:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Shape of one image that :func:`draw` gives."""
+        """Shape of one image that :func:`draw` returns."""
         return self.decoded_shape or self.shape
 
     @property
@@ -70,7 +70,7 @@ class Trained:
 
     @property
     def default_labels(self) -> str | None:
-        """Labels where nobody chooses: random ones for a network with classes."""
+        """Labels if none are given: random ones for a network with classes."""
         return "random" if self.num_classes else None
 
 

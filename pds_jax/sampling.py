@@ -63,7 +63,7 @@ class PCSampler:
     shape: tuple[int, int, int] = static(default=(0, 0, 0))  # (H, W, C)
     kinds: tuple[Step, ...] = static(default=())  # the steps that rows name
     choices: tuple[tuple[str, Any], ...] = static(default=())  # options of the steps that are not numbers
-    draws: int = static(default=1)  # noise draws an iteration
+    draws: int = static(default=1)  # noise draws per iteration
     rises: bool = static(default=False)  # whether rows add noise before the evaluation
     denoise: bool = static(default=True)  # whether the result is the last x_mean
     variant: str = static(default="paper")
@@ -75,7 +75,7 @@ class PCSampler:
         """The rows, on the host; printing it shows what the sampler does."""
         return tables.unpadded(self.rows, int(self.count), self.kinds, self.draws)
 
-    nfe = property(lambda self: self.count, doc="Score evaluations an image: the number of rows.")
+    nfe = property(lambda self: self.count, doc="Score evaluations per image: the number of rows.")
     steps = property(lambda self: len(self.table.ends), doc="Iterations.")
     times = property(lambda self: self.table.times, doc="(N,) time of the first row of each iteration.")
     predictor = property(lambda self: self.table.name_of("predictor"), doc="Name of the predictor.")
@@ -135,7 +135,7 @@ class PCSampler:
         return jax.lax.scan(turn, carry, length=CHUNK)[0]
 
     def turn(self, carry: Carry, noise: Noise, score_fn: ScoreFn) -> Carry:
-        """One row: noise added, if it says so; the score; its step; what is known put in."""
+        """Process one row: add noise if it says so, evaluate the score, take its step, pin the known part."""
         row: Row = jax.tree.map(lambda column: jnp.asarray(column)[carry.row], self.rows)
         t, t_next = (jnp.full(carry.x.shape[:1], time) for time in (row.t, row.t_next))
         known_part, x = carry.condition, carry.x
@@ -204,25 +204,25 @@ def get_pc_sampler(
       snr: signal-to-noise ratio of the corrector, > 0.
       n_steps: corrector steps per time.
       preconditioner: M; None is the identity, which costs nothing.
-      probability_flow: step the ODE in the predictor.
+      probability_flow: the predictor steps the probability-flow ODE.
       denoise: return the last x_mean instead of x.
       eps: last time; by default the SDE's.
       variant: "paper" or "exact", see ``predictors``.
       prior: "standard", N(0, prior_std² I), times M in the paper's variant; or "matched", the law of Gaussian data with
         the statistics' mean and spectrum at T, without M.
       norm: "sample" or "batch", the norms in the Langevin step, see ``correctors``.
-      mean_fn: replaces norm, for a mean over devices too.
+      mean_fn: replaces norm, e.g. by a mean over all devices.
       grid: name of a grid of times, see ``time_grids``, or the times themselves.
       head_start: noise level std/m_t to start from, instead of that of T, with the matched prior.
       corrector_levels: lowest and highest noise level with corrector rows, by default all.
-      colours: P of the channels rotated to the colours' principal axes, where prior and steps use P.
+      colours: where prior and steps use the spectrum P, use that along the principal axes of the colours.
       statistics: ``Statistics.moments(config.data.centered)``, or its (mean, power), if needed.
       check: raise an error if the predictor must diverge.
       **options: options of predictor, corrector and grid by their own names.
 
     Returns:
-      ``sampler(keys, score_fn) -> (x, nfe)``. A predictor of any grid (``solvers``) makes N steps, the last from
-      eps to the data, or with denoise=False N − 1.
+      ``sampler(keys, score_fn) -> (x, nfe)``. A predictor that can step between any times (``solvers``) makes N steps,
+      the last from eps to the data; with denoise=False, N − 1.
 
     Raises:
       PdsError: unknown names, values out of range or of another shape, an option that predictor, corrector or SDE
