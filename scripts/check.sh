@@ -11,8 +11,9 @@ slow=()
 [ "${1:-}" = "--all" ] && slow=(--slow)
 
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --upgrade pip
-"$venv/bin/python" -m pip install --quiet "${PDS_TORCH:-torch==2.13.0}" -e '.[test,convert,docs,notebooks]'
+# --no-compile: most of what is installed is never imported.
+"$venv/bin/python" -m pip install --quiet --no-compile --upgrade pip
+"$venv/bin/python" -m pip install --quiet --no-compile "${PDS_TORCH:-torch==2.13.0}" -e '.[test,convert,docs,notebooks]'
 
 # Linux: memory in huge pages, which CPUs compute about 1.2 times faster with (docs/scale.md).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"

@@ -36,8 +36,9 @@ for which in ${1:-oldest newest}; do
   pins=()
   if [ "$which" = oldest ]; then mapfile -t pins < <(oldest_pins); else python="$(newest_python)"; fi
   [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --upgrade pip
-  "$venv/bin/python" -m pip install --quiet --upgrade ${pins[@]+"${pins[@]}"} -e . "pytest>=8.2" "pytest-xdist>=3.5"
+  "$venv/bin/python" -m pip install --quiet --no-compile --upgrade pip
+  "$venv/bin/python" -m pip install --quiet --no-compile --upgrade ${pins[@]+"${pins[@]}"} \
+    -e . "pytest>=8.2" "pytest-xdist>=3.5"
   "$venv/bin/python" -c "import sys, jax, flax, numpy
 print('$which: Python', sys.version.split()[0], 'jax', jax.__version__, 'flax', flax.__version__, 'numpy', numpy.__version__)"
   export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"

@@ -11,7 +11,7 @@ if [ ! -x "$venv/bin/python" ]; then
   "${PYTHON:-python3}" -m venv "$venv"
 fi
 echo "Installing pds_jax and what it needs (about two minutes the first time)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e .
+"$venv/bin/python" -m pip install --quiet --no-compile --disable-pip-version-check -e .
 # Linux: memory in huge pages, which CPUs compute about 1.2 times faster with (docs/scale.md).
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 exec "$venv/bin/python" scripts/quickstart.py "$@"
