@@ -93,8 +93,8 @@ def plan(
       nfe: network evaluations per image, rounded down to whole iterations. Give nfe or speed_up.
       speed_up: N = int(num_scales / speed_up); by default the configuration's.
       alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (from the spectrum of a few samples; a flat
-        M is considered too unless ``filters`` is given), or infinity, which turns PDS off. By default the
-        configuration's.
+        M is considered too unless ``filters`` is given), or infinity, which turns PDS off, with masks too. By default
+        the configuration's; 5 with masks.
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
       guidance_interval: guide only at noise levels std/m_t in (low, high], in the data's units.
       check: raise an error for a setting that must diverge.
@@ -110,7 +110,7 @@ def plan(
     Raises:
       PdsError: an unknown option or value, options that exclude each other, or options that the sampler refuses.
     """
-    config = options_lib.with_options(trained.config, {**options, **({} if alpha is None else {"alpha": alpha})})
+    config = options_lib.with_options(trained.config, {**options, **options_lib.of_alpha(alpha)})
     if alpha is not None and config.pds.r:
         raise PdsError(f"alpha={alpha}: the two-number filter (radius, lam) has no alpha; leave one of the two out")
     if nfe is not None and speed_up is not None:

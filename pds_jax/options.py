@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from pds_jax import sampling, strength, table
 from pds_jax import statistics as statistics_lib
+from pds_jax.alpha import parse_alpha
 from pds_jax.correctors import get_corrector
 from pds_jax.loading import Trained
 from pds_jax.preconditioner import Preconditioner
@@ -114,6 +115,14 @@ def statistics_of(trained: Trained, config: ConfigDict) -> statistics_lib.Statis
     return stats
 
 
+def of_alpha(alpha: float | str | None) -> dict[str, Any]:
+    """Options of a strength that was given: infinity turns masks off too, whose M has α = 5 unless one is given."""
+    if alpha is None:
+        return {}
+    masks = {"freq_mask_path": "", "space_mask_path": ""} if parse_alpha(alpha) == math.inf else {}
+    return {"alpha": alpha, **masks}
+
+
 def flat(gain: float) -> dict[str, Any]:
     """Options of M = c I."""
-    return {"filters": "flat", "gain": gain, "alpha": math.inf, "freq_mask_path": "", "space_mask_path": ""}
+    return {"filters": "flat", "gain": gain, **of_alpha(math.inf)}

@@ -86,6 +86,16 @@ def test_a_flat_m_has_a_gain_and_no_alpha():
         pds_jax.plan(trained, nfe=20, filters="flat", gain=-1.0)
 
 
+def test_alpha_infinity_turns_masks_off_too_and_is_five_where_none_is_given(digits, tmp_path):
+    spectrum = np.array([9.0, 4.0, 2.0, 1.5, 1.0, 1.5, 2.0, 4.0])
+    np.save(tmp_path / "freq.npy", np.sqrt(np.outer(spectrum, spectrum))[None].astype(np.float32))
+    alphas = {}
+    for alpha in (None, np.inf, "inf", 20.0):
+        plan = pds_jax.plan(digits, nfe=20, alpha=alpha, freq_mask_path=str(tmp_path / "freq.npy"), **FEW)
+        alphas[alpha] = plan.alpha, plan.preconditioner.is_identity
+    assert alphas == {None: (5.0, False), np.inf: (np.inf, True), "inf": (np.inf, True), 20.0: (20.0, False)}
+
+
 @pytest.mark.slow
 def test_the_grid_gits_takes_times_of_the_networks_own_path(digits, monkeypatch):
     monkeypatch.setattr(teacher, "STEPS", 21)

@@ -150,7 +150,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "freq_mask_path",
             str,
-            "Raw frequency statistics (C, H, W) of the released PDS code.",
+            "Raw frequency statistics (C, H, W) of the released PDS code; alpha is 5 unless given.",
             "FILE.npy",
             field="pds.freq_mask_path",
             modes=_SAMPLES,
@@ -158,7 +158,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "space_mask_path",
             str,
-            "Raw pixel statistics (C, H, W) of the released PDS code.",
+            "Raw pixel statistics (C, H, W) of the released PDS code; alpha is 5 unless given.",
             "FILE.npy",
             field="pds.space_mask_path",
             modes=_SAMPLES,
