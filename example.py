@@ -60,7 +60,7 @@ def main():
     keys = pds_jax.image_keys(SEEDS)
     rows = [np.asarray(sample(trained.score_fn, keys, jnp.asarray(filter), N)) for filter in (np.ones_like(R), R)]
     images.save_png("example.png", images.grid(images.enlarge(np.concatenate(rows).clip(0, 1), 4), columns=len(SEEDS)))
-    print(f"example.png: {2 * N} evaluations an image; above alpha=inf, below alpha={ALPHA:g}")
+    print(f"example.png: {2 * N} evaluations per image; above alpha=inf, below alpha={ALPHA:g}")
     return rows
 
 

@@ -269,7 +269,7 @@ class BitsPerDim:
       std_err: standard error of the mean over images (repeats of an image averaged first).
       per_image: (n,) mean over repeats.
       per_repeat: (R,) mean over images.
-      nfe: mean evaluations an image took.
+      nfe: mean number of evaluations per image.
     """
 
     mean: float

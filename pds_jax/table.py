@@ -91,7 +91,7 @@ class Table:
     draws: int
 
     def __len__(self) -> int:
-        """Network evaluations an image."""
+        """Network evaluations per image."""
         return len(self.rows.t)
 
     @property

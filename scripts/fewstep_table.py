@@ -33,7 +33,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Its configuration; by
 _STATISTICS = flags.DEFINE_string("statistics", None, "Statistics of its data; by default the checkpoint's own.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Images of its data to compare with: a folder, archive or array.")
 _CLASSIFIER = flags.DEFINE_string("classifier", None, "Folder of scripts/train_classifier.py, for its features.")
-_NFES = flags.DEFINE_list("nfe", [str(n) for n in fewstep.NFES], "Network evaluations an image.")
+_NFES = flags.DEFINE_list("nfe", [str(n) for n in fewstep.NFES], "Network evaluations per image.")
 _SAMPLERS = flags.DEFINE_list(
     "samplers", ["all"], f"Names of samplers, or groups: all, {', '.join(methods.GROUPS)}. --list names them."
 )

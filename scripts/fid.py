@@ -40,11 +40,11 @@ _IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Draw images from this trained model instead of --images.")
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of an original checkpoint.", lock_config=False)
 _SPEED_UP = flags.DEFINE_float("speed_up", None, "Sampling: N = num_scales / speed_up iterations.")
-_NFE = flags.DEFINE_integer("nfe", None, "Sampling: network evaluations an image, instead of --speed_up.")
+_NFE = flags.DEFINE_integer("nfe", None, "Sampling: network evaluations per image, instead of --speed_up.")
 _ALPHA = flags.DEFINE_string("alpha", None, "Sampling: strength of PDS, a number above 1, auto, tune or inf.")
 _OPTIONS = flags.DEFINE_multi_string("option", [], "Sampling: name=value of a field of config.sampling or config.pds.")
 _SEEDS = flags.DEFINE_string(
-    "seeds", None, "Ranges such as 0-49999,50000-99999; each is judged by itself. Default: everything."
+    "seeds", None, "Ranges such as 0-49999,50000-99999; each is evaluated separately. Default: everything."
 )
 _REF = flags.DEFINE_string("ref", None, "calc: reference statistics.")
 _OUT = flags.DEFINE_string("out", None, "ref: the .npz to write.")

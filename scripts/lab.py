@@ -41,7 +41,7 @@ _METHODS = flags.DEFINE_list(
     "methods", None, "Samplers: of pds_jax.bench.lab.METHODS, by default all, or names of predictors, a plugin's too."
 )
 _PLUGIN = flags.DEFINE_multi_string("plugin", [], "Python file that registers predictors; may be repeated.")
-_NFES = flags.DEFINE_list("nfe", None, "Score evaluations an image.")
+_NFES = flags.DEFINE_list("nfe", None, "Score evaluations per image.")
 _SAMPLES = flags.DEFINE_integer("samples", None, "Samples a seed.")
 _SEEDS = flags.DEFINE_integer("repeats", None, "Independent sets of samples (seeds).")
 _IMAGES = flags.DEFINE_integer("images", 500, "Photograph crops of the empirical law.")

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
             table.append({**row, **judge(drawn.images), "seconds": drawn.seconds})
     figures.comparison(cells, out / "comparison.png", f"{_MODEL.value}: the same network, the same seeds")
     text = quality.markdown(table)
-    print(f"\n{_COUNT.value} images a row, seeds 0-{_COUNT.value - 1}, reference: {judge.reference_name}\n")
+    print(f"\n{_COUNT.value} images per row, seeds 0-{_COUNT.value - 1}, reference: {judge.reference_name}\n")
     print(text)
     (out / "table.md").write_text(text)
     print(f"\nLook at {out / 'comparison.png'}; the table is in {out / 'table.md'}")

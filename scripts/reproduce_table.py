@@ -167,7 +167,7 @@ _OPTIONS = flags.DEFINE_multi_string(
 )
 _PROMPTS = flags.DEFINE_string("prompts", None, "coco: captions, of COCO's annotations or a line each.")
 _CLIP = flags.DEFINE_string("clip", None, "coco: folder of a CLIPModel, for the CLIP score.")
-_NFES = flags.DEFINE_list("nfes", None, "coco: other network evaluations an image than the table's.")
+_NFES = flags.DEFINE_list("nfes", None, "coco: other network evaluations per image than the table's.")
 _IMAGES = flags.DEFINE_integer("images", None, "Images a range of seeds; 50000 unless the table says otherwise.", 1)
 _RANGES = flags.DEFINE_integer("ranges", None, "Ranges of seeds: 1 (shipped models 2). EDM takes the best of 3.", 1)
 _ITERATIONS = flags.DEFINE_list("iterations", None, "Rows of the tables of shipped models, e.g. 10,20,40.")
@@ -176,7 +176,7 @@ _BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound
 _ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50000 images.")
 _OUT = flags.DEFINE_string("out", "runs/tables", "Folder of images, rows and tables.")
 _DRY = flags.DEFINE_bool("dry_run", False, "Say what it would cost; make nothing. Needs no weights.")
-_QUICK = flags.DEFINE_bool("quick", False, "A smoke run: 16 images a row, at most 20 iterations, into OUT/quick.")
+_QUICK = flags.DEFINE_bool("quick", False, "A smoke run: 16 images per row, at most 20 iterations, into OUT/quick.")
 # Flags that not all tables use; "ablation" are those of shipped models.
 _USED = {
     "": ("checkpoint", "statistics", "ref", "inception_weights", "extractor", "config_argument", "speed_ups", "alphas",
@@ -505,7 +505,7 @@ def measure_all(table: Table, out: pathlib.Path) -> dict[str, Any]:
 def write(table: Table, out: pathlib.Path, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Table so far, in both forms."""
     files.write_json(out / "table.json", plain({**record, "rows": list(rows)}))
-    head = f"{_TABLE.value}: {table.ranges} x {table.images} images a row\n\n"
+    head = f"{_TABLE.value}: {table.ranges} x {table.images} images per row\n\n"
     files.atomic_write(out / "table.md", lambda file: file.write((head + markdown(table, rows)).encode()))
 
 

@@ -38,9 +38,9 @@ class Plan:
     """How large a table is.
 
     Attributes:
-      counts: (most iterations, images a block) by rising iterations; beyond the last there are no cells.
+      counts: (most iterations, images per block) by rising iterations; beyond the last there are no cells.
       iterations: rows.
-      blocks: of seeds, each judged by itself.
+      blocks: of seeds, each evaluated separately.
       choosing: images for each candidate.
     """
 
@@ -126,9 +126,9 @@ def write(bench: cells_lib.Cells, plan: Plan, rows: Sequence[Mapping[str, Any]],
     record = {"model": bench.trained.name, "reference": bench.judge.reference_name, "rows": rows, "floor": floor}
     files.write_json(bench.folder / "table.json", plain(record))
     head = (
-        f"{bench.trained.name}: {bench.blocks} blocks of seeds a row, each judged by itself: their mean (least to "
-        f"largest). Distances are to {bench.judge.reference_name}. c is the best of {len(FLATS)} and alpha the best of "
-        f"{len(ALPHAS)} by {CRITERION} on {bench.choosing} images of other seeds.\n\n"
+        f"{bench.trained.name}: {bench.blocks} blocks of seeds per row, each evaluated separately: their mean "
+        f"(lowest to highest). Distances are to {bench.judge.reference_name}. c is the best of {len(FLATS)} "
+        f"and alpha the best of {len(ALPHAS)} by {CRITERION} on {bench.choosing} images of other seeds.\n\n"
     )
     text = head + table(rows, floor, plan) + "\n" + needed_table(rows)
     files.atomic_write(bench.folder / "table.md", lambda file: file.write(text.encode()))

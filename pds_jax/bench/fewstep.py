@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
       methods: its samplers.
-      nfes: network evaluations an image.
+      nfes: network evaluations per image.
       images: a block.
       trials: most settings of a sampler.
     """
@@ -121,12 +121,12 @@ def write(bench: cells_lib.Cells, plan: Plan, rows: Sequence[Row], floor: Mappin
 def head(bench: cells_lib.Cells, plan: Plan) -> str:
     """What the columns mean."""
     return (
-        f"{bench.trained.name}: {bench.blocks} blocks of {plan.images} images a row, each judged by itself: their mean "
-        f"(least to largest). Distances are to {bench.judge.reference}.\n\nSettings: how many were tried, on "
-        f"{bench.choosing} images of seeds that no block has; the one with the least {CRITERION} is reported. Pilot: "
-        "evaluations before the first image, once a checkpoint or a run, not in NFE. A spectrum error in brackets is "
-        "not counted: that sampler is made to have the data's spectrum. Better and worse: by Student's t of the paired "
-        f"differences of blocks, which have the same seeds, at {_CONFIDENCE:.0%}; else within noise.\n\n"
+        f"{bench.trained.name}: {bench.blocks} blocks of {plan.images} images per row, each evaluated separately: "
+        f"their mean (lowest to highest). Distances are to {bench.judge.reference}.\n\nSettings: how many were tried, "
+        f"on {bench.choosing} images of seeds that no block has; the one with the least {CRITERION} is reported. "
+        "Pilot: evaluations before the first image, once a checkpoint or a run, not in NFE. A spectrum error in "
+        "brackets is not counted: that sampler is made to have the data's spectrum. Better and worse: by Student's t "
+        f"of the paired differences of blocks, which have the same seeds, at {_CONFIDENCE:.0%}; else within noise.\n\n"
     )
 
 

@@ -386,7 +386,7 @@ def image_animation(steps: Sequence[np.ndarray], path: str | os.PathLike[str], c
     Args:
       steps: one array (n, H, W, C) a step, uint8 or float; what lies outside [0, 1] is clipped.
       path: the GIF to write.
-      columns: images a row.
+      columns: images per row.
     """
     scale = visible_scale(steps[0].shape[1])
     save_gif(path, [grid(enlarge(np.clip(images, 0, 1), scale), columns) for images in steps])

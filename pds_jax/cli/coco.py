@@ -36,7 +36,7 @@ class CocoTable:
     """What the table holds.
 
     Attributes:
-      nfes: network evaluations an image, guidance counting twice.
+      nfes: network evaluations per image, guidance counting twice.
       alphas: strengths of PDS beside the rows without.
       images: captions.
       guidance: weight.

@@ -235,7 +235,7 @@ class Stream:
 
     Attributes:
       source: where images come from.
-      batch_size: images a step.
+      batch_size: images per step.
       seed: decides order, flips and dequantisation.
       random_flip: flip half of the images left-right.
       uniform_dequantization: x -> (255 x + u) / 256 with u uniform in [0, 1).

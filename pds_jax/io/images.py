@@ -206,7 +206,7 @@ def grid(images: np.ndarray, columns: int | None = None, pad: int = 2) -> np.nda
 
     Args:
       images: (n, H, W, C) uint8 or float in [0, 1].
-      columns: images a row; by default the grid is about square.
+      columns: images per row; by default the grid is about square.
       pad: white pixels between images.
 
     Returns:
