@@ -111,6 +111,8 @@ def plan(
       PdsError: an unknown option or value, options that exclude each other, or options that the sampler refuses.
     """
     config = options_lib.with_options(trained.config, {**options, **options_lib.of_alpha(alpha)})
+    if "gain" in options and config.pds.alpha == "tune":
+        raise PdsError(f"gain={options['gain']}: alpha=tune chooses the gain of a flat M; leave one of the two out")
     if alpha is not None and config.pds.r:
         raise PdsError(f"alpha={alpha}: the two-number filter (radius, lam) has no alpha; leave one of the two out")
     if nfe is not None and speed_up is not None:
@@ -132,7 +134,8 @@ def plan(
     if speed_up is not None:
         config.sampling.speed_up = float(speed_up)
     config, measured = automatic.measured(trained, config, given)
-    kinds = [config.pds.filters == "flat"] if "filters" in options else [False, True]
+    is_flat = config.pds.filters == "flat"
+    kinds = [is_flat] if is_flat or "filters" in options else [False, True]
     made = _planned(trained, config, check, given, kinds)
     count = None if made.nfe is None else each * made.nfe
     words: dict[str, Any] = {"guidance": float(guidance), "guidance_interval": guidance_interval}
@@ -166,7 +169,8 @@ def _planned(
     if isinstance(chosen, str):
         tuned = tune_alpha(trained, config, stats, given=given, kinds=kinds)
         chosen, said = tuned.alpha, (tuned.said,)
-        of_m = config if tuned.gain is None else options_lib.with_options(config, options_lib.flat(tuned.gain))
+        if math.isinf(chosen):
+            of_m = options_lib.with_options(config, options_lib.flat(tuned.gain or 1.0))
     alpha = chosen
     m = strength.get_preconditioner(of_m, trained.shape, alpha, stats)
     if not m.is_identity:
@@ -200,7 +204,7 @@ def tune_alpha(
     Candidates that must diverge are passed over; the seeds of the samples are far from those of a run.
 
     Raises:
-      PdsError: no statistics, or every α diverges.
+      PdsError: no statistics, every α diverges, or what :func:`plan` and :func:`draw` refuse.
     """
     from pds_jax.metrics.simple import spectrum_error
 
@@ -209,14 +213,14 @@ def tune_alpha(
 
     def error(alpha: float, flat: bool) -> float | None:
         try:
-            options = options_lib.flat(alpha_lib.largest_gain(alpha)) if flat else {"alpha": alpha}
+            options = options_lib.of_strength(alpha, flat)
             candidate = _planned(trained, options_lib.with_options(config, options), check=True)
             raw, seeds = dataclasses.replace(trained, decode=None), range(first_seed, first_seed + images)
             label = f"trying gain={options['gain']:.3g}" if flat else f"trying alpha={alpha:g}"
             words: dict[str, Any] = {"label": label, "labels": trained.default_labels}
-            found = draw(raw, candidate, seeds, given=given, **words)
-        except PdsError:
-            return None  # diverges
+            found = draw(raw, candidate, seeds, adapt=True, given=given, **words)
+        except sampling.SamplingDiverged:
+            return None
         made = found.images if trained.decode else arrays.to_unit(found.images, datasets.get_range(trained.config))
         return spectrum_error(made if trained.decode else np.clip(made, 0.0, 1.0), stats.power)
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from pds_jax import sampling, strength, table
 from pds_jax import statistics as statistics_lib
-from pds_jax.alpha import parse_alpha
+from pds_jax.alpha import largest_gain, parse_alpha
 from pds_jax.correctors import get_corrector
 from pds_jax.loading import Trained
 from pds_jax.preconditioner import Preconditioner
@@ -126,3 +126,8 @@ def of_alpha(alpha: float | str | None) -> dict[str, Any]:
 def flat(gain: float) -> dict[str, Any]:
     """Options of M = c I."""
     return {"filters": "flat", "gain": gain, **of_alpha(math.inf)}
+
+
+def of_strength(alpha: float, is_flat: bool) -> dict[str, Any]:
+    """Options of the M of a strength, or of the flat M of the same; infinity is no M, whatever the configuration is."""
+    return flat(largest_gain(alpha)) if is_flat or math.isinf(alpha) else of_alpha(alpha)

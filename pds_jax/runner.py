@@ -20,7 +20,7 @@ PACE = 1.0  # seconds from one report of progress to the next, where a row takes
 
 
 class SamplingDiverged(PdsError, FloatingPointError):
-    """A sample stopped being finite; the message says at which step and time, and what to do."""
+    """A sample stopped being finite, or must; the message says where, and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.preconditioner import Preconditioner, lambda_max
+from pds_jax.runner import SamplingDiverged
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers import Memory
 from pds_jax.steps import Step
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array
 
 
 def step_limit(m: Preconditioner) -> Array:
@@ -52,7 +53,7 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
       The number.
 
     Raises:
-      PdsError: it exceeds 2.
+      SamplingDiverged: it exceeds 2.
     """
     largest = float(step_limit(sampler.preconditioner))
     times = np.append(sampler.times, np.float32(0)) if len(sampler.times) == sampler.steps else sampler.times
@@ -62,7 +63,7 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
     q = 1 - np.asarray(_amplification(sampler.sde, times, jnp.float32(largest), jnp.float32(variance), step, options))
     number = float(np.quantile(q[: max(sampler.steps - 1, 1)], 0.75))
     if number > 2:
-        raise PdsError(
+        raise SamplingDiverged(
             f"this setting diverges: lambda_max(M M^T) G^2 / (sigma^2 + v) = {number:.3g} exceeds 2 (lambda_max = "
             f"{largest:.3g}, N = {sampler.steps}, predictor {step.name}); use a larger alpha or more steps"
         )

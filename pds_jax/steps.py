@@ -21,7 +21,7 @@ from pds_jax.types import Array, PdsError, Registry
 # What a step may ask for: the SDE; the score at (x, t); M; the time to step to; (mean, power) of the data; what it kept
 # from its last row; the row of the table; the mean of norms over images (``correctors.NORMS``).
 INPUTS = ("sde", "score_fn", "preconditioner", "t_next", "moments", "memory", "row", "mean_fn")
-_NEUTRAL = (None, False, "paper")  # values of an option that ask for nothing
+_NEUTRAL = {"variant": "paper", "probability_flow": False}  # options of every sampler -> what asks for nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Step:
           PdsError: names it, and the options there are.
         """
         for name, value in options.items():
-            if name not in self.options and not any(value is none or value == none for none in _NEUTRAL):
+            if name not in self.options and not (name in _NEUTRAL and value == _NEUTRAL[name]):
                 own = ", ".join(self.options) or "no options"
                 raise PdsError(f"{self.kind} {self.name!r} has no {name} option; it takes {own}")
 
@@ -154,16 +154,21 @@ def named_options(given: Any) -> dict[str, Any]:
     {'order': 2, 'form': 'bh1', 'tau': (1, 0.2, 0.8)}
 
     Raises:
-      PdsError: text of another form.
+      PdsError: text of another form, or a name given twice.
     """
     if not isinstance(given, str):
         return dict(given or {})
     try:
         call = ast.parse(f"f({given})", mode="eval").body
         assert isinstance(call, ast.Call) and not call.args and all(word.arg for word in call.keywords)
-        return {str(word.arg): _literal(word.value) for word in call.keywords}
+        found = {str(word.arg): _literal(word.value) for word in call.keywords}
     except (SyntaxError, ValueError, AssertionError, AttributeError) as error:
         raise PdsError(f"solver_options={given!r}: write NAME=VALUE,NAME=VALUE, e.g. order=2,form=bh1,rho=5") from error
+    names = [str(word.arg) for word in call.keywords]
+    for name in found:
+        if names.count(name) > 1:
+            raise PdsError(f"solver_options={given!r}: {name} is given {names.count(name)} times; give it once")
+    return found
 
 
 def _literal(node: ast.expr) -> Any:

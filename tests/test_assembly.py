@@ -1,13 +1,16 @@
 """Plans: what is asked for is what runs, or is refused."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 import pds_jax
-from pds_jax import assembly, choose, classes, gits, statistics, teacher, time_grids
+from pds_jax import assembly, choose, classes, gits, parallel, statistics, teacher, time_grids
+from pds_jax.metrics import simple
+from pds_jax.runner import SamplingDiverged
 from pds_jax.types import PdsError
 
 MEASURED = choose.Measured((4.0, 1.0), (1.0, 1.0), 9.0)
@@ -47,6 +50,12 @@ def test_a_plan_of_heun_has_the_evaluations_asked_for_or_one_fewer(digits, nfe):
         ({"nfe": 40, "corrector": "langevin", "snr": "high"}, "snr=high: the corrector needs a finite number"),
         ({"nfe": 40, "corrector": "langevin", "corrector_levels": 3}, "corrector_levels=3: give the lowest and"),
         ({"nfe": 40, "kappa": 0.5}, "has no kappa option"),
+        ({"nfe": 40, "stochasticity": 0.0}, "has no stochasticity option"),
+        *(
+            ({"nfe": 20, "predictor": "ddim", "solver_options": text}, "'ddim' has no .* option")
+            for text in ("foo=0", "foo=False", "foo=None", "foo=paper", "rho=0", "order=0")
+        ),
+        ({"nfe": 20, "predictor": "ddim", "grid": "edm", "solver_options": "rho=5,rho=3"}, "rho is given 2 times"),
         ({"nfe": 40, "grid": "gits"}, "reverse_diffusion' steps through the SDE's own levels.*not 'gits'"),
         ({"nfe": 40, "alpha": "five"}, "alpha=five: use a number above 1"),
     ],
@@ -230,3 +239,48 @@ def test_the_statistics_in_a_sampler_are_part_of_its_description(digits, tmp_pat
     assert "statistics_sha256" not in assembly.plan(digits, nfe=5, **FEW).describe()
     swapped = dataclasses.replace(digits, statistics=statistics.load(tmp_path / "other.npz"))
     assert swapped.identity != digits.identity == assembly.load("digits").identity  # the network holds them too
+
+
+@pytest.fixture
+def mask(digits, tmp_path):
+    path = tmp_path / "freq.npy"
+    np.save(path, np.transpose(digits.statistics.r_f, (2, 0, 1)).astype(np.float32))
+    return str(path)
+
+
+@pytest.fixture
+def trials(digits, monkeypatch):
+    """The M of each trial of alpha="tune", of which the best is that without M."""
+    tried = {}
+
+    def draw(trained, plan, seeds, *, label, **_):
+        tried[label] = plan.preconditioner
+        return assembly.Drawn(np.zeros((1, *digits.shape), np.float32), 1.0, 0.0, 0.0, [], 1)
+
+    monkeypatch.setattr(assembly, "draw", draw)
+    monkeypatch.setattr(simple, "spectrum_error", lambda *_: 0.1 if list(tried)[-1] == "trying alpha=inf" else 1.0)
+    return tried
+
+
+@pytest.mark.parametrize("options", [{}, {"filters": "flat"}, {"freq_mask_path": "mask"}])
+def test_the_trial_of_tune_without_m_is_without_m(digits, trials, mask, options):
+    words = {name: mask if value == "mask" else value for name, value in options.items()}
+    config = ConfigDict(digits.config.to_dict())
+    config.pds.gain = 1.37  # of the configuration, not given
+    plan = assembly.plan(dataclasses.replace(digits, config=config), nfe=40, alpha="tune", **FEW, **words)
+    assert [label for label, m in trials.items() if m.is_identity] == ["trying alpha=inf"] and len(trials) > 3
+    assert plan.reasons[0].startswith("no M") and plan.preconditioner.is_identity and plan.alpha == np.inf
+
+
+def test_tune_chooses_the_gain_and_raises_errors_other_than_divergence(digits, monkeypatch):
+    with pytest.raises(PdsError, match="gain=1.37: alpha=tune chooses the gain"):
+        assembly.plan(digits, nfe=40, alpha="tune", filters="flat", gain=1.37, **FEW)
+
+    def draw(*_, error, **__):
+        raise error
+
+    errors = {"do not fit": parallel.OutOfMemory("64 images do not fit"), "every alpha diverges": SamplingDiverged("1")}
+    for match, error in errors.items():
+        monkeypatch.setattr(assembly, "draw", functools.partial(draw, error=error))
+        with pytest.raises(PdsError, match=match):
+            assembly.plan(digits, nfe=40, alpha="tune", **FEW)

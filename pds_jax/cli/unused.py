@@ -13,10 +13,9 @@ from pds_jax.types import PdsError
 # Fields of the configuration whose flags are called otherwise.
 _FLAGS = {"r": "radius"}
 _OF_CORRECTOR = ("snr", "n_steps_each", "norm", "corrector_levels")
-_OF_STEPS = ("stochasticity", "spectrum", "kappa")
 _OF_PC = (
     "predictor", "corrector", "grid", "variant", "solver_options", "head_start", "colours", "pilot_gain",
-    *_OF_CORRECTOR, *_OF_STEPS,
+    "stochasticity", "spectrum", "kappa", *_OF_CORRECTOR,
 )  # fmt: skip
 _OF_STATISTICS = ("filters", "recipe", "statistics")
 
@@ -46,9 +45,6 @@ def _without_effect(given: Mapping[str, Any], plan: assembly.Plan) -> Iterator[t
     else:
         steps = get_predictor(options.predictor), get_corrector(options.corrector)
         needs_statistics |= any(step.needs_statistics for step in steps)
-        for name in _OF_STEPS:
-            if not any(name in step.options for step in steps):
-                yield (name,), f"predictor {options.predictor!r} does not take it"
         if plan.sampler.moments is None:
             yield ("colours",), "neither the prior nor a step uses the data's spectrum"
         if options.predictor != "spectral":
