@@ -192,8 +192,8 @@ class FeatureMoments:
         if total == 0:
             return
         delta = other.mean - self.mean
-        self.scatter += other.scatter
-        self.scatter += np.outer(delta, delta * (self.count * other.count / total))
+        between = np.outer(delta, delta * (self.count * other.count / total))
+        self.scatter = self.scatter + other.scatter + between  # not in place: shallow copies keep theirs
         self.mean = self.mean + delta * (other.count / total)
         self.count = total
 

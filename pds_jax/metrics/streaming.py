@@ -15,7 +15,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -141,29 +141,53 @@ def images_name(images: ImageSet, index: int) -> str:
 
 def _extract_moments(run: _Pass, folder: str | os.PathLike[str] | None, save_every: float) -> Extracted:
     partial = _Partial(pathlib.Path(folder), run) if folder is not None else None
-    digest, moments, start = partial.load() if partial else (hashlib.sha256(), None, 0)
+    done = partial.load() if partial else _Done(hashlib.sha256(), None, 0)
     saved = time.monotonic()
-    index, count = processes.process_share()
     try:
-        for block in run.blocks(start):
-            if block.start // BLOCK % count == index:
-                rows = run.outputs(block, ("features",))["features"]
-                moments = moments or FeatureMoments.empty(rows.shape[1])
-                moments.add(rows)
-            for key in run.images.keys(block):
-                digest.update(key)
-            start = block.stop
-            if partial and moments is not None and time.monotonic() - saved >= save_every:
-                partial.save(digest.hexdigest(), moments, start)
+        for block in run.blocks(done.position):
+            done = done.after(block, run)
+            if partial and time.monotonic() - saved >= save_every:
+                partial.save(done)
                 saved = time.monotonic()
     except BaseException:
-        if partial and moments is not None and start:
-            partial.save(digest.hexdigest(), moments, start)
+        if partial:
+            partial.save(done)
         raise
-    moments = _of_all_processes(moments)
+    moments = _of_all_processes(done.moments)
     if partial:
         partial.path.unlink(missing_ok=True)
-    return Extracted(moments, digest.hexdigest(), {})
+    return Extracted(moments, done.digest.hexdigest(), {})
+
+
+class _Done(NamedTuple):
+    """Sums of the first images of a set. Never changed in place: an interrupt leaves those before a block or after it.
+
+    Attributes:
+      digest: SHA-256 over the keys.
+      moments: of this process's blocks; None before the first.
+      position: how many images.
+    """
+
+    digest: Any
+    moments: FeatureMoments | None
+    position: int
+
+    def after(self, block: range, run: _Pass) -> _Done:
+        """With one more block."""
+        digest, moments = self.digest.copy(), self.moments
+        for key in run.images.keys(block):
+            digest.update(key)
+        if _is_mine(block.start):
+            rows = run.outputs(block, ("features",))["features"]
+            moments = dataclasses.replace(moments) if moments else FeatureMoments.empty(rows.shape[1])
+            moments.add(rows)
+        return _Done(digest, moments, block.stop)
+
+
+def _is_mine(first: int) -> bool:
+    """Whether the block that begins at an image is this process's."""
+    index, count = processes.process_share()
+    return first // BLOCK % count == index
 
 
 def _of_all_processes(moments: FeatureMoments | None) -> FeatureMoments:
@@ -188,20 +212,23 @@ class _Partial:
         name = f"{os.path.abspath(run.images.name)} {run.images.seeds[0]} {run.extractor.digest} {share}"
         self.path = folder / f"partial-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
 
-    def save(self, digest: str, moments: FeatureMoments, position: int) -> None:
+    def save(self, done: _Done) -> None:
+        moments = done.moments
+        if moments is None:
+            return
         manifest = {
             "format": _FORMAT,
             "extractor": self.run.extractor.identity,
             "images": self.run.images.name,
-            "position": position,
-            "images_sha256": digest,
+            "position": done.position,
+            "images_sha256": done.digest.hexdigest(),
         }
         arrays: dict[str, Any] = {"mean": moments.mean, "scatter": moments.scatter, "count": np.int64(moments.count)}
         files.atomic_write(self.path, lambda file: np.savez(file, manifest=json.dumps(manifest), **arrays))
 
-    def load(self) -> tuple[Any, FeatureMoments | None, int]:
-        """The hash so far, the sums, and where to go on; from the beginning if the images before have changed."""
-        fresh = hashlib.sha256(), None, 0
+    def load(self) -> _Done:
+        """What was done; nothing if the images have changed, or the sums are not of as many."""
+        fresh = _Done(hashlib.sha256(), None, 0)
         try:
             stored = read_npz(self.path) if self.path.exists() else None
         except PdsError:
@@ -213,14 +240,15 @@ class _Partial:
         same = manifest["format"] == _FORMAT and manifest["extractor"] == self.run.extractor.identity
         if not same or position > len(self.run.images):
             return fresh
-        digest = hashlib.sha256()
+        digest, count = hashlib.sha256(), 0
         for first in range(0, position, BLOCK):
-            for key in self.run.images.keys(range(first, min(first + BLOCK, position))):
+            keys = self.run.images.keys(range(first, min(first + BLOCK, position)))
+            for key in keys:
                 digest.update(key)
-        if digest.hexdigest() != manifest["images_sha256"]:
+            count += len(keys) if _is_mine(first) else 0
+        if digest.hexdigest() != manifest["images_sha256"] or count != int(stored["count"]):
             return fresh
-        moments = FeatureMoments(int(stored["count"]), stored["mean"], stored["scatter"])
-        return digest, moments, position
+        return _Done(digest, FeatureMoments(count, stored["mean"], stored["scatter"]), position)
 
 
 # --- features kept -------------------------------------------------------------------------------------------------

@@ -63,6 +63,41 @@ def test_a_failed_pass_goes_on_where_it_was(tmp_path, keep):
     np.testing.assert_array_equal(done.moments.scatter, extract(sets(), extractor).moments.scatter)
 
 
+@pytest.mark.parametrize("place", ["keys", "merge"])
+def test_an_interrupt_between_sums_and_keys_counts_no_block_twice(tmp_path, monkeypatch, place):
+    owner, name = {"keys": (ArrayImages, "keys"), "merge": (FeatureMoments, "merge")}[place]
+    usual, calls = getattr(owner, name), []
+
+    def interrupted(self, *args):
+        calls.append(0)
+        if place == "merge":
+            usual(self, *args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return usual(self, *args) if place == "keys" else None
+
+    expected = extract(sets(), get_extractor("pixels"))
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(sets(), get_extractor("pixels"), folder=tmp_path)
+    monkeypatch.setattr(owner, name, usual)
+    done = extract(sets(), get_extractor("pixels"), folder=tmp_path)
+    assert done.moments.count == 37 and done.digest == expected.digest
+    np.testing.assert_array_equal(done.moments.scatter, expected.moments.scatter)
+
+
+def test_partial_sums_of_another_number_of_images_are_computed_again(tmp_path):
+    fn = Counting(fail_at=20)
+    with pytest.raises(PdsError, match="broken"):
+        extract(sets(), as_extractor(fn, "counting"), folder=tmp_path)
+    (file,) = tmp_path.glob("partial-*")
+    with np.load(file) as stored:
+        np.savez(file, **{**stored, "count": 24})
+    fn.seen, fn.fail_at = 0, None
+    assert extract(sets(), as_extractor(fn, "counting"), folder=tmp_path, batch_size=1).moments.count == 37
+    assert fn.seen == 37
+
+
 def test_partial_sums_are_removed_when_done_and_saved_on_time(tmp_path):
     kept = []
     extract(
