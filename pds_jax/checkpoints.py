@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # who only samples need not wait for optax
 
 Params = Any
 
-STATISTICS = "statistics.npz"
-CONFIG = "config.json"
+STATISTICS = safetensors_io.STATISTICS
+CONFIG = safetensors_io.CONFIG
 SHIPPED = ("fashion", "photos", "digits")
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 _SHIPPED_FOLDERS = (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints_shipped")
@@ -238,17 +238,15 @@ def save_model(
     """Write a finished model: ``model.safetensors``, ``config.json`` and ``statistics.npz``.
 
     Args:
-      folder: where; made if need be.
+      folder: where; made if need be. A model that is there is replaced, its statistics included.
       params: parameter tree of the configuration's network.
       config: its configuration.
-      statistics: of its data.
+      statistics: of its data; None writes none.
 
     Raises:
       PdsError: parameters and configuration do not agree, or the folder cannot be written.
     """
-    safetensors_io.export(params, config, folder)
-    if statistics is not None:
-        statistics.save(pathlib.Path(folder) / STATISTICS)
+    safetensors_io.export(params, config, folder, statistics)
 
 
 def load_model(folder: str | os.PathLike[str], config: Any = None, *, use_ema: bool = True) -> Loaded:

@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from pds_jax import convert
 from pds_jax.cli.failures import one_line_errors
 from pds_jax.convert import edm
+from pds_jax.io.files import check_writable
 from pds_jax.types import PdsError
 
 FLAGS = flags.FLAGS
@@ -56,6 +57,9 @@ def main(argv: list[str]) -> None:
     config = FLAGS.config or convert.config_of(source)
     if FLAGS.like is None:
         convert.check_export(config, FLAGS.kind)
+        convert.check_place(FLAGS.out, FLAGS.kind)
+    else:
+        check_writable(FLAGS.out)
     params, report = convert.load_checkpoint(source, config, use_ema=not FLAGS.raw_weights)
     print(report)
     error = parity(report.kind, source, config, params) if FLAGS.parity else None

@@ -19,6 +19,7 @@ from pds_jax import checkpoints
 from pds_jax.bench import figures
 from pds_jax.cli.failures import one_line_errors
 from pds_jax.convert.tree import flatten
+from pds_jax.types import PdsError
 
 
 def read_log(workdir: pathlib.Path) -> list[dict[str, float]]:
@@ -41,8 +42,15 @@ def main() -> None:
     parser.add_argument("--raw_weights", action="store_true", help="not their moving average")
     args = parser.parse_args()
     workdir, out = pathlib.Path(args.workdir), pathlib.Path(args.out)
+    if out.resolve() == workdir.resolve():
+        raise PdsError(f"--out={out} is the workdir, which the training needs as it is; choose another folder")
     state = workdir if args.step is None else workdir / "checkpoints" / str(args.step)
     found = checkpoints.load_any(state, use_ema=not args.raw_weights)
+    if found.statistics is None and (out / checkpoints.STATISTICS).exists():
+        raise PdsError(
+            f"{workdir} has no {checkpoints.STATISTICS}, and --out={out} holds one, of another model; move it away, or "
+            "choose another folder"
+        )
     checkpoints.save_model(out, found.params, found.config, found.statistics)
     log = read_log(workdir)
     if log:

@@ -45,6 +45,31 @@ def test_a_model_comes_back_bit_by_bit(model, config, params, stats):
     assert checkpoints.digest_of(changed) != found.digest
 
 
+def test_saving_over_a_model_leaves_no_statistics_of_the_old_one(model, config, params):
+    checkpoints.save_model(model, params, config)
+    assert checkpoints.load_any(model).statistics is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "statistics.npz", "config.json"])
+def test_an_interrupted_overwrite_is_no_readable_model(model, config, params, stats, monkeypatch, name):
+    """At no moment do new weights stand beside an old configuration or old statistics."""
+    from pds_jax.io import files
+
+    usual = files.os.replace
+
+    def killed(source, target):
+        if pathlib.Path(target).name == name:
+            raise KeyboardInterrupt
+        usual(source, target)
+
+    monkeypatch.setattr(files.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save_model(model, params, config, stats)
+    monkeypatch.undo()
+    with pytest.raises(PdsError, match="carries no configuration"):
+        checkpoints.load_any(model)
+
+
 def test_a_truncated_or_altered_file_is_refused(model):
     file = model / "model.safetensors"
     data = file.read_bytes()

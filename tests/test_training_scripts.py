@@ -15,6 +15,7 @@ from pds_jax import checkpoints, statistics, train_state
 from pds_jax.data import datasets
 from pds_jax.models import analytic, init_model
 from pds_jax.sde_lib import VESDE, VPSDE
+from pds_jax.types import PdsError
 
 SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 
@@ -71,3 +72,10 @@ def test_a_workdir_becomes_a_model(tmp_path, monkeypatch, capsys):
     script("export_model").main()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["last_loss"] is None
     assert checkpoints.load_any(tmp_path / "other").digest == found.digest
+
+    (tmp_path / "other" / "statistics.npz").write_bytes(b"")
+    with pytest.raises(PdsError, match=r"holds one, of another model; move it away"):
+        script("export_model").main()
+    monkeypatch.setattr(sys, "argv", [*arguments[:2], f"--out={workdir}", "--step=3"])
+    with pytest.raises(PdsError, match="is the workdir"):
+        script("export_model").main()

@@ -18,6 +18,7 @@ from pds_jax.convert.sniffing import KINDS, sniff
 from pds_jax.convert.training_state import TrainingState, load_training_state
 from pds_jax.convert.tree import ConversionError, Report, template
 from pds_jax.convert.weight_sets import AS_SAVED
+from pds_jax.io import files
 
 __all__ = [
     "EXPORTS",
@@ -26,6 +27,7 @@ __all__ = [
     "Report",
     "TrainingState",
     "check_export",
+    "check_place",
     "config_of",
     "export",
     "load_checkpoint",
@@ -123,7 +125,26 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str],
       PdsError: unknown kind, a network that the kind cannot hold, parameters of another network, or no such place.
     """
     check_export(config, kind)
+    check_place(path, kind)
     EXPORTS[kind](params, config, path)
+
+
+def check_place(path: str | os.PathLike[str], kind: str) -> None:
+    """Refuse, before any weights are read, a place that cannot be written or holds what would be read with the result.
+
+    Raises:
+      PdsError: no permission or no such place, statistics of another model, or another UNet.
+    """
+    folder = pathlib.Path(path)
+    if kind == "safetensors" and (folder / safetensors_io.STATISTICS).exists():
+        raise ConversionError(
+            f"{folder} holds {safetensors_io.STATISTICS}, which would be used with the new weights; move it away, or "
+            "choose another folder"
+        )
+    if kind == "diffusers":
+        diffusers.check_place(folder)
+    inside = kind in ("safetensors", "diffusers") and folder.exists()
+    files.check_writable(folder / safetensors_io.CONFIG if inside else folder)
 
 
 def check_export(config: Any, kind: str) -> None:

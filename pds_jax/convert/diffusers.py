@@ -314,6 +314,15 @@ def check(config: Any) -> None:
     refuse_narrow_attention(config)
 
 
+def check_place(folder: pathlib.Path) -> None:
+    """Refuse a folder with a UNet that would be read before the one in ``unet``; ConversionError names it."""
+    found = unet_folder(folder) if folder.is_dir() else None
+    if found not in (None, folder / "unet"):
+        raise ConversionError(
+            f"{found} holds a UNet that is read before {folder / 'unet'}; move it away, or choose another folder"
+        )
+
+
 def refuse_narrow_attention(config: Any) -> None:
     """Refuse widths at which diffusers' attention blocks normalise in other groups than NCSN++.
 
@@ -381,8 +390,9 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str])
     refuse_narrow_attention(config)
     flat = check_params(params, config)
     arrays = to_torch(flat, diffusers_pairs(config, template(config)))
+    files.check_writable(folder / "unet" / "config.json")
+    (folder / "unet" / "config.json").unlink(missing_ok=True)  # written last: interrupted, there is no UNet
     safetensors_io.write_arrays(folder / "unet" / f"{DIFFUSERS_STEM}.safetensors", arrays, {"format": "pt"})
-    files.write_json(folder / "unet" / "config.json", {"_class_name": CLASS, **fields})
     files.write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
     files.write_json(
         folder / "model_index.json",
@@ -392,6 +402,7 @@ def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str])
             "unet": ["diffusers", CLASS],
         },
     )
+    files.write_json(folder / "unet" / "config.json", {"_class_name": CLASS, **fields})
 
 
 def _scheduler(config: Any) -> dict[str, Any]:

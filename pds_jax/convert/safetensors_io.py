@@ -15,9 +15,11 @@ import numpy as np
 
 from pds_jax.convert.tree import ConversionError, Leaf, check_params
 from pds_jax.io import files
+from pds_jax.statistics import Statistics
 
 MODEL = "model.safetensors"
 CONFIG = "config.json"
+STATISTICS = "statistics.npz"
 _CHECKSUM = "sha256"
 _NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 _DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
@@ -121,17 +123,29 @@ def _with_numbers(value: Any) -> Any:
     return _NUMBERS.get(value, value) if isinstance(value, str) else value
 
 
-def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str]) -> None:
-    """Write a folder with ``model.safetensors`` and ``config.json``.
+def export(
+    params: Mapping[str, Any], config: Any, path: str | os.PathLike[str], statistics: Statistics | None = None
+) -> None:
+    """Write a folder with ``model.safetensors``, ``statistics.npz`` where they are given, and ``config.json``.
+
+    What a model before left there is removed first, and the configuration comes last: if writing is interrupted, the
+    folder has none, and reading it is an error.
 
     Args:
       params: the parameter tree.
       config: the configuration it belongs to.
       path: the folder.
+      statistics: of the data.
 
     Raises:
       PdsError: parameters and configuration do not agree, or the folder cannot be written.
     """
     folder = pathlib.Path(path)
-    write_arrays(folder / MODEL, check_params(params, config), {"format": "pds_jax"})
+    arrays = check_params(params, config)
+    files.check_writable(folder / MODEL)
+    for name in (CONFIG, STATISTICS):
+        (folder / name).unlink(missing_ok=True)
+    write_arrays(folder / MODEL, arrays, {"format": "pds_jax"})
+    if statistics is not None:
+        statistics.save(folder / STATISTICS)
     files.write_json(folder / CONFIG, config.to_dict())

@@ -92,6 +92,12 @@ def test_a_network_that_diffusers_lacks_is_refused_before_its_weights_are_read(t
     assert "diffusers has only NCSN++ with model.progressive='output_skip'" in done.stderr
 
 
+def test_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("--src=checkpoints/digits", f"--out={tmp_path / 'file' / 'm'}")
+    assert done.returncode == 2 and not done.stdout and "cannot write" in done.stderr
+
+
 @pytest.mark.parametrize("parametrisation", ["wiener", "edm", "denoiser"])
 @pytest.mark.parametrize("kind", ["score_sde_torch", "diffusers"])
 def test_a_score_that_is_not_the_networks_output_is_not_exported(tmp_path, kind, parametrisation):

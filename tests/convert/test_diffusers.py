@@ -181,6 +181,23 @@ def test_there_and_back_is_bit_equal(tmp_path):
     assert_same_tree(params, convert.load_checkpoint(tmp_path / "pipe", config)[0])
 
 
+def test_a_folder_with_a_unet_that_would_be_read_first_is_refused(pipe, tmp_path):
+    config = skip_config()
+    (pipe / "unet").rename(pipe / "unet_ema")
+    with pytest.raises(convert.ConversionError, match=r"unet_ema holds a UNet that is read before .*unet; move"):
+        convert.export(random_params(config), config, pipe, "diffusers")
+    with pytest.raises(convert.ConversionError, match="is read before"):
+        convert.check_place(pipe / "unet_ema", "diffusers")
+    assert not (pipe / "unet").exists()
+
+
+def test_an_interrupted_overwrite_is_no_unet(pipe, monkeypatch):
+    monkeypatch.setattr(diffusers.safetensors_io, "write_arrays", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        convert.export(random_params(skip_config()), skip_config(), pipe, "diffusers")
+    assert diffusers.unet_folder(pipe) is None
+
+
 @pytest.mark.slow
 def test_diffusers_loads_what_we_write_and_we_load_what_it_writes(tmp_path):
     library, config = need_diffusers(), skip_config()

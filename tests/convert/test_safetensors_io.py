@@ -27,6 +27,12 @@ def test_there_and_back_is_bit_equal_and_the_config_comes_along(model):
     assert config.model.nf == torch_config().model.nf
 
 
+def test_a_folder_with_statistics_of_another_model_is_refused(model):
+    (model / "statistics.npz").write_bytes(b"")
+    with pytest.raises(convert.ConversionError, match=r"holds statistics.npz.*move it away"):
+        convert.export(random_params(torch_config()), torch_config(), model)
+
+
 def test_infinities_in_the_config_come_back(tmp_path):
     config = torch_config()
     config.pds = {"alpha": float("inf")}
