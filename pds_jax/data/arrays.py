@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from pds_jax.io import npy
+from pds_jax.io.images import to_uint8
 from pds_jax.types import PdsError
 
 SLACK = 1e-4  # of the range, for rounding
+_BYTE_SLACK, _HALF_SLACK = 1e-3, 0.13  # of a byte, for rounding; the second of float16
 _PIECE_BYTES = 64 << 20
 _DECLARE = "declare another range (config.data.range=(lo, hi), --range=lo,hi, value_range=(lo, hi))"
 
@@ -143,6 +145,22 @@ def to_unit(values: np.ndarray, value_range: Range | None = None) -> np.ndarray:
         return values.astype(np.float32)
     low, high = value_range
     return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
+
+
+def to_bytes(values: np.ndarray, value_range: Range | None = None) -> np.ndarray:
+    """Bring images to uint8 by floor(clip(255 x)), where 255 x just below a whole number counts as that number.
+
+    Bytes k stored as floats, k / 255 or k / 127.5 − 1, are rounded to the precision of the floats, and come back as k:
+    "just below" is by at most 1e-3, for float16 0.13.
+
+    Args:
+      values: images of any shape.
+      value_range: (lo, hi) of values that are not uint8; None for (0, 1).
+    """
+    if values.dtype == np.uint8:
+        return values
+    slack = _HALF_SLACK if values.dtype == np.float16 else _BYTE_SLACK
+    return to_uint8(to_unit(values, value_range) + np.float32(slack / 255.0))
 
 
 def from_unit(images: Any, value_range: Range | None = None) -> Any:

@@ -21,7 +21,6 @@ from absl import logging
 
 from pds_jax.data import arrays, pictures, places
 from pds_jax.data.pictures import Rule
-from pds_jax.io.images import to_uint8
 from pds_jax.types import PdsError
 
 _SEED = re.compile(r"(\d+)$")
@@ -48,7 +47,7 @@ def open_images(
       convert: bring files to ``channels`` (by default 3) instead of refusing them, see :class:`pictures.Rule`; gray
         arrays are repeated.
       value_range: (lo, hi) that floating-point arrays lie in, black and white; (0, 1) by default.
-      limit: take the first so many files; the others are not opened.
+      limit: take the first so many images; the other files are not opened.
 
     Raises:
       PdsError: nothing there; files that are broken, of mixed sizes or channels, of several frames, of more than 8 bits
@@ -57,9 +56,12 @@ def open_images(
     place = pathlib.Path(path)
     rule = Rule(_size(size), _channels(channels), convert)
     value_range = arrays.checked_range(value_range)
+    if limit is not None and limit < 1:
+        raise PdsError(f"limit={limit}: use at least one image")
     if place.is_file() and place.suffix.lower() in (".npy", ".npz"):
         data, others = arrays.open_array(place)
-        return ArrayImages.open(str(place), data, rule, value_range, others)
+        found = ArrayImages.open(str(place), data, rule, value_range, others)
+        return found if limit is None else found.take(range(min(limit, len(found))))
     return FileImages.open(place, rule, value_range, limit)
 
 
@@ -200,13 +202,16 @@ class ArrayImages:
 
     def stored(self, indices: Sequence[int]) -> np.ndarray:
         """Images (b, H, W, C): uint8 where the array is, else float32 in [0, 1]."""
-        rows = np.asarray(self.data[[self.seeds[index] for index in indices]])
-        rows = rows if rows.dtype == np.uint8 else arrays.to_unit(rows, self.value_range)
-        return np.repeat(rows, self.repeat, axis=-1) if self.repeat > 1 else rows
+        rows = self._rows(indices)
+        return rows if rows.dtype == np.uint8 else arrays.to_unit(rows, self.value_range)
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
-        """The images (b, H, W, C), uint8 by the one rule, floor(clip(255 x))."""
-        return to_uint8(self.stored(indices))
+        """The images (b, H, W, C), uint8, see :func:`arrays.to_bytes`."""
+        return arrays.to_bytes(self._rows(indices), self.value_range)
+
+    def _rows(self, indices: Sequence[int]) -> np.ndarray:
+        rows = np.asarray(self.data[[self.seeds[index] for index in indices]])
+        return np.repeat(rows, self.repeat, axis=-1) if self.repeat > 1 else rows
 
     def keys(self, indices: Sequence[int]) -> list[bytes]:
         """SHA-256 of shape and pixels."""
@@ -286,31 +291,38 @@ class FileImages:
 
     def stored(self, indices: Sequence[int]) -> np.ndarray:
         """Images (b, H, W, C): uint8, or float32 in [0, 1] from .npy files of other numbers."""
-        names = [self.files[index] for index in indices]
-        with pictures.quiet():
-            if len(names) < _FEW:
-                return np.stack([self._one(name) for name in names])
-            with concurrent.futures.ThreadPoolExecutor() as pool:  # Pillow decodes several at once
-                return np.stack(list(pool.map(self._one, names)))
+        return self._read(indices, as_bytes=False)
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
-        """The images (b, H, W, C), uint8."""
-        return to_uint8(self.stored(indices))
+        """The images (b, H, W, C), uint8; from .npy files of other numbers by :func:`arrays.to_bytes`."""
+        return self._read(indices, as_bytes=True)
+
+    def _read(self, indices: Sequence[int], as_bytes: bool) -> np.ndarray:
+        names = [self.files[index] for index in indices]
+        one = functools.partial(self._one, as_bytes=as_bytes)
+        with pictures.quiet():
+            if len(names) < _FEW:
+                return np.stack([one(name) for name in names])
+            with concurrent.futures.ThreadPoolExecutor() as pool:  # Pillow decodes several at once
+                return np.stack(list(pool.map(one, names)))
 
     def keys(self, indices: Sequence[int]) -> list[bytes]:
         """SHA-256 of each file's bytes and of how they are decoded."""
         mark = f"{self.rule} {self.value_range} ".encode()
-        return [hashlib.sha256(mark + self.place.read(self.files[index])).digest() for index in indices]
+        chosen = [self.files[index] for index in indices]
+        marks = [mark + b"nearest " * file.lower().endswith(".npy") for file in chosen]  # the rule of arrays.to_bytes
+        return [hashlib.sha256(m + self.place.read(f)).digest() for m, f in zip(marks, chosen, strict=True)]
 
     def take(self, positions: Sequence[int]) -> FileImages:
         """Some of the files."""
         chosen = [self.files[position] for position in positions]
         return dataclasses.replace(self, files=chosen, seeds=[self.seeds[position] for position in positions])
 
-    def _one(self, file: str) -> np.ndarray:
+    def _one(self, file: str, as_bytes: bool) -> np.ndarray:
         where, data = self.place.where(file), self.place.read(file)
         if file.lower().endswith(".npy"):
-            pixels = _array(where, data, self.rule, self.value_range)
+            found = _array(where, data, self.rule, self.value_range)
+            pixels = (found.images if as_bytes else found.stored)([0])[0]
         else:
             pixels = pictures.decode(where, data, self.rule)
         if pixels.shape != self.shape:
@@ -327,13 +339,13 @@ def _inspect(
     return pictures.inspect(place.where(name), functools.partial(place.read, name), rule)
 
 
-def _array(where: str, data: bytes, rule: Rule, value_range: tuple[float, float] | None) -> np.ndarray:
-    """One image (H, W, C) of the bytes of a .npy file: uint8, or float32 in [0, 1]."""
+def _array(where: str, data: bytes, rule: Rule, value_range: tuple[float, float] | None) -> ArrayImages:
+    """The one image (H, W, C) of the bytes of a .npy file."""
     image = arrays.parse_npy(data, where)
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3:
         raise PdsError(f"{where} holds an array of shape {image.shape}; beside others it is one image (H, W, C)")
-    return ArrayImages.open(where, image[None], rule, value_range).stored([0])[0]
+    return ArrayImages.open(where, image[None], rule, value_range)
 
 
 def _with_progress(names: Sequence[str], label: str) -> Iterator[str]:

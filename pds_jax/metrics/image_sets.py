@@ -95,7 +95,7 @@ def _range_of_run(place: pathlib.Path) -> Sequence[float] | None:
 
 
 def checked_pixels(array: np.ndarray, name: str, convert: bool = False) -> np.ndarray:
-    """Bring an array of images (n, H, W, C) in memory to uint8 by the one rule, floor(clip(255 x)).
+    """Bring an array of images (n, H, W, C) in memory to uint8, see ``data.arrays.to_bytes``.
 
     Raises:
       PdsError: another shape, another data range, or no images.

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pds_jax import statistics
-from pds_jax.data.image_files import read_images
+from pds_jax.data.image_files import open_images, read_images
 from pds_jax.types import PdsError
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "make_statistics.py"
@@ -52,6 +52,43 @@ def test_sizes_and_channels(folder):
     assert everything(folder, size=8, channels=1, convert=True).shape == (8, 8, 8, 1)
     with pytest.raises(PdsError, match=r"png has 3 channels, 1 are asked for; use --convert_images"):
         everything(folder, size=8, channels=1)
+
+
+LEVELS = np.arange(256).reshape(1, 16, 16, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("scaled", "value_range"),
+    [(LEVELS / 255, None), (LEVELS / 127.5 - 1, (-1, 1)), (LEVELS / 1.0, (0, 255))],
+)
+def test_bytes_stored_as_floats_come_back(tmp_path, dtype, scaled, value_range):
+    array = scaled.astype(dtype)
+    np.save(tmp_path / "all.npy", array)
+    (tmp_path / "one").mkdir()
+    np.save(tmp_path / "one" / "0.npy", array[0])
+    for path in (tmp_path / "all.npy", tmp_path / "one"):
+        found = open_images(path, value_range=value_range)
+        np.testing.assert_array_equal(found.images([0]), LEVELS)
+        assert found.stored([0]).dtype == np.float32
+
+
+@pytest.mark.parametrize(("dtype", "below"), [(np.float32, 0.01), (np.float16, 0.4)])
+def test_other_floats_are_floored(tmp_path, dtype, below):
+    np.save(tmp_path / "a.npy", (np.maximum(LEVELS - below, 0) / 255).astype(dtype))
+    np.testing.assert_array_equal(open_images(tmp_path / "a.npy").images([0]), np.maximum(LEVELS - 1, 0))
+
+
+def test_a_limit_is_the_first_images_of_files_and_arrays_alike(folder, tmp_path):
+    np.save(tmp_path / "a.npy", PIXELS)
+    for path in (folder, tmp_path / "a.npy"):
+        found = open_images(path, limit=3)
+        assert len(found) == found.record["images"] == 3
+        np.testing.assert_array_equal(found.images(range(3)), PIXELS[:3])
+        assert len(open_images(path, limit=99)) == 7
+        for limit in (0, -1):
+            with pytest.raises(PdsError, match=f"limit={limit}: use at least one image"):
+                open_images(path, limit=limit)
 
 
 def test_central_square(tmp_path):
