@@ -94,7 +94,7 @@ def plan(
       speed_up: N = int(num_scales / speed_up); by default the configuration's.
       alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (from the spectrum of a few samples; a flat
         M is considered too unless ``filters`` is given), or infinity, which turns PDS off, with masks too. By default
-        the configuration's; 5 with masks.
+        the configuration's; 5 with masks. The flat M (``filters="flat"``) and the two-number filter have no alpha.
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
       guidance_interval: guide only at noise levels std/m_t in (low, high], in the data's units.
       check: raise an error for a setting that must diverge.
@@ -111,6 +111,7 @@ def plan(
       PdsError: an unknown option or value, options that exclude each other, or options that the sampler refuses.
     """
     config = options_lib.with_options(trained.config, {**options, **options_lib.of_alpha(alpha)})
+    strength.check(config.pds, options)
     if "gain" in options and config.pds.alpha == "tune":
         raise PdsError(f"gain={options['gain']}: alpha=tune chooses the gain of a flat M; leave one of the two out")
     if alpha is not None and config.pds.r:

@@ -55,7 +55,7 @@ _KAPPA = 0.2
 _FEW, _SOME = 8, 16
 _DECIDED = (
     "corrector", "grid", "prior", "alpha", "stochasticity", "spectrum", "kappa", "colours", "head_start",
-    "corrector_levels",
+    "corrector_levels", "filters", "recipe", "gain", "freq_mask_path", "space_mask_path", "r", "lam",
 )  # fmt: skip
 _FILE = "predictor_auto.json"
 

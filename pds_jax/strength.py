@@ -7,16 +7,55 @@ and a gain, without data and α.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pds_jax import preconditioner, solenoidal
 from pds_jax.alpha import alpha_auto, parse_alpha
+from pds_jax.filters import RECIPES, check_choice
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
 from pds_jax.sde_lib import SDE
 from pds_jax.types import PdsError
 
 _ALPHA_OF_THE_PAPERS = 5.0
+
+
+def check(pds: Any, given: Collection[str]) -> None:
+    """Refuse names that M does not have, a radius or a gain that says nothing, and fields given that M is not made of.
+
+    Args:
+      pds: the section of a configuration.
+      given: the fields of it that were given.
+
+    Raises:
+      PdsError: names the field and says why.
+    """
+    check_choice("filters", pds.filters, (*preconditioner.FILTERS, "flat"))
+    check_choice("recipe", pds.recipe, RECIPES)
+    if not pds.r and (pds.lam != 1 or "lam" in given or "r" in given):
+        raise PdsError(
+            f"r={pds.r} and lam={pds.lam}: the two-number filter needs a radius r > 0 (--radius) and a gain; for "
+            "one gain at all frequencies use filters=flat and gain"
+        )
+    if "r" in given and "lam" not in given and pds.lam == 1:
+        raise PdsError(f"r={pds.r}: with lam=1 M is the identity; give lam too, e.g. lam=1.6")
+    for names, reason in _not_of(pds):
+        for name in names:
+            if name in given:
+                raise PdsError(f"{name}={pds[name]} has no effect here: {reason}; leave it out")
+
+
+def _not_of(pds: Any) -> Iterator[tuple[Collection[str], str]]:
+    """(fields that M is not made of, why)."""
+    if pds.filters == "flat":
+        yield ("recipe",), "a flat M has none"
+        return
+    yield ("gain",), "it belongs to filters=flat"
+    if pds.r:
+        yield ("filters", "recipe"), "M comes from the radius and lam"
+    elif pds.freq_mask_path or pds.space_mask_path:
+        yield ("filters",), "M comes from the masks"
 
 
 def get_strength(config: Any, sde: SDE, steps: int, statistics: Any) -> float | str:
@@ -78,7 +117,8 @@ def _filters(config: Any, shape: tuple[int, int, int], alpha: float, statistics:
             raise PdsError(f"alpha={alpha:g}: the two-number filter (radius, lam) has no alpha; leave one of them out")
         return preconditioner.from_radius(shape, pds.r, pds.lam)
     if masks:
-        m = preconditioner.from_masks(pds.freq_mask_path or None, pds.space_mask_path or None, alpha)
+        paths = (pds.freq_mask_path or None, pds.space_mask_path or None)
+        m = preconditioner.from_masks(*paths, alpha, pds.recipe)
     elif math.isinf(alpha):
         return preconditioner.identity()
     elif statistics is None:

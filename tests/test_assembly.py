@@ -57,12 +57,20 @@ def test_a_plan_of_heun_has_the_evaluations_asked_for_or_one_fewer(digits, nfe):
         ),
         ({"nfe": 20, "predictor": "ddim", "grid": "edm", "solver_options": "rho=5,rho=3"}, "rho is given 2 times"),
         ({"nfe": 40, "grid": "gits"}, "reverse_diffusion' steps through the SDE's own levels.*not 'gits'"),
+        ({"nfe": 40, "r": 0.0, "lam": 1.6}, "r=0.0 and lam=1.6: the two-number filter needs a radius r > 0"),
+        ({"nfe": 40, "lam": 1.6}, "the two-number filter needs a radius r > 0"),
+        ({"nfe": 40, "r": 3.0}, "r=3.0: with lam=1 M is the identity"),
+        ({"nfe": 40, "gain": 1.6}, "gain=1.6 has no effect here: it belongs to filters=flat"),
+        ({"nfe": 40, "filters": "xx"}, "freq, space, both, flat"),
+        ({"nfe": 40, "recipe": "xx"}, "ijcv2025"),
+        ({"nfe": 40, "freq_mask_path": "m.npy", "filters": "both"}, "filters=both has no effect here: M comes from"),
+        ({"nfe": 9, "predictor": "auto", "corrector": None, "freq_mask_path": "m.npy"}, "predictor=auto decides it"),
         ({"nfe": 40, "alpha": "five"}, "alpha=five: use a number above 1"),
     ],
 )
 def test_options_that_exclude_each_other_or_do_not_exist_are_refused(digits, options, match):
     with pytest.raises(PdsError, match=match):
-        assembly.plan(digits, **{**FEW, **options})
+        assembly.plan(digits, **{name: value for name, value in {**FEW, **options}.items() if value is not None})
 
 
 def test_a_plan_takes_a_predictors_own_options(digits):
@@ -284,3 +292,13 @@ def test_tune_chooses_the_gain_and_raises_errors_other_than_divergence(digits, m
         monkeypatch.setattr(assembly, "draw", functools.partial(draw, error=error))
         with pytest.raises(PdsError, match=match):
             assembly.plan(digits, nfe=40, alpha="tune", **FEW)
+
+
+def test_masks_are_of_the_recipe_that_is_given_and_auto_turns_those_of_the_configuration_off(digits, mask, monkeypatch):
+    plan = assembly.plan(digits, nfe=40, freq_mask_path=mask, recipe="eccv2022", check=False, **FEW)
+    assert plan.preconditioner.describe()["recipe"] == "eccv2022"
+    monkeypatch.setattr(choose, "measure", lambda *_: MEASURED)
+    monkeypatch.setattr(choose, "remembered", lambda name, key, measure: measure())
+    config = ConfigDict(digits.config.to_dict())
+    config.pds.freq_mask_path = mask
+    assert assembly.plan(dataclasses.replace(digits, config=config), nfe=9, predictor="auto").preconditioner.is_identity

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pds_jax import assembly
+from pds_jax.alpha import CHOSEN
 from pds_jax.correctors import get_corrector
 from pds_jax.predictors import get_predictor
 from pds_jax.types import PdsError
@@ -56,19 +57,8 @@ def _without_effect(given: Mapping[str, Any], plan: assembly.Plan) -> Iterator[t
         if options.predictor == "none":
             yield ("grid", "variant"), "there is no predictor"
     masks, m = pds.freq_mask_path or pds.space_mask_path, plan.preconditioner
-    if pds.filters == "flat":
-        yield ("recipe",), "a flat M has none"
-    else:
-        yield ("gain",), "it belongs to --filters=flat"
-    if pds.r:
-        yield ("filters", "recipe"), "M comes from the radius and lam"
-        if m.is_identity or pds.lam == 1:
-            yield ("r",), "with lam=1 M is the identity; give --lam too"
-    elif masks:
-        yield ("filters", "recipe"), "M comes from the masks"
-    else:
-        yield ("lam",), "it belongs to --radius"
-    if (pds.r or masks) and not needs_statistics:
+    needs_statistics |= pds.alpha in CHOSEN
+    if (pds.r or masks or pds.filters == "flat") and not needs_statistics:
         yield ("statistics",), "M does not come from statistics"
     if m.is_identity and "alpha" not in given:
         why = "PDS is off (no --alpha)"
