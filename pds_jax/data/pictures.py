@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from pds_jax.types import PdsError
 
 MAX_PIXELS = 1 << 28
-_ORIENTATION = 0x0112
+_ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 274, 258, 262, 339  # tags
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _HEADER_BYTES = 1 << 14
@@ -142,6 +142,7 @@ def decode_any(where: str, data: bytes) -> np.ndarray:
         _check_png(where, data)
         image.load()
         depth = _bits(image, data)
+        _check_tiff(where, image, depth)
         upright = ImageOps.exif_transpose(image)
         if image.has_transparency_data:
             upright = upright.convert("RGBA")
@@ -264,6 +265,7 @@ def _channels(where: str, image: Image.Image, data: bytes, rule: Rule) -> int:
             f"{where} has {depth} bits a channel (mode {mode}), whose range is not known; save it as 8 bits, or as "
             ".npy with a declared range"
         )
+    _check_tiff(where, image, depth)
     wanted = rule.channels
     if depth > 8 and image.has_transparency_data:
         raise PdsError(f"{where} has {depth} bits a channel and transparency; save it as 8 bits, without transparency")
@@ -302,8 +304,7 @@ def _bits(image: Image.Image, data: bytes) -> int:
     if image.format == "PNG":
         stored = data[24]
     elif image.format == "TIFF":
-        bits: Any = image.tag_v2.get(258, 1)  # type: ignore[attr-defined]
-        stored = max(bits) if isinstance(bits, tuple) else int(bits)
+        stored = int(np.max(image.tag_v2.get(_BITS, 1)))  # type: ignore[attr-defined]
     elif image.format == "PPM":
         stored = _ppm_bits(data)
     elif image.format == "JPEG2000":
@@ -318,6 +319,23 @@ def _bits(image: Image.Image, data: bytes) -> int:
         stored = 16
     by_mode = 32 if image.mode in ("I", "F") and stored <= 8 else 16 if image.mode.startswith("I;16") else 8
     return max(stored, by_mode)
+
+
+def _check_tiff(where: str, image: Image.Image, depth: int) -> None:
+    """Refuse samples that Pillow hands over unscaled, without inverting them, or without their sign."""
+    if image.format != "TIFF" or depth > 16:
+        return
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    bits = int(np.max(tags.get(_BITS, 1)))
+    if 8 < bits < 16:
+        what = f"samples of {bits} bits"
+    elif bits == 16 and tags.get(_PHOTOMETRIC) == 0:
+        what = "samples of 16 bits with 0 as white (PhotometricInterpretation is WhiteIsZero)"
+    elif 2 in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1)):
+        what = "signed samples"
+    else:
+        return
+    raise PdsError(f"{where} has {what}; save it as unsigned 8 or 16 bits with 0 as black")
 
 
 def _ppm_bits(data: bytes) -> int:

@@ -112,6 +112,14 @@ def tifffile(array: np.ndarray, **options: Any) -> Callable[[], bytes]:
     return make
 
 
+def tiff(bits: int, data: bytes, photometric: int = 1, sample_format: int = 1) -> bytes:
+    """A 6x4 gray TIFF with these numbers."""
+    tags = {256: 4, 257: 6, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: 6, 279: len(data)}
+    entries = [struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in (tags | {339: sample_format}).items()]
+    header = struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries) + bytes(4)
+    return header.ljust(134, b"\0") + data
+
+
 def exif(orientation: int) -> bytes:
     tags = Image.Exif()
     tags[0x0112] = orientation
@@ -139,6 +147,9 @@ def rgb(array: np.ndarray) -> np.ndarray:
     return np.repeat(array, 3, axis=-1)
 
 
+TWELVE = "has samples of 12 bits"
+INVERTED = "has samples of 16 bits with 0 as white"
+SIGNED = "has signed samples"
 MODE, DEPTH, ALPHAS, FRAMES, BROKEN, RANGE = (
     "has the colour mode",
     "has more than 8 bits a channel",
@@ -185,6 +196,11 @@ ALL_KINDS = (
     Kind("TIFF, RGB, compressed", ".tiff", saved(RGB, "TIFF", compression="tiff_lzw"), RGB, RGB),
     Kind("TIFF, gray, 16 bits", ".tif", saved(DEEP, "TIFF"), DEPTH, rgb((DEEP >> 8).astype(np.uint8))),
     Kind("TIFF, RGB, 16 bits", ".tif", tifffile(RGB.astype(np.uint16) * 257, photometric="rgb"), DEPTH, RGB),
+    Kind("TIFF, gray, 12 bits", ".tif", lambda: tiff(12, b"\xff" * 36), TWELVE, TWELVE),
+    Kind("TIFF, gray, 8 bits, 0 is white", ".tif", lambda: tiff(8, GRAY.tobytes(), 0), 255 - GRAY, rgb(255 - GRAY)),
+    Kind("TIFF, gray, 16 bits, 0 is white", ".tif", lambda: tiff(16, DEEP.tobytes(), 0), INVERTED, INVERTED),
+    Kind("TIFF, gray, 16 bits, signed", ".tif", lambda: tiff(16, DEEP.tobytes(), 1, 2), SIGNED, SIGNED),
+    Kind("TIFF, gray, 8 bits, signed", ".tif", lambda: tiff(8, GRAY.tobytes(), 1, 2), SIGNED, SIGNED),
     Kind("TIFF, 32 bits", ".tif", saved(np.full((6, 4, 1), 70000, np.int32), "TIFF"), RANGE, RANGE),
     Kind("TIFF, floating point", ".tif", saved(np.full((6, 4, 1), 0.5, np.float32), "TIFF"), RANGE, RANGE),
     Kind("TIFF, CMYK", ".tif", saved(image(FLAT, "CMYK"), "TIFF"), MODE, FLAT),
