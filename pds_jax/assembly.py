@@ -218,8 +218,8 @@ def tune_alpha(
             candidate = _planned(trained, options_lib.with_options(config, options), check=True)
             raw, seeds = dataclasses.replace(trained, decode=None), range(first_seed, first_seed + images)
             label = f"trying gain={options['gain']:.3g}" if flat else f"trying alpha={alpha:g}"
-            words: dict[str, Any] = {"label": label, "labels": trained.default_labels}
-            found = draw(raw, candidate, seeds, adapt=True, given=given, **words)
+            labels = trained.default_labels if given is None else None
+            found = draw(raw, candidate, seeds, adapt=True, label=label, given=given, labels=labels)
         except sampling.SamplingDiverged:
             return None
         made = found.images if trained.decode else arrays.to_unit(found.images, datasets.get_range(trained.config))
@@ -303,7 +303,8 @@ def draw(
 
     Raises:
       OutOfMemory: a batch does not fit, and ``adapt`` is off.
-      PdsError: no seeds or bad ones, labels that do not fit network and seeds, or the samples diverged.
+      PdsError: no seeds or bad ones, labels that do not fit network and seeds or beside ``given``, a trajectory of an
+        adaptive solver, or the samples diverged.
     """
     todo = [int(seed) for seed in checked_seeds(seeds)]
     if not todo:
@@ -311,6 +312,10 @@ def draw(
     for name, value, least in (("batch_size", batch_size, 1), ("trajectory_every", trajectory_every, 0)):
         if value is not None and not (is_number(value) and int(value) == value >= least):
             raise PdsError(f"{name}={value!r}: use a whole number of at least {least}")
+    if given is not None and labels is not None:
+        raise PdsError("labels and given both say what the images are conditioned on: give one of the two")
+    if trajectory_every and plan.nfe is None:
+        raise PdsError(f"trajectory_every={trajectory_every}: method 'ode' has no steps to keep; use method 'pc', or 0")
     unscale = datasets.get_data_inverse_scaler(trained.config)
     given = given or labelled(trained, plan, todo, labels)
 
@@ -322,7 +327,7 @@ def draw(
     size = batch_size or min(MAX_BATCH, len(todo))
     images: list[np.ndarray] = []
     evaluations: list[float] = []
-    trajectory: list[tuple[int, float, np.ndarray]] = []
+    trajectories: list[list[tuple[int, float, np.ndarray]]] = []
     start = time.perf_counter()
     with Bar(label, "step", on_step) as bar, Saving(save, trained.decode) as saving:
         make = Batches(plan.sampler, plan.N, given, size, adapt, on_cost, finish, bar, trajectory_every)
@@ -330,7 +335,7 @@ def draw(
             batch, run = make(todo)
             todo = todo[len(batch) :]
             evaluations.append(float(np.mean(run.nfe)) * make.evaluations)
-            trajectory = [(step, t, show(x[: len(batch)])) for step, t, x in run.trajectory] or trajectory
+            trajectories.append([(step, t, show(x[: len(batch)])) for step, t, x in run.trajectory])
             if save is None:
                 images.append(np.asarray(show(run.x[: len(batch)]), np.float32))
             else:
@@ -340,6 +345,8 @@ def draw(
         nfe=float(np.mean(evaluations)),
         seconds=time.perf_counter() - start - make.aside_seconds,
         compile_seconds=make.compile_seconds,
-        trajectory=trajectory,
+        trajectory=[
+            (*parts[0][:2], np.concatenate([x for _, _, x in parts])) for parts in zip(*trajectories, strict=True)
+        ],
         batch_size=make.size,
     )

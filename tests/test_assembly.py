@@ -302,3 +302,14 @@ def test_masks_are_of_the_recipe_that_is_given_and_auto_turns_those_of_the_confi
     config = ConfigDict(digits.config.to_dict())
     config.pds.freq_mask_path = mask
     assert assembly.plan(dataclasses.replace(digits, config=config), nfe=9, predictor="auto").preconditioner.is_identity
+
+
+def test_a_trajectory_is_of_all_batches_and_what_does_nothing_in_a_drawing_is_refused(digits):
+    plan = assembly.plan(digits, nfe=4, predictor="ddim", corrector="none")
+    drawn = assembly.draw(digits, plan, range(3), batch_size=2, trajectory_every=2)
+    assert [step for step, *_ in drawn.trajectory] == [2, 4] and drawn.trajectory[0][1] > drawn.trajectory[1][1]
+    np.testing.assert_array_equal(drawn.trajectory[-1][2], drawn.images)
+    with pytest.raises(PdsError, match="labels and given both"):
+        assembly.draw(digits, plan, [0], given=lambda seeds: (None, digits.score_fn), labels=[99])
+    with pytest.raises(PdsError, match="trajectory_every=2: method 'ode' has no steps"):
+        assembly.draw(digits, assembly.plan(digits, method="ode"), [0], trajectory_every=2)
