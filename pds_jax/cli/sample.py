@@ -93,6 +93,7 @@ def plan(trained: assembly.Trained, options: RunOptions, **more: Any) -> assembl
       PdsError: what ``assembly.plan`` refuses, or an option that this sampler does not use.
     """
     start, words = time.perf_counter(), options.sampler.given()
+    unused.check_options(words, trained.config)
     made = assembly.plan(trained, **words, **more)
     unused.check(words, made)
     if made.config.pds.alpha == "tune":

@@ -1,12 +1,14 @@
 """A flag of the sampler that would change nothing is refused by name."""
 
 import math
+import pathlib
 
 import numpy as np
 import pytest
 
 from pds_jax import assembly
-from pds_jax.cli import unused
+from pds_jax.cli import sample, unused
+from pds_jax.cli.options import RunOptions, SamplerOptions
 from pds_jax.types import PdsError
 
 STATISTICS = "checkpoints/digits/statistics.npz"
@@ -57,6 +59,20 @@ def test_an_option_without_effect_is_refused(digits, given, match):
     chosen = {name: value for name, value in {**PLAIN, **given}.items() if value is not None}
     with pytest.raises(PdsError, match=match):
         check(digits, chosen)
+
+
+@pytest.mark.parametrize(
+    "given, match",
+    [
+        ({"alpha": "tune", "snr": 0.1}, "--snr has no effect here: there is no corrector"),
+        ({"predictor": "ddim", "grid": "gits", "pilot_gain": True}, "--pilot_gain has no effect here"),
+    ],
+)
+def test_it_is_refused_before_anything_is_measured(digits, monkeypatch, given, match):
+    monkeypatch.setattr(assembly, "plan", lambda *_, **__: pytest.fail("a plan was made"))
+    options = RunOptions("sample", pathlib.Path("unused"), sampler=SamplerOptions(**PLAIN | given))
+    with pytest.raises(PdsError, match=match):
+        sample.plan(digits, options)
 
 
 @pytest.mark.parametrize(
