@@ -58,12 +58,19 @@ def job(options: RunOptions) -> Job:
     """Load the model and read the prompts.
 
     Raises:
-      PdsError: what ``latent.trained.load`` refuses, prompts that are missing, too few or for a model without text.
+      PdsError: what ``latent.trained.load`` refuses, configuration other than the sampler's, prompts that are
+        missing, too few or for a model without text.
     """
     if options.config is not None or options.raw_weights:
         flag = "config" if options.config is not None else "raw_weights"
         raise PdsError(f"--{flag} has no effect here: {options.weights} says by itself what it is; leave it out")
     _refuse(options, ("classifier", "classifier_config", "classifier_scale"), "no classifier")
+    for field, _ in options.overrides:
+        if field.partition(".")[0] not in ("sampling", "pds"):
+            raise PdsError(
+                f"--config.{field} has no effect here: {options.weights} says by itself what it is, and only "
+                "--config.sampling and --config.pds can be set; leave it out"
+            )
     path = options.sampler.statistics
     model = load(
         options.weights,

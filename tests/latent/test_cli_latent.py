@@ -62,6 +62,7 @@ def test_pds_by_statistics_of_latents(pipelines, tmp_path):
         ({"prompt": "a", "prompts": "b"}, "give one of --prompt"),
         ({"prompts": "two.txt", "seeds": (0, 5)}, "holds 2 prompts.*--seeds=0-1"),
         ({"prompt": "a", "raw_weights": True}, "--raw_weights has no effect"),
+        ({"prompt": "a", "overrides": (("model.num_scales", "50"),)}, "--config.model.num_scales has no effect"),
         ({"prompt": "a", "image_size": (15, 15)}, "multiples of 2"),
         ({"prompt": "a", "guidance": -1.0}, "guidance weight"),
         ({"prompt": "a", "sampler": {"alpha": 5.0}}, "needs the data's statistics"),
