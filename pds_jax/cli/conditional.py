@@ -19,11 +19,13 @@ import numpy as np
 
 from pds_jax import assembly, operators
 from pds_jax import controllable_generation as cg
+from pds_jax import options as options_lib
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.options import RunOptions
 from pds_jax.data import arrays, datasets, image_files, masks
 from pds_jax.io import images
 from pds_jax.io.manifest import RunFolder
+from pds_jax.loading import digest_of
 from pds_jax.metrics import classifier_features
 from pds_jax.types import PdsError, ScoreFn
 
@@ -75,17 +77,19 @@ def restore(options: RunOptions) -> pathlib.Path:
     score_of = assembly.labelled(trained, plan, range(count * per_image), labels)
     chosen = {"mode": options.mode, "per_image": per_image, "guidance": scale}
     chosen |= {} if labels is None else {"labels": options.labels}
+    power = _power(trained, plan)
+    chosen |= {"guidance_power_sha256": digest_of([power])} if scale else {}
     made = sampling_job.make(
         trained,
         plan,
         range(count * per_image),
         place,
         sampling_job.making(options),
-        given=_given(trained, task, per_image, scale, score_of),
+        given=_given(trained, task, per_image, scale, power, score_of),
         identity={**chosen, **task.identity},
         facts={"per_image": per_image, "given": given.record},
     )
-    if made.complete:
+    if _holds(made, range(count * per_image)):
         if task.original is not None:
             _report_errors(made, task, per_image)
         columns = "given | results | original" if task.original is not None else "given | results"
@@ -96,7 +100,20 @@ def restore(options: RunOptions) -> pathlib.Path:
 def _plan(trained: assembly.Trained, options: RunOptions) -> assembly.Plan:
     if (options.sampler.method or trained.config.sampling.method) == "ode":
         raise PdsError("sampling.method=ode takes no condition; use predictors and correctors (sampling.method=pc)")
-    return sampling_job.plan(trained, options)
+    return sampling_job.plan(trained, options, conditional=True)
+
+
+def _holds(folder: RunFolder, seeds: Sequence[int]) -> bool:
+    """Whether the run is complete with the images of all seeds; a run before it may have had fewer."""
+    return folder.complete and not set(seeds) - folder.done().keys()
+
+
+def _power(trained: assembly.Trained, plan: assembly.Plan) -> Any:
+    """Spectrum of the data in the model's range, for guidance; without statistics, of pixels uniform on the range."""
+    centered, stats = trained.config.data.centered, options_lib.statistics_of(trained, plan.config)
+    return (
+        np.float32((4.0 if centered else 1.0) / 12) if stats is None else np.maximum(stats.to_range(centered)[1], 1e-8)
+    )
 
 
 def _check_guidance(scale: float) -> None:
@@ -105,12 +122,9 @@ def _check_guidance(scale: float) -> None:
 
 
 def _given(
-    trained: assembly.Trained, task: Task, per_image: int, scale: float, score_of: assembly.Given
+    trained: assembly.Trained, task: Task, per_image: int, scale: float, power: Any, score_of: assembly.Given
 ) -> assembly.Given:
     """Condition and score of the images that seeds belong to."""
-    centered, stats = trained.config.data.centered, trained.statistics
-    # Without statistics: pixels uniform on the range.
-    power = (4.0 if centered else 1.0) / 12 if stats is None else np.maximum(stats.to_range(centered)[1], 1e-8)
 
     def given(seeds: Sequence[int]) -> tuple[Any, ScoreFn]:
         rows = np.asarray(seeds) // per_image
@@ -181,8 +195,15 @@ class _Given:
             raise PdsError(f"--images=test:{count}: write test:COUNT, for example test:8")
         if self.options.mode in ("super_resolution", "deblur") and not self.whole:
             raise PdsError("--images=test:COUNT are whole images: add --originals")
-        source = datasets.get_source(self.trained.config, "test")
-        return source.images(np.arange(min(int(count), source.size or int(count))))
+        for flag in ("resize_images", "convert_images"):
+            if getattr(self.options, flag):
+                raise PdsError(f"--{flag} has no effect here: test images have the model's size already; leave it out")
+        source, number = datasets.get_source(self.trained.config, "test"), int(count)
+        if source.size is not None and number > source.size:
+            raise PdsError(
+                f"--images=test:{count}: {source.name} holds {source.size} images; use test:{source.size} at most"
+            )
+        return source.images(np.arange(number))
 
 
 def _inpaint(given: _Given) -> Task:
@@ -283,7 +304,7 @@ def _report_errors(folder: RunFolder, task: Task, per_image: int) -> None:
 
 
 def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
-    """Images of classes; the label of a seed is the next of --labels, over and over."""
+    """Images of classes; --labels are repeated from the first seed on."""
     seeds, wanted, scale = options.seeds, options.labels, options.guidance_weight
     if wanted is None or isinstance(wanted, str):
         raise PdsError("--mode=class_conditional needs --labels, e.g. 3 or 0-9 or 1,4,7")
@@ -295,7 +316,7 @@ def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
         )
     logit_fn = classifier_features.noisy_logit_fn()
     classes = classifier_features.load("digits").model.classes
-    label_of = {seed: wanted[position % len(wanted)] for position, seed in enumerate(seeds)}
+    label_of = dict(zip(seeds, sampling_job.dealt(wanted, seeds), strict=True))
 
     def given(some: Sequence[int]) -> tuple[Any, ScoreFn]:
         labels = np.asarray([label_of[seed] for seed in some])
@@ -307,7 +328,7 @@ def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
     given(seeds)  # refuses bad labels
     made = sampling_job.make(
         trained,
-        sampling_job.plan(trained, options),
+        sampling_job.plan(trained, options, conditional=True),
         seeds,
         place,
         sampling_job.making(options),
@@ -315,7 +336,7 @@ def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
         identity={"mode": "class_conditional", "labels": wanted, "first_seed": seeds[0], "guidance": scale},
         facts={"labels": {str(seed): label for seed, label in label_of.items()}},
     )
-    if made.complete:
+    if _holds(made, seeds):
         _report(place, label_of)
     return place
 

@@ -7,7 +7,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,11 +50,12 @@ def sample(options: RunOptions) -> pathlib.Path:
     if guide is None or trained.num_classes:
         classes.labels_of(labels, options.seeds, trained.num_classes, trained.name)  # refused before a plan is made
     interval = classes.EVERYWHERE if options.guidance_interval is None else options.guidance_interval
-    made = plan(trained, options, guidance=options.guidance_weight, guidance_interval=interval)
+    words: dict[str, Any] = {"guidance": options.guidance_weight, "guidance_interval": interval}
+    made = plan(trained, options, conditional=guide is not None, **words)
     chosen: dict[str, Any] = {} if labels is None else {"labels": options.labels}
     if isinstance(options.labels, tuple):
         chosen["first_seed"] = options.seeds[0]
-    words: dict[str, Any] = {}
+    words = {}
     if guide is not None:
         words["given"] = guide.given(trained, made, options.seeds)
         chosen |= guide.identity()
@@ -74,10 +75,13 @@ def _is_latent(options: RunOptions) -> bool:
 
 
 def in_turn(labels: Sequence[int] | str | None, seeds: Sequence[int]) -> Sequence[int] | str | None:
-    """A list of classes dealt to the seeds, over and over; a word stays."""
-    if labels is None or isinstance(labels, str):
-        return labels
-    return [labels[position % len(labels)] for position in range(len(seeds))]
+    """The class of each seed, see :func:`dealt`; a word stays."""
+    return labels if labels is None or isinstance(labels, str) else dealt(labels, seeds)
+
+
+def dealt(labels: Sequence[int], seeds: Sequence[int]) -> list[int]:
+    """A list of classes, repeated from the first seed on: that of a seed does not depend on which others are listed."""
+    return [labels[(seed - seeds[0]) % len(labels)] for seed in seeds]
 
 
 def load(options: RunOptions) -> assembly.Trained:
@@ -86,12 +90,20 @@ def load(options: RunOptions) -> assembly.Trained:
     return assembly.load(options.weights, options.configuration(), use_ema=use_ema, dtype=options.dtype)
 
 
-def plan(trained: assembly.Trained, options: RunOptions, **more: Any) -> assembly.Plan:
-    """How the options want the model to be sampled.
+def plan(trained: assembly.Trained, options: RunOptions, *, conditional: bool = False, **more: Any) -> assembly.Plan:
+    """How the options want the model to be sampled; ``conditional`` with a condition that ``more`` does not hold.
 
     Raises:
       PdsError: what ``assembly.plan`` refuses, or an option that this sampler does not use.
     """
+    pilot_gain = options.sampler.pilot_gain
+    if pilot_gain is None:
+        pilot_gain = trained.config.sampling.get("pilot_gain")
+    if pilot_gain and (conditional or trained.num_classes or more.get("given") is not None):
+        raise PdsError(
+            "--pilot_gain measures its gains on images without classes, prompts or conditions, which these images "
+            "have: leave it out (--nopilot_gain where the configuration sets it)"
+        )
     start, words = time.perf_counter(), options.sampler.given()
     unused.check_options(words, trained.config)
     made = assembly.plan(trained, **words, **more)
@@ -164,6 +176,7 @@ def make(
     facts |= {"chosen_because": list(plan.reasons)} if plan.reasons else {}
     folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
     done = folder.done()
+    _check_labels(folder, done, facts.get("labels"))
     todo = _todo(seeds, done, share, batch_size if together else None)
     folder.check_room(len(todo), trained.image_shape)
     if done:
@@ -228,6 +241,20 @@ def _labels_record(seeds: Sequence[int], labels: classes.Labels) -> dict[str, An
     if labels is None or isinstance(labels, str):
         return {} if labels is None else {"labels": labels}
     return {"labels": {str(seed): int(label) for seed, label in zip(seeds, labels, strict=True)}}
+
+
+def _check_labels(folder: RunFolder, done: Collection[int], labels: Any) -> None:
+    """Refuse to go on where an image that is done has another label than it would get now."""
+    recorded = files.read_json(folder.manifest_path).get("labels")
+    if not (isinstance(recorded, dict) and isinstance(labels, dict)):
+        return
+    for seed in sorted(done):
+        old, new = (record.get(str(seed)) for record in (recorded, labels))
+        if None not in (old, new) and old != new:
+            raise PdsError(
+                f"{folder.folder} holds the image of seed {seed} with label {old}; here its label would be {new}. "
+                "Choose another folder (--eval_folder), or the --labels and --seeds of that run"
+            )
 
 
 def _batch_size(how: Making, count: int, together: bool) -> tuple[int, bool]:

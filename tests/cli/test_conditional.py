@@ -1,5 +1,6 @@
 """The conditional modes on the shipped digits and a tiny colour network."""
 
+import dataclasses
 import json
 import math
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pds_jax import checkpoints, operators, statistics
+from pds_jax import assembly, checkpoints, operators, statistics
 from pds_jax.cli import conditional as conditional_job
 from pds_jax.cli import flags, run_lib
 from pds_jax.cli.options import RunOptions, SamplerOptions
@@ -193,3 +194,68 @@ def test_labels_that_no_class_has_are_refused(tmp_path):
     with pytest.raises(PdsError, match="label 10 of image 3 is not one of the classes 0 to 9"):
         run_lib.run(RunOptions("class_conditional", tmp_path, **words))
     assert not list(tmp_path.iterdir())
+
+
+DIGITS = {"checkpoint": "digits", "labels": (0, 1, 2, 3), "sampler": SamplerOptions(**FEW)}
+
+
+def digit_labels(workdir, seeds, **options):
+    run_lib.run(RunOptions("class_conditional", workdir, seeds=seeds, **DIGITS, **options))
+    return json.loads((workdir / "class_conditional" / "manifest.json").read_text())["labels"]
+
+
+def black(trained, plan, seeds, *, save, **words):
+    """In the place of ``assembly.draw``."""
+    save(seeds, np.zeros((len(seeds), *trained.shape), np.uint8))
+    return assembly.Drawn(None, plan.nfe, 1.0, 1.0, [], len(seeds))
+
+
+def test_the_label_of_a_seed_is_the_same_whichever_other_seeds_are_listed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(assembly, "draw", black)
+    assert digit_labels(tmp_path, (0, 1, 2)) == {"0": 0, "1": 1, "2": 2}
+    assert digit_labels(tmp_path, (0, 2, 3)) == {"0": 0, "2": 2, "3": 3}
+    capsys.readouterr()
+    digit_labels(tmp_path, tuple(range(8)), shard=(0, 2))  # half of them are still to come: no report of agreement
+    assert "agrees" not in capsys.readouterr().out
+    path = tmp_path / "class_conditional" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"labels": {"0": 0, "2": 1}}))  # as a folder of an earlier version
+    with pytest.raises(PdsError, match="holds the image of seed 2 with label 1; here its label would be 2"):
+        digit_labels(tmp_path, (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "mode, options",
+    [("deblur", {"images": "test:2", "originals": True}), ("class_conditional", {"labels": (1,), "seeds": (0, 1)})],
+)
+def test_a_pilot_without_the_condition_is_refused(tmp_path, mode, options):
+    sampler = SamplerOptions(predictor="spectral", corrector="none", nfe=4, prior="matched", pilot_gain=True)
+    with pytest.raises(PdsError, match="--pilot_gain measures its gains on images without classes"):
+        run_lib.run(RunOptions(mode, tmp_path, checkpoint="digits", sampler=sampler, **options))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"images": "test:298"}, "test:298: digits-test holds 297 images; use test:297 at most"),
+        ({"images": "test:2", "resize_images": True}, "--resize_images has no effect here"),
+        ({"images": "test:2", "convert_images": True}, "--convert_images has no effect here"),
+    ],
+)
+def test_more_test_images_than_there_are_and_flags_without_effect_are_refused(tmp_path, options, match):
+    words = {"checkpoint": "digits", "originals": True, "sampler": SamplerOptions(**FEW)}
+    with pytest.raises(PdsError, match=match):
+        run_lib.run(RunOptions("deblur", tmp_path, **words, **options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_guidance_takes_the_statistics_that_were_given(place, tmp_path):
+    stats = statistics.compute_statistics([RNG.random((64, 8, 8, 3)).astype(np.float32)])
+    stats.save(tmp_path / "other.npz")
+    options = RunOptions("deblur", tmp_path, checkpoint=str(place / "model"), sampler=SamplerOptions(**FEW))
+    trained = conditional_job.sampling_job.load(options)
+    given = SamplerOptions(**FEW, prior="matched", statistics=str(tmp_path / "other.npz"))
+    plan = conditional_job._plan(trained, dataclasses.replace(options, sampler=given))
+    expected = np.maximum(stats.to_range(trained.config.data.centered)[1], 1e-8)
+    np.testing.assert_array_equal(conditional_job._power(trained, plan), expected)
