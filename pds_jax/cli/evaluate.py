@@ -17,6 +17,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -45,6 +46,7 @@ from pds_jax.score_fn import ModelScore
 from pds_jax.types import PdsError
 
 _ENDLESS = 4096  # images of a data set without end
+_PROBED = 64  # images that stand for a data set in its identity
 _REPEATS = {"train": 1, "test": 5}  # passes of bits/dim, as in score_sde
 _EPS = 1e-5  # of the likelihood's ODE
 _KID_SUBSET = 1000
@@ -148,12 +150,11 @@ class Job:
             )
         if settings.bpd_dataset.lower() not in _REPEATS:
             raise PdsError(f"config.eval.bpd_dataset={settings.bpd_dataset!r}: use one of {list(_REPEATS)}")
-        judging = ("extractor", "inception_weights", "ref", "metrics", "allow_fewer")
-        given = [name for name in judging if getattr(self.options, name)]
-        if given and not settings.enable_sampling:
+        self._check_flags()
+        if settings.enable_loss and not isinstance(self.trained.score_fn, ModelScore):
             raise PdsError(
-                f"--{given[0]} has no effect here: config.eval.enable_sampling is off; leave it out, or add "
-                "--config.eval.enable_sampling=true"
+                f"the training loss of {self.trained.name}, a network of another program, is not known; add "
+                "--config.eval.enable_loss=false"
             )
         if settings.enable_sampling:
             # First, for it needs files that the user has to bring.
@@ -163,6 +164,26 @@ class Job:
         if settings.enable_bpd:
             self._likelihood()
             self._data(settings.bpd_dataset.lower())
+
+    def _check_flags(self) -> None:
+        """Refuse a bad batch size, and flags of what is not evaluated."""
+        settings, options = self.settings, self.options
+        if options.batch_size is not None and options.batch_size < 1:
+            raise PdsError(f"--batch_size={options.batch_size}: use at least 1")
+        if not settings.enable_sampling:
+            judging = ("extractor", "inception_weights", "ref", "metrics", "allow_fewer", "batch_size")
+            given = [name for name in judging if getattr(options, name)]
+            given += ["radius" if name == "r" else name for name in options.sampler.given()]
+            if given:
+                raise PdsError(
+                    f"--{given[0]} has no effect here: config.eval.enable_sampling is off; leave it out, or add "
+                    "--config.eval.enable_sampling=true"
+                )
+        if options.eval_images is not None and not (settings.enable_loss or settings.enable_bpd):
+            raise PdsError(
+                "--eval_images has no effect here: it limits the images of loss and bits/dim, and "
+                "config.eval.enable_loss and enable_bpd are off; leave it out, or set config.eval.num_samples"
+            )
 
     def run(self) -> dict[str, Any]:
         """All figures that the configuration asks for, by name."""
@@ -279,7 +300,7 @@ class Job:
 
     def _samples_at_once(self, plan: assembly.Plan) -> int:
         """Images that a process makes at once; in norm mode "batch" that all make."""
-        if self.options.batch_size:
+        if self.options.batch_size is not None:
             return self.options.batch_size
         size = min(self.settings.batch_size, self.settings.num_samples)
         return size if _is_together(plan) else _share(size)
@@ -309,7 +330,7 @@ class Job:
         wanted = ["fid", *(["kid"] if has_features else []), *(["is"] if name != "patches" else [])]
         metrics = list(options.metrics or wanted)
         if reference is None:
-            datasets.get_source(self.trained.config, "train")
+            stored_reference(training_images(self.trained.config), extractor, self.folder)
         else:
             reference.check(extractor, self.trained.shape)
             _ = reference.gaussian
@@ -328,12 +349,14 @@ class Job:
     def _quality(self) -> dict[str, Any]:
         count = self.settings.num_samples
         extractor, reference, metrics = self._judge()
-        plan = self._plan()
+        plan, labels = self._plan(), self.trained.default_labels
         identity = {
             "extractor": extractor.identity,
             "metrics": metrics,
             "samples": count,
             "ref": self.options.ref and files.sha256(self.options.ref),
+            **({"data": training_images(self.trained.config).identity} if reference is None else {}),
+            **({"labels": labels} if labels else {}),
             **plan.describe(),
         }
 
@@ -342,7 +365,15 @@ class Job:
                 self.trained.config, extractor, self.folder, metrics, batch_size=self.settings.batch_size
             )
             how = dataclasses.replace(sampling_job.making(self.options), batch_size=self._samples_at_once(plan))
-            made = sampling_job.make(self.trained, plan, range(count), self.folder / self.name / "samples", how)
+            made = sampling_job.make(
+                self.trained,
+                plan,
+                range(count),
+                self.folder / self.name / "samples",
+                how,
+                labels=labels,
+                identity={"labels": labels} if labels else None,
+            )
             processes.wait_for_all("samples made")
             samples = image_sets.select(image_sets.open_images(made.folder), range(count))
             rows = count if against.features is None else len(against.features)
@@ -361,6 +392,35 @@ class Job:
         return self._once("figures.json", identity, compute)
 
 
+def training_images(config: ConfigDict) -> SourceImages:
+    """The training images that a configuration names; 4096 of a data set without end."""
+    source = datasets.get_source(config, "train")
+    return SourceImages(source, source.size or _ENDLESS)
+
+
+def stored_reference(training: SourceImages, extractor: Extractor, folder: pathlib.Path) -> Reference | None:
+    """The statistics in FOLDER/reference.npz, None where there are none.
+
+    Raises:
+      PdsError: the file there is of other features, of images of another size or of another data set.
+    """
+    path = folder / "reference.npz"
+    if not path.exists():
+        return None
+    stored = load_reference(path)
+    stored.check(extractor, training.shape)
+    now = training.identity
+    # Files of earlier versions have no probe.
+    there = stored.provenance.get("data") or {"images": stored.provenance.get("images"), "count": stored.count}
+    for key, new in now.items():
+        if key in there and there[key] != new:
+            raise PdsError(
+                f"{path} is of other training images: {key} was {there[key]!r} there and is {new!r} now; choose "
+                "another --eval_folder, or delete the file to make it again"
+            )
+    return stored
+
+
 def training_reference(
     config: ConfigDict, extractor: Extractor, folder: pathlib.Path, metrics: Sequence[str], *, batch_size: int
 ) -> Reference:
@@ -376,18 +436,19 @@ def training_reference(
     Raises:
       PdsError: the file there is of other features or images.
     """
-    path, source = folder / "reference.npz", datasets.get_source(config, "train")
+    path, training = folder / "reference.npz", training_images(config)
     if processes.from_process_zero(path.exists):
-        stored = load_reference(path)
-        stored.check(extractor, source.shape)
+        stored = stored_reference(training, extractor, folder)
+        assert stored is not None
         return stored
     made = evaluation.make_reference(
-        SourceImages(source, source.size or _ENDLESS),
+        training,
         extractor,
         keep_features=bool({"kid", "pr", "dc"} & set(metrics)),
         batch_size=_share(min(batch_size, BLOCK)),
         folder=folder / "unfinished",
     )
+    made = dataclasses.replace(made, provenance={**made.provenance, "data": training.identity})
     processes.from_process_zero(lambda: save_reference(path, made))
     return made
 
@@ -431,6 +492,13 @@ class SourceImages:
     def record(self) -> dict[str, Any]:
         """What was read and what was passed over, for provenance."""
         return getattr(self.source, "record", {"data_set": self.source.name})
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name, number, and the SHA-256 of a few images: what tells another data set, without reading all of it."""
+        some = np.linspace(0, len(self) - 1, min(len(self), _PROBED)).astype(int).tolist()
+        probe = hashlib.sha256(b"".join(self.keys(some))).hexdigest()
+        return {"images": self.name, "count": len(self), "probe_sha256": probe}
 
     @property
     def seeds(self) -> Sequence[int]:

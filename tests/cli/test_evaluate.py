@@ -1,15 +1,17 @@
 """--mode=eval on two snapshots of a tiny training."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from pds_jax import checkpoints, statistics
+from pds_jax import assembly, checkpoints, statistics
 from pds_jax.cli import evaluate as evaluation_job
 from pds_jax.cli import run_lib
 from pds_jax.cli.options import RunOptions, SamplerOptions
+from pds_jax.data import datasets
 from pds_jax.data.datasets import digits
 from pds_jax.io import files, images
 from pds_jax.metrics import evaluation
@@ -22,6 +24,7 @@ from pds_jax.train_state import create_train_state, get_optimizer
 from pds_jax.types import PdsError
 from tests import tiny
 
+PIXELS = np.random.default_rng(1).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
 FEW = SamplerOptions(speed_up=250.0, corrector="none")
 
 
@@ -52,7 +55,9 @@ def training(tmp_path_factory):
 
 
 def options(workdir, chosen, **words):
-    return RunOptions("eval", workdir, config=chosen, **{"eval_images": 6, "sampler": FEW, **words})
+    given = {"sampler": FEW} if chosen is not None and chosen.eval.enable_sampling else {}
+    given |= {"eval_images": 6} if chosen is not None and (chosen.eval.enable_loss or chosen.eval.enable_bpd) else {}
+    return RunOptions("eval", workdir, config=chosen, **{**given, **words})
 
 
 def evaluate(workdir, chosen, **words):
@@ -140,6 +145,11 @@ def test_bits_per_dimension_are_resumed_batch_by_batch(training):
         ({"bpd_dataset": "dev", "enable_bpd": True}, {}, "bpd_dataset='dev'"),
         ({"batch_size": 0}, {}, "batch_size=0"),
         ({}, {"eval_images": 0}, "--eval_images=0"),
+        ({}, {"sampler": SamplerOptions(nfe=40)}, "--nfe has no effect here: config.eval.enable_sampling is off"),
+        ({}, {"sampler": SamplerOptions(r=0.2)}, "--radius has no effect here"),
+        ({}, {"batch_size": 8}, "--batch_size has no effect here"),
+        ({"enable_sampling": True}, {"batch_size": 0}, "--batch_size=0: use at least 1"),
+        ({"enable_sampling": True, "enable_loss": False}, {"eval_images": 4}, "--eval_images has no effect here"),
         ({}, {"metrics": ("fid",)}, "--metrics has no effect here: config.eval.enable_sampling is off"),
         ({"enable_sampling": True}, {"metrics": ("fid", "fvd")}, r"\['fvd'\] are not known"),
         ({"enable_sampling": True}, {"ref": "missing.npz"}, "missing.npz"),
@@ -182,3 +192,61 @@ def test_without_the_inception_weights_the_error_says_where_they_are(training, m
 def test_a_folder_without_a_training_is_refused(tmp_path):
     with pytest.raises(PdsError, match="holds no training.*--checkpoint"):
         evaluate(tmp_path, None)
+
+
+def job(training, folder, **model):
+    """An evaluation of samples alone, of a network whose configuration has other fields of model."""
+    chosen = config(enable_loss=False, enable_sampling=True)
+    trained = assembly.load(str(training / "checkpoints" / "8"), chosen)
+    changed = trained.config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.model.update(model)
+    words = options(training, chosen)
+    return evaluation_job.Job(dataclasses.replace(trained, config=changed), folder, "ckpt_1", words)
+
+
+@pytest.mark.parametrize("version", ["now", "earlier"])
+def test_the_statistics_of_other_training_images_are_refused(training, tmp_path, version):
+    sources = [datasets.ArraySource("mine", images) for images in (PIXELS, PIXELS[:, ::-1], PIXELS[:5])]
+    first, flipped, fewer = (evaluation_job.SourceImages(source, source.size) for source in sources)
+    found, identity = get_extractor("digits"), first.identity if version == "now" else None
+    provenance = {"extractor": found.identity, "image_shape": [8, 8, 1], "images": first.name, "data": identity}
+    save_reference(tmp_path / "reference.npz", Reference(np.zeros(2), np.eye(2), 6, provenance))
+    assert evaluation_job.stored_reference(first, found, tmp_path).count == 6
+    with pytest.raises(PdsError, match="count was 6 there and is 5 now; choose another --eval_folder"):
+        evaluation_job.stored_reference(fewer, found, tmp_path)
+    if version == "now":
+        with pytest.raises(PdsError, match="other training images: probe_sha256 was"):
+            evaluation_job.stored_reference(flipped, found, tmp_path)
+    with pytest.raises(PdsError, match="images was 'the data set mine' there and is 'the data set digits-train' now"):
+        job(training, tmp_path).check()  # before any work
+
+
+def test_figures_say_what_they_are_against_and_a_network_with_classes_gets_random_ones(training, tmp_path, monkeypatch):
+    seen = {}
+
+    def once(name, identity, compute):
+        seen["figures"] = identity
+        return compute()
+
+    def made(*given, **words):
+        seen.update(words)
+        raise PdsError("far enough")
+
+    evaluating = job(training, tmp_path, label_dim=10)
+    evaluating.check()
+    object.__setattr__(evaluating, "_once", once)
+    monkeypatch.setattr(evaluation_job.sampling_job, "make", made)
+    monkeypatch.setattr(evaluation_job, "training_reference", lambda *given, **words: object())
+    with pytest.raises(PdsError, match="far enough"):
+        evaluating.run()
+    assert seen["labels"] == "random" and seen["identity"] == {"labels": "random"}
+    assert seen["figures"]["labels"] == "random" and seen["figures"]["data"]["count"] == 1500
+
+
+def test_the_loss_of_a_network_of_another_program_is_refused_first(training, tmp_path):
+    evaluating = job(training, tmp_path)
+    evaluating.settings.enable_loss = True
+    other = dataclasses.replace(evaluating.trained, score_fn=lambda x, t: -x)
+    with pytest.raises(PdsError, match="training loss of .* is not known; add --config.eval.enable_loss=false"):
+        dataclasses.replace(evaluating, trained=other).check()
