@@ -29,11 +29,12 @@ from pds_jax.cli.failures import one_line_errors
 from pds_jax.cli.options import named_values
 from pds_jax.data.arrays import to_unit
 from pds_jax.data.datasets import get_range
-from pds_jax.io.files import check_writable, parse_seeds
+from pds_jax.io.files import parse_seeds
 from pds_jax.io.manifest import plain
 from pds_jax.metrics import evaluation, reference
 from pds_jax.metrics.extractors import EXTRACTORS, Extractor, get_extractor
 from pds_jax.metrics.image_sets import ArrayImages, DrawnImages, FileImages, ImageSet, open_images, select
+from pds_jax.metrics.streaming import BLOCK
 from pds_jax.types import PdsError
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of images.")
@@ -105,8 +106,9 @@ def drawn_sets() -> list[ImageSet]:
         **named_values(_OPTIONS.value, "option"),
     )
     identity = {**trained.identity, **plan.describe()}
+    size = min(_BATCH.value, BLOCK)  # the most that one call asks for
     if plan.config.sampling.get("norm", "sample") == "batch":
-        identity["batch"] = {"size": _BATCH.value, "seeds": _SEEDS.value}  # an image then depends on its neighbours
+        identity["batch"] = {"size": size, "seeds": _SEEDS.value}  # an image then depends on its neighbours
     print(f"{trained.name}: N = {plan.N} iterations, NFE = {plan.nfe or 'adaptive'}, alpha = {plan.alpha:.4g}")
 
     def draw(seeds: Sequence[int]) -> np.ndarray:
@@ -115,7 +117,7 @@ def drawn_sets() -> list[ImageSet]:
 
     ranges = [parse_seeds(part) for part in _SEEDS.value.split(",")]
     name = f"samples of {trained.name}"
-    return [DrawnImages(name, trained.shape, seeds, identity, draw, _BATCH.value) for seeds in ranges]
+    return [DrawnImages(name, trained.shape, seeds, identity, draw, size) for seeds in ranges]
 
 
 def bar(name: str) -> Callable[[int, int], None]:
@@ -135,7 +137,7 @@ def ref() -> dict[str, Any]:
     """Make a reference file."""
     if _OUT.value is None:
         raise PdsError("say where the reference goes: --out=FILE.npz")
-    check_writable(_OUT.value)
+    reference.check_path(_OUT.value)
     sets = image_sets()
     if len(sets) != 1:
         raise PdsError("a reference is of one range of seeds")

@@ -150,8 +150,9 @@ def check_place(path: str | os.PathLike[str], kind: str) -> None:
 def check_export(config: Any, kind: str) -> None:
     """Refuse, before any weights are read, a network that a kind cannot hold.
 
-    Other programs take the network's output for the score. With another parametrisation it is only part of it, and what
-    makes the score of it (the data's statistics, scales in σ) cannot be folded into weights.
+    Other programs take the network's output for the score, guided-diffusion for the noise. With another parametrisation
+    it is only part of it, and what makes the score of it (the data's statistics, scales in σ) cannot be folded into
+    weights.
 
     Raises:
       PdsError: unknown kind, or what of the configuration has no place there.
@@ -168,3 +169,5 @@ def check_export(config: Any, kind: str) -> None:
         diffusers.check(config)
     elif kind == "score_sde_torch":
         score_sde_torch.check(config)
+    elif kind == "guided_diffusion":
+        adm.check(config)

@@ -136,8 +136,24 @@ def _check_kind(sources: Mapping[str, Any], config: Any, path: str) -> None:
             )
 
 
+def check(config: Any) -> None:
+    """Raise ConversionError if guided-diffusion has no network of this configuration, or takes its output otherwise."""
+    _check_network(config)
+    parametrisation = config.model.get("parametrisation", "score_sde")
+    if config.model.name == "adm" and parametrisation != "epsilon":
+        raise ConversionError(
+            "guided-diffusion's networks predict the noise (parametrisation 'epsilon'); this one's has the "
+            f"parametrisation {parametrisation!r}, which it would read wrongly; use kind 'safetensors'"
+        )
+
+
 def guided_pairs(config: Any, shapes: Mapping[str, Shape]) -> list[Pair]:
     """Which leaf of a guided-diffusion state dict is which parameter; ConversionError if it has no such network."""
+    _check_network(config)
+    return adm_pairs(config, shapes, "guided")
+
+
+def _check_network(config: Any) -> None:
     model = config.model
     if model.name not in ("adm", "adm_classifier"):
         raise ConversionError(f"guided-diffusion has no network model.name={model.name!r}; known: adm, adm_classifier")
@@ -146,7 +162,6 @@ def guided_pairs(config: Any, shapes: Mapping[str, Shape]) -> list[Pair]:
             "guided-diffusion has no network with model.attention_order='interleaved', augmentation labels or other "
             "than 32 groups; this configuration is of EDM's DhariwalUNet"
         )
-    return adm_pairs(config, shapes, "guided")
 
 
 def export(params: Mapping[str, Any], config: Any, path: str | os.PathLike[str]) -> None:

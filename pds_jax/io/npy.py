@@ -52,7 +52,7 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read every array of one .npz file.
+    """Read every array of one .npz file; compressed ones of up to 4 GiB.
 
     Args:
       path: the file.
@@ -68,18 +68,20 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         for member in archive.infolist():
             with archive.open(member) as file:
                 where = f"{path} ({member.filename})"
-                arrays[member.filename.removesuffix(".npy")] = read_bytes(file, member.file_size, where)
+                most = member.file_size if member.compress_type == zipfile.ZIP_STORED else _MAX_BYTES
+                arrays[member.filename.removesuffix(".npy")] = read_bytes(file, member.file_size, where, most)
     return arrays
 
 
-def read_bytes(file: IO[bytes], size: int, where: str) -> np.ndarray:
+def read_bytes(file: IO[bytes], size: int, where: str, most: int | None = None) -> np.ndarray:
     """Read one array of a known size in bytes, header included; ``where`` is its name for messages.
 
     Raises:
-      PdsError: as :func:`read_npy`.
+      PdsError: as :func:`read_npy`, or more than ``most`` bytes, by default 4 GiB.
     """
-    if size > _MAX_BYTES:
-        raise PdsError(f"{where} holds {size} bytes, more than the {_MAX_BYTES} that are read")
+    most = _MAX_BYTES if most is None else most
+    if size > most:
+        raise PdsError(f"{where} holds {size} bytes, more than the {most} that are read")
     shape, fortran, dtype = _checked_header(file, size, where)
     data = file.read()
     expected = math.prod(shape) * dtype.itemsize

@@ -104,6 +104,8 @@ def check_request(
         )
     rows = 0 if reference is None or reference.features is None else len(reference.features)
     smallest = min(count, rows)
+    if "kid" in metrics and subset_size < 2:
+        raise PdsError(f"KID's subsets of {subset_size} are too small; raise --kid_subset_size to at least 2")
     if "kid" in metrics and smallest < subset_size:
         raise PdsError(f"KID's subsets of {subset_size} exceed the {smallest} images; lower --kid_subset_size")
     if {"pr", "dc"} & set(metrics) and smallest <= _NEIGHBOURS:

@@ -90,6 +90,17 @@ class Reference:
             )
 
 
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Find out before long work whether a reference can be written to a file.
+
+    Raises:
+      PdsError: a name that does not end in .npz, or a place that cannot be written.
+    """
+    if not str(path).endswith(".npz"):
+        raise PdsError(f"a reference file ends in .npz, {path} does not; choose another name")
+    files.check_writable(path)
+
+
 def save_reference(path: str | os.PathLike[str], reference: Reference) -> str:
     """Write a reference file atomically.
 
@@ -103,8 +114,7 @@ def save_reference(path: str | os.PathLike[str], reference: Reference) -> str:
     Raises:
       PdsError: another ending, or the file cannot be written.
     """
-    if not str(path).endswith(".npz"):
-        raise PdsError(f"a reference file ends in .npz, {path} does not")
+    check_path(path)
     arrays: dict[str, Any] = {"mu": reference.mu, "sigma": reference.sigma, "n": np.int64(reference.count or 0)}
     if reference.features is not None:
         arrays["features"] = reference.features

@@ -111,6 +111,21 @@ def state_dict_plain(folder, name):
     return folder / "plain.pt"
 
 
+@pytest.mark.parametrize("parametrisation", ["score_sde", "denoiser", "edm", "wiener"])
+def test_a_network_that_does_not_predict_the_noise_is_not_exported(parametrisation):
+    config = adm.config_from_settings(SETTINGS)
+    convert.check_export(config, "guided_diffusion")
+    config.model.parametrisation = parametrisation
+    with pytest.raises(convert.ConversionError, match=f"predict the noise.*'{parametrisation}'.*use kind"):
+        convert.check_export(config, "guided_diffusion")
+    classifier = adm.config_from_settings({**SETTINGS, "num_classes": None}, classifier=True)
+    classifier.model.parametrisation = parametrisation
+    convert.check_export(classifier, "guided_diffusion")
+    config.model.name = "ncsnpp"
+    with pytest.raises(convert.ConversionError, match="no network model.name='ncsnpp'"):
+        convert.check_export(config, "guided_diffusion")
+
+
 # Options without a recorded network: the importer's names fit the network, leaf by leaf.
 @pytest.mark.parametrize("changes", [
     {"use_scale_shift_norm": True, "resblock_updown": True, "num_head_channels": 64, "channel_mult": [0.5, 1, 2]},

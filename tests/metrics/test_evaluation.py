@@ -78,6 +78,7 @@ def test_what_would_fail_later_fails_first():
     refused("need a reference", reference=None)
     check_request(100, ("is",), None, allow_fewer=True)
     refused("kid,dc need the reference's features.*--keep_features", metrics=("kid", "fid", "dc"))
+    refused("subsets of 1 are too small", metrics=("kid",), reference=full, subset_size=1)
     refused("subsets of 1000 exceed the 60 images", metrics=("kid",), reference=full)
     refused("5 images are too few for 5 nearest", 5, metrics=("pr",), reference=full)
     with pytest.raises(PdsError, match="needs at least 2"):

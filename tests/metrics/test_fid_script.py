@@ -69,6 +69,10 @@ def test_fewer_images_need_the_flag(folder):
     assert "30 images are fewer than the 50000" in fid(*words, ok=False)
 
 
+def test_a_reference_of_another_suffix_is_refused_before_the_pass(folder):
+    assert "ends in .npz" in fid("ref", f"--images={folder}/nothing", "--out=x", "--extractor=pixels", ok=False)
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_judged_without_saving_images(folder):
     np.savez(folder / "edm16.npz", mu=np.full(768, 0.5), sigma=0.05 * np.eye(768))

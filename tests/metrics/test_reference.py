@@ -43,6 +43,17 @@ def test_files_of_other_programs(tmp_path):
     assert load_reference(tmp_path / "score_sde.npz").features is not None
 
 
+def test_features_of_any_size_come_back(tmp_path, monkeypatch):
+    from pds_jax.io import npy
+
+    monkeypatch.setattr(npy, "_MAX_BYTES", 100)
+    save_reference(tmp_path / "r.npz", made(FEATURES))
+    np.testing.assert_array_equal(load_reference(tmp_path / "r.npz").features, FEATURES)
+    np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(99))
+    with pytest.raises(PdsError, match="more than the 100 that are read"):
+        load_reference(tmp_path / "bomb.npz")
+
+
 @pytest.mark.parametrize(
     ("arrays", "match"),
     [
