@@ -73,6 +73,18 @@ def test_a_reference_of_another_suffix_is_refused_before_the_pass(folder):
     assert "ends in .npz" in fid("ref", f"--images={folder}/nothing", "--out=x", "--extractor=pixels", ok=False)
 
 
+def test_no_image_is_drawn_to_be_thrown_away():
+    """A pass takes 512 images at most, and fewer than a batch are filled up to one."""
+    code = """if True:
+        import fid
+        fid.flags.FLAGS(["fid", "--checkpoint=digits", "--seeds=0-1023", "--nfe=4", "--batch_size=1024"])
+        print(fid.drawn_sets()[0].batch_size)
+    """
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.stdout.splitlines()[-1:] == ["512"], done.stderr
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_judged_without_saving_images(folder):
     np.savez(folder / "edm16.npz", mu=np.full(768, 0.5), sigma=0.05 * np.eye(768))
