@@ -31,9 +31,8 @@ from pds_jax import assembly, checkpoints, likelihood, parallel, processes, trai
 from pds_jax.bench import quality
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.options import RunOptions
-from pds_jax.data import datasets
+from pds_jax.data import arrays, datasets
 from pds_jax.io import files
-from pds_jax.io.images import to_uint8
 from pds_jax.io.manifest import plain
 from pds_jax.io.npy import read_npz
 from pds_jax.io.progress import Bar
@@ -510,7 +509,7 @@ class SourceImages:
 
     def images(self, indices: Sequence[int]) -> np.ndarray:
         """The images (b, H, W, C), uint8."""
-        return to_uint8(self.source.images(np.asarray([self.seeds[index] for index in indices])))
+        return arrays.to_bytes(self.source.images(np.asarray([self.seeds[index] for index in indices])))
 
     def keys(self, indices: Sequence[int]) -> list[bytes]:
         """SHA-256 of shape and pixels."""
