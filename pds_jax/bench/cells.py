@@ -76,9 +76,11 @@ class Cells:
 
     def measure(self, work: Work) -> dict[str, Any]:
         """A cell as far as the time goes: what was chosen and the scores of each block, or why there are none."""
+        config = self.trained.config
         identity = plain({
-            "weights_sha256": self.trained.digest, "images": work.images, "choosing": self.choosing,
-            "candidates": work.settings, **work.decides, **self.judge.identity,
+            **self.trained.identity, "sampling": config.sampling.to_dict(), "pds": config.pds.to_dict(),
+            "images": work.images, "choosing": self.choosing, "candidates": work.settings, **work.decides,
+            **self.judge.identity,
         })  # fmt: skip
         path = self.folder / "cells" / f"{work.key}.json"
         row = files.read_json(path) if path.exists() else {}

@@ -6,6 +6,7 @@ import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pds_jax import assembly
 from pds_jax.bench import ablation, cells
@@ -57,7 +58,8 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(assembly, "draw", draw)
     plan = lambda trained, cell, value: types.SimpleNamespace(value=value, alpha=value, nfe=cell.iterations)  # noqa: E731
     monkeypatch.setattr(ablation, "sampler_of", plan)
-    trained = types.SimpleNamespace(name="model", digest="abc", default_labels=None)
+    config = ConfigDict({"model": {}, "sampling": {}, "pds": {}, "data": {"centered": False}})
+    trained = assembly.Trained("model", config, None, None, (1, 1, 1), None, "abc")
     return cells.Cells(trained, Judge(), tmp_path, SMALL.blocks, SMALL.choosing), drawn
 
 

@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from pds_jax import assembly
 from pds_jax.bench import cells
@@ -43,8 +44,14 @@ def drawn(monkeypatch):
     return found
 
 
-def make(folder, **options):
-    trained = types.SimpleNamespace(name="model", digest="abc", default_labels=None)
+def model(sigma_max=50.0, noise_removal=True, alpha=5.0):
+    config = {"model": {"sigma_max": sigma_max}, "sampling": {"noise_removal": noise_removal}, "pds": {"alpha": alpha}}
+    config = ConfigDict({**config, "data": {"centered": False}})
+    return assembly.Trained("model", config, None, None, (1, 1, 1), None, "abc")
+
+
+def make(folder, trained=None, **options):
+    trained = trained or model()
     return cells.Cells(trained, **{"judge": Judge(), "folder": folder, "blocks": 2, "choosing": 4, **options})
 
 
@@ -109,3 +116,12 @@ def test_another_judge_judges_anew(tmp_path, drawn):
         bench.floor([8])
         blocks.append((len(drawn), len(floors)))
     assert blocks == [(2, 2), (2, 2), (4, 4), (6, 6), (6, 6), (8, 8)]
+
+
+@pytest.mark.parametrize("change", [{"sigma_max": 4.8}, {"noise_removal": False}, {"alpha": 2.0}])
+def test_the_same_weights_in_another_configuration_are_measured_anew(tmp_path, drawn, change):
+    some, others = work(1.0), []
+    for trained in (model(), model(), model(**change)):
+        make(tmp_path, trained).measure(some)
+        others.append(len(drawn))
+    assert others == [2, 2, 4]
