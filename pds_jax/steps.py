@@ -21,6 +21,7 @@ from pds_jax.types import Array, PdsError, Registry
 # What a step may ask for: the SDE; the score at (x, t); M; the time to step to; (mean, power) of the data; what it kept
 # from its last row; the row of the table; the mean of norms over images (``correctors.NORMS``).
 INPUTS = ("sde", "score_fn", "preconditioner", "t_next", "moments", "memory", "row", "mean_fn")
+_WORDS = {"inf": math.inf, "true": True, "false": False}  # in text, beside Python's own True, False and None
 _NEUTRAL = {"variant": "paper", "probability_flow": False}  # options of every sampler -> what asks for nothing
 
 
@@ -172,7 +173,7 @@ def named_options(given: Any) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """A number or a tuple of numbers; a name stands for itself, but inf, True, False and None for what they are."""
+    """A number or a tuple of numbers; a name stands for itself, but inf, True, true, None … for what they are."""
     if isinstance(node, ast.Name):
-        return math.inf if node.id == "inf" else node.id
+        return _WORDS.get(node.id, node.id)
     return ast.literal_eval(node)

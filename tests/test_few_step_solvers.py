@@ -233,6 +233,11 @@ M = from_radius(SHAPE, 1.0, 1.3)
         ("ipndm", 9, {"preconditioner": M}, "no noise for M"),
         ("deis", 9, {"time_range": (3.0, 1.0)}, "low < high"),
         ("dpmpp_3m", 2, {}, "order 3 needs at least 3 steps"),
+        ("ipndm", 9, {"afs": "off"}, "afs=off; use true or false"),
+        ("dpmpp_2m", 9, {"lower_final": "no"}, "lower_final=no; use true or false"),
+        ("dpmpp_3m", 9, {"exact": "false"}, "exact=false; use true or false"),
+        ("unipc", 9, {"lower_final": 2}, "lower_final=2; use true or false"),
+        ("sa", 9, {"more_steps": "false"}, "more_steps=false; use true or false"),
         ("dpmpp_3m", 9, {"prediction": "v"}, "known: data, noise"),
         ("unipc", 9, {"form": "bh3"}, "known: bh1, bh2"),
         ("unipc", 3, {"order": 4}, "needs at least 4"),
@@ -270,10 +275,19 @@ def test_options_as_text():
     text = "order=2, form=bh1, tau=(1, 0.2, inf), afs=True"
     assert named_options("tau=(1, 0.2, 0.8),scale=7") == {"tau": (1, 0.2, 0.8), "scale": 7}
     assert named_options("churn_max=inf,form=bh2,afs=True") == {"churn_max": math.inf, "form": "bh2", "afs": True}
+    assert named_options("exact=false,afs=true,lower_final=0") == {"exact": False, "afs": True, "lower_final": 0}
     assert named_options("") == {} == named_options(None) and named_options({"order": 2}) == {"order": 2}
     for bad in ("order", "order=", "1, 2", "order=f(2)", text):
         with pytest.raises(PdsError, match="NAME=VALUE"):
             named_options(bad)
+
+
+@pytest.mark.parametrize(("name", "option"), [("ipndm", "afs"), ("sa", "more_steps")])
+def test_evaluations_are_not_counted_with_a_flag_that_is_none(name, option):
+    steps = predictors.get_predictor(name), get_corrector("none")
+    assert table.iterations(10, *steps, options=named_options(f"{option}=false")) == 10
+    with pytest.raises(PdsError, match=f"{option}=off; use true or false"):
+        table.iterations(10, *steps, options=named_options(f"{option}=off"))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from pds_jax import table as tables
 from pds_jax.levels import VPTime, levels
 from pds_jax.predictors import PREDICTORS, register_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers.linear import Weights, enough, keeps, lagrange, on_noise, quadrature, whole
+from pds_jax.solvers.linear import Weights, enough, flag, keeps, lagrange, on_noise, quadrature, whole
 from pds_jax.steps import Step
 from pds_jax.table import Table
 from pds_jax.types import PdsError
@@ -60,7 +60,9 @@ def _coefficients(time: Callable[..., Any]) -> Callable[..., np.ndarray]:
 
     def coefficients(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
         order = whole(options, "order", 1, 4, "Adams-Bashforth")
-        enough(len(times) - (not options["denoise"]) - bool(options["afs"]), order, "Adams-Bashforth")
+        enough(
+            len(times) - (not options["denoise"]) - flag(options, "afs", "Adams-Bashforth"), order, "Adams-Bashforth"
+        )
         sigma = np.append(levels(sde, times)[1], 0.0)
         return adams_bashforth(sigma, order, time(sde, options)).stacked()
 
@@ -75,7 +77,7 @@ def build(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) -> T
     assert step.coefficients is not None
     coefficients, to_data = step.coefficients(sde, times, options), bool(options["denoise"])
     none = PREDICTORS["none"]
-    if not options["afs"]:
+    if not flag(options, "afs", step.name):
         return tables.pc(times, step, none, 0, to_data, coefficients)
     (m, below_m), (level, below) = (values[:2] for values in levels(sde, times))
     slope = 1 / np.sqrt(1 + level**2)
@@ -100,7 +102,7 @@ def _deis_time(sde: SDE, options: dict[str, Any]) -> Callable[[np.ndarray], np.n
 def _register(name: str, time: Callable[..., Any], **more: Any) -> Step:
     planned = {"order": 3, "afs": False, **more}
     traits: Any = {"coefficients": _coefficients(time), "build": build, "start": keeps(4), "planned": planned}
-    return register_predictor(name, draws=0, extra=lambda options: -int(options["afs"]), **traits)(on_noise)
+    return register_predictor(name, draws=0, extra=lambda options: -int(flag(options, "afs", name)), **traits)(on_noise)
 
 
 ipndm = _register("ipndm", lambda sde, options: None)

@@ -24,7 +24,7 @@ import numpy as np
 from pds_jax.levels import levels
 from pds_jax.predictors import register_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers.linear import PREDICTIONS, Weights, advance, chosen, enough, keeps, whole
+from pds_jax.solvers.linear import PREDICTIONS, Weights, advance, chosen, enough, flag, keeps, whole
 
 FORMS = ("bh1", "bh2")
 
@@ -111,9 +111,10 @@ def _dpmpp(name: str, most: int) -> Callable[..., np.ndarray]:
         order = whole(options, "order", 1, most, name) if most > 2 else most
         enough(len(times) - (not options["denoise"]), order, name)
         lower = options["lower_final"]
-        lower = not options["denoise"] if lower is None else bool(lower)
+        lower = not options["denoise"] if lower is None else flag(options, "lower_final", name)
+        exact = "exact" in options and flag(options, "exact", name)
         sigma = levels(sde, times)[1]
-        weights = dpmpp(sigma, order, prediction, lower, bool(options.get("exact", False)))
+        weights = dpmpp(sigma, order, prediction, lower, exact)
         return weights.to_data(sigma[-1], prediction).stacked()
 
     return coefficients
@@ -125,7 +126,7 @@ def _unipc(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     chosen(options, "form", FORMS, "unipc")
     enough(len(times) - (not options["denoise"]), order, "unipc")
     sigma, prediction = levels(sde, times)[1], options["prediction"]
-    weights = unipc_weights(sigma, order, options["form"], prediction, bool(options["lower_final"]))
+    weights = unipc_weights(sigma, order, options["form"], prediction, flag(options, "lower_final", "unipc"))
     return weights.to_data(sigma[-1], prediction).stacked()
 
 

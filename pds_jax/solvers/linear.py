@@ -177,6 +177,18 @@ def whole(options: dict[str, Any], name: str, low: int, high: int, method: str) 
     return int(value)
 
 
+def flag(options: dict[str, Any], name: str, method: str) -> bool:
+    """An option that is true or false, or 1 or 0.
+
+    Raises:
+      PdsError: it is not.
+    """
+    value = options[name]
+    if not isinstance(value, int | float | np.number | np.bool_) or value not in (0, 1):
+        raise PdsError(f"{method}: {name}={value}; use true or false")
+    return bool(value)
+
+
 def chosen(options: dict[str, Any], name: str, known: tuple[str, ...], method: str) -> str:
     """An option that is one of some words.
 

@@ -21,7 +21,7 @@ from pds_jax import table as tables
 from pds_jax.levels import levels
 from pds_jax.predictors import PREDICTORS, register_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers.linear import Weights, enough, keeps, lagrange, on_data, quadrature, whole
+from pds_jax.solvers.linear import Weights, enough, flag, keeps, lagrange, on_data, quadrature, whole
 from pds_jax.steps import Step
 from pds_jax.table import Table
 from pds_jax.types import PdsError
@@ -159,7 +159,7 @@ def tau_of(tau: Any, times: np.ndarray) -> np.ndarray:
 def _sa(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     order, corrector = whole(options, "order", 1, 5, "sa"), whole(options, "corrector_order", 0, 5, "sa")
     enough(len(times) - 1, max(order, corrector - 1), "sa")
-    sigma, more = levels(sde, times)[1], bool(options["more_steps"])
+    sigma, more = levels(sde, times)[1], flag(options, "more_steps", "sa")
     weights = sa_weights(sigma, order, corrector, tau_of(options["tau"], times[1:]), more)
     return weights.to_data(sigma[-1], "data").stacked()
 
@@ -168,7 +168,7 @@ def _sa_table(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) 
     """One row a time; with `more_steps` the last is visited once more."""
     assert step.coefficients is not None
     coefficients = step.coefficients(sde, times, options)
-    visited = np.append(times, times[-1:]) if options["more_steps"] else times
+    visited = np.append(times, times[-1:]) if flag(options, "more_steps", "sa") else times
     table = tables.pc(visited, step, PREDICTORS["none"], 0, bool(options["denoise"]), coefficients)
     table.rows.draws[len(times) - 1 :] = 0
     return table
@@ -184,7 +184,7 @@ sa = register_predictor(
     "sa",
     coefficients=_sa,
     build=_sa_table,
-    extra=lambda options: int(options["more_steps"]),
+    extra=lambda options: int(flag(options, "more_steps", "sa")),
     start=keeps(5, corrects=True),
     planned={"order": 3, "corrector_order": 4, "tau": 1.0, "more_steps": False},
 )(on_data)
