@@ -35,9 +35,10 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from pds_jax import assembly, parallel
+from pds_jax import options as options_lib
 from pds_jax.bench import ablation, cells, quality
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli import coco
+from pds_jax.cli import coco, unused
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_reference
 from pds_jax.cli.failures import one_line_errors
@@ -177,12 +178,19 @@ _ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50
 _OUT = flags.DEFINE_string("out", "runs/tables", "Folder of images, rows and tables.")
 _DRY = flags.DEFINE_bool("dry_run", False, "Say what it would cost; make nothing. Needs no weights.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke run: 16 images per row, at most 20 iterations, into OUT/quick.")
-# Flags that not all tables use; "ablation" are those of shipped models.
+# Flags that not all tables use; "shipped" are TABLES of shipped models, which have a configuration of their own.
 _USED = {
     "": ("checkpoint", "statistics", "ref", "inception_weights", "extractor", "config_argument", "speed_ups", "alphas",
          "snr", "option", "ranges", "batch_size", "allow_fewer"),
+    "shipped": ("checkpoint", "statistics", "ref", "inception_weights", "extractor", "speed_ups", "alphas", "snr",
+                "option", "ranges", "batch_size", "allow_fewer"),
     "ablation": ("iterations", "ranges", "minutes", "batch_size"),
     COCO: ("checkpoint", "statistics", "ref", "inception_weights", "alphas", "prompts", "clip", "nfes", "allow_fewer"),
+}  # fmt: skip
+
+
+_DECIDED = {  # names that --option cannot set, and the flag that does
+    "alpha": "--alphas", "snr": "--snr", "speed_up": "--speed_ups", "nfe": "--speed_ups", "statistics": "--statistics",
 }  # fmt: skip
 
 
@@ -207,7 +215,8 @@ def check_flags(table: str) -> None:
     Raises:
       PdsError: names the first, and those that it uses.
     """
-    used = _USED[table if table == COCO else "ablation" if table in ablation.PLANS else ""]
+    ships = table in TABLES and any(network.checkpoint for network in TABLES[table].networks.values())
+    used = _USED[table if table == COCO else "ablation" if table in ablation.PLANS else "shipped" if ships else ""]
     for name in sorted({flag for some in _USED.values() for flag in some} - set(used)):
         if flags.FLAGS[name].present:
             raise PdsError(f"--{name} is not for --table={table}; it takes --{', --'.join(used)}")
@@ -244,6 +253,22 @@ def chosen() -> Table:
 def config_of(network: Network) -> ConfigDict:
     """The configuration of a network."""
     return importlib.import_module(network.config).get_config(_ARGUMENT.value)
+
+
+def options_of(table: Table) -> dict[str, Any]:
+    """The sampler's options of --option, which hold in every row.
+
+    Raises:
+      PdsError: an option that a flag of its own decides, that is unknown, or without effect for a network.
+    """
+    options = named_values(_OPTIONS.value, "option")
+    for name in options:
+        if name in _DECIDED:
+            raise PdsError(f"--option={name}={options[name]}: {_DECIDED[name]} decides it; use that flag")
+    snr = {} if _SNR.value is None else {"snr": _SNR.value}
+    for network in table.networks.values():
+        unused.check_options({**options, **snr}, config_of(network))
+    return options
 
 
 def rows_of(table: Table) -> list[Row]:
@@ -283,9 +308,11 @@ def dry_run(table: Table) -> dict[str, Any]:
     """Network evaluations, operations, hours and disk; nothing is compiled, so this is no better than a factor of 3."""
     rate = measured_rate()
     print(f"{table.images} images x {table.ranges} ranges a row; this machine multiplies at {rate / 1e12:.3g} TFLOP/s")
+    options = options_of(table)
     costs, lines = {name: flops(config_of(network)) for name, network in table.networks.items()}, []
     for row in rows_of(table):
         config, (operations, pixels, weights, memory) = config_of(table.networks[row.network]), costs[row.network]
+        config = options_lib.with_options(config, options)
         iterations = int(config.model.num_scales / row.speed_up)
         nfe = iterations * ((config.sampling.corrector != "none") * config.sampling.n_steps_each + (
             config.sampling.predictor != "none"))  # fmt: skip
@@ -390,8 +417,7 @@ def measure(row: Row, table: Table, judge: Judge, out: pathlib.Path) -> dict[str
     """Sample and judge one row, or read what an earlier run found."""
     trained, place = judge.trained, out / row.key
     statistics = by_network(_STATISTICS.value, table, "statistics").get(row.network)
-    options = named_values(_OPTIONS.value, "option")
-    options |= {"snr": row.snr} | ({"statistics": statistics} if statistics else {})
+    options = options_of(table) | {"snr": row.snr} | ({"statistics": statistics} if statistics else {})
     shown = {"network": row.network, "alpha": row.alpha, "snr": row.snr}
     try:
         plan = assembly.plan(trained, speed_up=row.speed_up, alpha=row.alpha, **options)
@@ -480,7 +506,7 @@ def published(table: Table, row: Mapping[str, Any]) -> str:
 def measure_all(table: Table, out: pathlib.Path) -> dict[str, Any]:
     """All rows of the networks that there are."""
     given = by_network(_CHECKPOINT.value, table, "checkpoint")
-    named_values(_OPTIONS.value, "option")
+    options_of(table)
     for words, flag in ((_STATISTICS.value, "statistics"), (_REF.value, "ref")):
         by_network(words, table, flag)
     names = [name for name, network in table.networks.items() if name in given or network.checkpoint]

@@ -87,7 +87,14 @@ def test_paths_belong_to_networks(given):
 
 @pytest.mark.parametrize(
     ("table", "name"),
-    [("cifar10", "minutes"), ("cifar10", "prompts"), ("photos", "alphas"), ("photos", "clip"), ("coco", "snr")],
+    [
+        ("cifar10", "minutes"),
+        ("cifar10", "prompts"),
+        ("photos", "alphas"),
+        ("photos", "clip"),
+        ("coco", "snr"),
+        ("digits_pc", "config_argument"),
+    ],  # fmt: skip
 )
 def test_a_flag_that_a_table_does_not_use_is_refused(given, monkeypatch, table, name):
     given(table="cifar10")
@@ -95,6 +102,29 @@ def test_a_flag_that_a_table_does_not_use_is_refused(given, monkeypatch, table, 
     monkeypatch.setattr(script.flags.FLAGS[name], "present", 1)
     with pytest.raises(script.PdsError, match=f"--{name} is not for --table={table}; it takes --"):
         script.check_flags(table)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"option": ["snr=0.1"]}, "--option=snr=0.1: --snr decides it"),
+        ({"option": ["alpha=3"]}, "--option=alpha=3: --alphas decides it"),
+        ({"option": ["speed_up=3"]}, "--option=speed_up=3: --speed_ups decides it"),
+        ({"option": ["kapa=3"]}, "unknown sampling option 'kapa'"),
+        ({"option": ["corrector=none"], "snr": 0.1}, "snr has no effect here: there is no corrector"),
+    ],
+)
+def test_an_option_that_the_rows_would_not_use_is_refused_before_anything_is_loaded(given, tmp_path, options, error):
+    table = given(table="digits_pc", **options)
+    for job in (lambda: script.dry_run(table), lambda: script.measure_all(table, tmp_path)):
+        with pytest.raises(script.PdsError, match=error):
+            job()
+
+
+def test_a_dry_run_counts_the_evaluations_of_the_options(given):
+    counts = [{row["NFE"] for row in script.dry_run(given(table="digits_pc", option=some))["rows"]}
+              for some in ([], ["corrector=none"])]  # fmt: skip
+    assert counts == [{40, 80, 160, 400}, {20, 40, 80, 200}]
 
 
 @pytest.mark.parametrize("words", [["5", "many"], [""], ["0"], ["-2"], ["nan"]])
