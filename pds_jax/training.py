@@ -141,7 +141,15 @@ class Trainer:
         state = create_train_state(params, self.optimizer)
         found = self.meta.restore_newest(state)
         if found is None:
-            return state if self.begun is None else self._taken_over(self.begun)
+            if self.begun is not None:
+                return self._taken_over(self.begun)
+            if (self.workdir / _BEGUN).exists():
+                checkpoint = files.read_json(self.workdir / _BEGUN)["checkpoint"]
+                raise PdsError(
+                    f"{self.workdir} holds a training that starts from {checkpoint} and has saved no state since that "
+                    f"can be read; give --checkpoint={checkpoint} again, or choose another --workdir"
+                )
+            return state
         print(f"resuming at step {int(found.step)} of {self.workdir}")
         return found
 

@@ -135,6 +135,19 @@ def test_training_goes_on_from_a_state_as_if_it_had_never_stopped(tmp_path, layo
     assert not (tmp_path / "again").exists()
 
 
+def test_a_training_taken_over_does_not_restart_from_random_weights(tmp_path):
+    config, path = tiny.get_config(), tmp_path / "checkpoint_1"
+    state = train_state.create_train_state(init_model(jax.random.key(7), config), train_state.get_optimizer(config))
+    path.write_bytes(flax.serialization.msgpack_serialize(as_score_sde(state.replace(step=jnp.int32(6)))))
+    workdir = str(tmp_path / "run")
+    training.Trainer(config, workdir, str(path))  # killed before its first state
+    with pytest.raises(PdsError, match=f"give --checkpoint={path} again"):
+        training.Trainer(config, workdir)
+    again = training.Trainer(config, workdir, str(path))
+    assert int(again.state.step) == 6
+    jax.tree.map(np.testing.assert_array_equal, again.state.params, state.params)
+
+
 def test_a_folder_of_score_sde_is_not_begun_anew(tmp_path):
     (tmp_path / "checkpoints-meta").mkdir()
     (tmp_path / "checkpoints-meta" / "checkpoint_7").write_bytes(CHECKPOINT_1.read_bytes())
