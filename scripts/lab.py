@@ -87,28 +87,44 @@ def settings() -> dict[str, Any]:
             chosen[name] = [int(n) for n in chosen[name]]
         except ValueError as error:
             raise PdsError(f"--{name} takes whole numbers: {error}") from error
-    for plugin in _PLUGIN.value:
-        load_plugin(plugin)
+    plugins = sorted(load_plugin(plugin).sha256 for plugin in _PLUGIN.value)
     for name in chosen["methods"]:
         lab.get_method(name)  # refuses an unknown name
-    return chosen | {"images": _IMAGES.value}
+    return chosen | {"images": _IMAGES.value, "plugins": plugins}
 
 
 class Book:
-    """Rows that are done, kept in a file so that a stopped run goes on."""
+    """Rows that are done, kept in a file so that a stopped run goes on; a cell counts once it has all its seeds.
+
+    Raises:
+      PdsError: the file is of other settings or plugins, or it is damaged.
+    """
 
     def __init__(self, folder: pathlib.Path, about: dict[str, Any]):
         self.path = folder / "rows.jsonl"
         self.rows: list[Row] = []
-        about = {key: about[key] for key in ("samples", "seeds", "images")}
+        self.about = {key: about[key] for key in ("samples", "seeds", "images")}
+        self.about |= {"plugins": about["plugins"]} if about.get("plugins") else {}
         if self.path.exists():
-            first, *lines = self.path.read_text().splitlines()
-            if json.loads(first) != about:
-                raise PdsError(f"{self.path} holds a run with {first}, this one has {about}; choose another --out")
-            self.rows = [json.loads(line) for line in lines]
+            first, *rows = self._read() or [self.about]
+            if first != self.about:
+                raise PdsError(f"{self.path} holds a run with {first}, this one has {self.about}; choose another --out")
+            self.rows = whole_cells(rows, about["seeds"])
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(about) + "\n")
+            self.add([])
+
+    def _read(self) -> list[Any]:
+        """The lines without the last one where that is half-written."""
+        found, lines = [], self.path.read_text().splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number < len(lines):
+                    raise PdsError(
+                        f"{self.path}, line {number} is no JSON: {error}; delete that line, or choose another --out"
+                    ) from error
+        return found
 
     def cell(self, **key: Any) -> list[Row]:
         """The rows of a cell."""
@@ -116,10 +132,18 @@ class Book:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Keep rows."""
-        rows = list(rows)
         self.rows += rows
-        with self.path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(line) + "\n" for line in (self.about, *self.rows))
+        files.atomic_write(self.path, lambda file: file.write(text.encode()))
+
+
+def whole_cells(rows: Iterable[Row], seeds: int) -> list[Row]:
+    """The rows of cells that have all seeds, or one row for all of them, whose seed is -1."""
+    cells: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row["problem"], row["sampler"], row["nfe"]), []).append(row)
+    done = (set(range(seeds)), {-1})
+    return [row for cell in cells.values() if {row["seed"] for row in cell} in done for row in cell]
 
 
 def measure(problem: lab.Problem, about: dict[str, Any], images: np.ndarray) -> list[dict[str, float]]:

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from load_script import load
 
 from pds_jax import sampling
 from pds_jax.alpha import choose
@@ -76,6 +77,44 @@ def test_in_the_plane_m_allows_a_step_of_one():
     np.testing.assert_allclose(paths[-1].std(axis=0), math.sqrt(2) * np.array([1.0, 0.2]), rtol=0.06)
     fine = lab.toy_paths(scaled, 0.1, 2000, 0)[-1]
     np.testing.assert_allclose(fine.std(axis=0), math.sqrt(2 / 1.9) * np.array([1.0, 0.2]), rtol=0.06)
+
+
+ABOUT = {"samples": 8, "seeds": 2, "images": 5, "plugins": []}
+
+
+def rows_of(*seeds, sampler="pc"):
+    return [{"problem": "mixture", "sampler": sampler, "nfe": 10, "seed": seed, "frechet": 1.0} for seed in seeds]
+
+
+def test_a_stopped_run_goes_on_with_the_cells_that_have_all_seeds(tmp_path):
+    script = load("lab")
+    book = script.Book(tmp_path, ABOUT)
+    book.add(rows_of(0, 1))
+    book.add(rows_of(-1, sampler="tune"))
+    whole = book.path.read_text()
+    assert script.Book(tmp_path, ABOUT).rows == book.rows and len(book.rows) == 3
+    one = json.dumps(*rows_of(0, sampler="rd"))
+    for rest in (one + "\n", one + "\n" + one[:20], one[:20]):
+        book.path.write_text(whole + rest)
+        again = script.Book(tmp_path, ABOUT)
+        assert again.rows == book.rows and not again.cell(sampler="rd")
+        again.add(rows_of(0, 1, sampler="rd"))
+        assert len(script.Book(tmp_path, ABOUT).rows) == 5
+    for begun in ("", whole[:10]):
+        book.path.write_text(begun)
+        assert script.Book(tmp_path, ABOUT).rows == []
+    book.path.write_text(whole.replace("frechet", 'fre"chet', 1))
+    with pytest.raises(PdsError, match="rows.jsonl, line 2 is no JSON: .*; delete that line"):
+        script.Book(tmp_path, ABOUT)
+
+
+def test_a_changed_plugin_is_another_run(tmp_path):
+    script = load("lab")
+    script.Book(tmp_path, {**ABOUT, "plugins": ["a"]})
+    script.Book(tmp_path, {**ABOUT, "plugins": ["a"]})
+    for plugins in ([], ["b"]):
+        with pytest.raises(PdsError, match="choose another --out"):
+            script.Book(tmp_path, {**ABOUT, "plugins": plugins})
 
 
 @pytest.mark.slow
