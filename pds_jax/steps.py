@@ -35,6 +35,7 @@ class Step:
       fn: the function.
       draws: noise draws a row, 0 or 1; z is None where it is 0.
       second: a second stage, a row of its own at t_next, left out where t_next is the data.
+      single: options -> whether `second` is left out of every step; None for never.
       coefficients: (sde, times (N,), options) -> (N, K) float64, weights computed on the host, for
         ``row.coefficients``.
       build: (sde, times, step, options) -> ``table.Table``, for a method whose rows are not one per time; else None.
@@ -53,6 +54,7 @@ class Step:
     fn: Callable[..., tuple[Any, ...]]
     draws: int = 1
     second: Step | None = None
+    single: Callable[[dict[str, Any]], bool] | None = None
     coefficients: Callable[..., np.ndarray] | None = None
     build: Callable[..., Any] | None = None
     extra: Callable[[dict[str, Any]], int] | None = None

@@ -254,9 +254,11 @@ def iterations(
     Raises:
       PdsError: too few for one iteration of the two, or for the predictor's order.
     """
-    each = predictor.stages + (n_steps if corrector.stages else 0)
-    saved = predictor.stages - 1 if predictor.second is not None and to_data else 0
-    saved -= 0 if predictor.extra is None else predictor.extra({**predictor.options, **(options or {})})
+    options = {**predictor.options, **(options or {})}
+    stages = 1 if predictor.single is not None and predictor.single(options) else predictor.stages
+    each = stages + (n_steps if corrector.stages else 0)
+    saved = stages - 1 if predictor.second is not None and to_data else 0
+    saved -= 0 if predictor.extra is None else predictor.extra(options)
     n = (int(nfe) + saved) // max(each, 1) + (predictor.any_grid and not to_data)
     least = max(predictor.least_steps, 2)
     if n < least:

@@ -149,16 +149,29 @@ def _placed(intervals: Any, sigma: np.ndarray) -> dict[int, tuple[int, int, floa
 
 def _extra(options: dict[str, Any]) -> int:
     """Evaluations of the repeats."""
-    return sum(int(repeats) * 2 * (int(count) - 1) for count, repeats, *_ in options["restarts"])
+    stages = 1 if _single(options) else 2
+    return sum(int(repeats) * stages * (int(count) - 1) for count, repeats, *_ in options["restarts"])
+
+
+def _single(options: dict[str, Any]) -> bool:
+    """Whether all steps are Euler's, of one row."""
+    return whole(options, "order", 1, 2, "edm") == 1
 
 
 _SECOND = Step("predictor", "edm_second", on_noise, draws=0)
-edm = register_predictor("edm", draws=0, second=_SECOND, build=edm_rows, start=keeps(2, corrects=True), planned=_CHURN)(
-    on_noise
-)
+edm = register_predictor(
+    "edm",
+    draws=0,
+    second=_SECOND,
+    single=_single,
+    build=edm_rows,
+    start=keeps(2, corrects=True),
+    planned=_CHURN,
+)(on_noise)
 restart = register_predictor(
     "restart",
     second=_SECOND,
+    single=_single,
     build=edm_rows,
     extra=_extra,
     start=keeps(2, corrects=True),
