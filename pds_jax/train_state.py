@@ -93,7 +93,8 @@ def learning_rate(config: Any) -> optax.Schedule:
     """Learning rate after n steps.
 
     lr(n) = optim.lr · min(n / warmup, 1) · ½ (1 + cos π c), where c goes from 0 to 1 over the last
-    ``optim.cosine_steps`` of ``training.n_iters`` iterations (0, the default: no decay, as in score_sde).
+    min(cosine_steps, n_iters − warmup) of ``training.n_iters`` iterations, so that the decay of a short training
+    begins after its warm-up (``optim.cosine_steps`` 0, the default: no decay, as in score_sde).
 
     Args:
       config: with optim and training.
@@ -102,7 +103,7 @@ def learning_rate(config: Any) -> optax.Schedule:
       A function of the step.
     """
     optim = config.optim
-    cosine_steps = int(optim.get("cosine_steps", 0))
+    cosine_steps = min(int(optim.get("cosine_steps", 0)), config.training.n_iters - optim.warmup)
     start = config.training.n_iters - cosine_steps
 
     def schedule(step: Array) -> Array:

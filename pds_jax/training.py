@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -39,6 +40,23 @@ _FREE_FIELDS = (
     "eval_freq",
     "snapshot_sampling",
 )
+# What a training needs of a field, and how that is said; fields that are not there are not checked.
+_NEEDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "training.batch_size": (lambda n: n >= 1, "at least 1"),
+    "training.n_iters": (lambda n: n >= 1, "at least 1"),
+    "training.n_jitted_steps": (lambda n: n >= 1, "at least 1"),
+    "optim.lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
+    "optim.beta1": (lambda beta: 0 <= beta < 1, "in [0, 1)"),
+    "optim.eps": (lambda eps: 0 < eps < math.inf, "positive and finite"),
+    "optim.weight_decay": (lambda decay: 0 <= decay < math.inf, "0 or more, and finite"),
+    "optim.warmup": (lambda steps: 0 <= steps < math.inf, "a number of steps, or 0 for no warm-up"),
+    "optim.cosine_steps": (lambda steps: 0 <= steps < math.inf, "a number of steps, or 0 for no decay"),
+    "optim.grad_clip": (lambda norm: norm < 0 or norm > 0, "the largest norm, or negative for no clipping"),
+    "optim.amsgrad": (lambda on: not on, "False: Adam is without AMSGrad here, as in score_sde"),
+    "model.ema_rate": (lambda rate: 0 <= rate < 1, "in [0, 1)"),
+    "model.conv_size": (lambda size: size == 3, "3, as in score_sde: no network reads it"),
+    "model.sigma_begin": (lambda sigma: sigma == 90, "90, as in score_sde: it is not read; set model.sigma_max"),
+}
 _ABSENT = {"data.resize": False, "data.convert_images": False, "data.range": []}
 
 
@@ -83,6 +101,7 @@ class Trainer:
                 f"parametrisation {config.model.parametrisation!r}), which is sampled here, not trained; to train "
                 "with EDM's preconditioning use parametrisation 'edm', as configs/fashion.py does"
             )
+        check_fields(config)
         self.config, self.workdir = config, pathlib.Path(workdir)
         self.begun = self._begun_elsewhere(checkpoint)
         self.source = datasets.get_source(config, "train")
@@ -319,6 +338,21 @@ class Trainer:
 
 def _passed(before: int, after: int, every: int) -> bool:
     return every > 0 and before // every != after // every
+
+
+def check_fields(config: Any) -> None:
+    """Refuse numbers that no training can have, and options that nothing reads.
+
+    Args:
+      config: with training, optim and model.
+
+    Raises:
+      PdsError: names the field, its value and what it must be.
+    """
+    for path, (holds, needed) in _NEEDS.items():
+        section, field = path.split(".")
+        if field in config[section] and not holds(config[section][field]):
+            raise PdsError(f"config.{path}={config[section][field]!r} must be {needed}")
 
 
 def get_loss_fn(

@@ -19,6 +19,14 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine():
     np.testing.assert_allclose(values, [0.0, 5e-3, 1e-2, 1e-2, 5e-3, 0.0, 0.0], atol=1e-9)
 
 
+def test_a_short_run_reaches_the_whole_rate_before_it_falls():
+    rate = train_state.learning_rate(config(warmup=20, cosine_steps=4000))
+    values = [float(rate(jnp.int32(n))) for n in (10, 20, 60, 100)]
+    np.testing.assert_allclose(values, [5e-3, 1e-2, 5e-3, 0.0], atol=1e-9)
+    without = train_state.learning_rate(config(warmup=200, cosine_steps=4000))  # the warm-up lasts to the end
+    np.testing.assert_allclose(float(without(jnp.int32(100))), 5e-3, rtol=1e-6)
+
+
 def test_the_average_forgets_the_initial_weights():
     """After n steps with warm-up the initial weights keep Π (1+k)/(10+k), far less than rate^n."""
     kept = 1.0

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import pathlib
 import re
@@ -176,6 +177,35 @@ def test_a_batch_that_does_not_split_is_refused(tmp_path):
     config.training.batch_size = 6
     with pytest.raises(PdsError, match="batch_size=6"):
         training.train(config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("training", "batch_size", 0),
+        ("training", "batch_size", -4),
+        ("training", "n_iters", 0),
+        ("training", "n_jitted_steps", 0),
+        ("optim", "lr", math.inf),
+        ("optim", "beta1", 1.5),
+        ("optim", "eps", -1.0),
+        ("optim", "weight_decay", math.nan),
+        ("optim", "warmup", -5),
+        ("optim", "cosine_steps", -1),
+        ("optim", "grad_clip", math.nan),
+        ("optim", "grad_clip", 0.0),
+        ("optim", "amsgrad", True),
+        ("model", "ema_rate", 1.5),
+        ("model", "conv_size", 5),
+        ("model", "sigma_begin", 50),
+    ],
+)
+def test_fields_that_no_training_can_have_are_refused_before_anything_is_written(tmp_path, section, field, value):
+    config = tiny.get_config()
+    config[section][field] = value
+    with pytest.raises(PdsError, match=f"config.{section}.{field}={value!r} must be"):
+        training.Trainer(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_snapshots_are_sampled(whole, tmp_path):
