@@ -39,7 +39,8 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
     """Sample, compare, draw."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
     use_compilation_cache(None)
     out, trained, judge = pathlib.Path(_OUT.value), assembly.load(_MODEL.value), quality.judge_for(_MODEL.value)
     cells: dict[str, dict[str, np.ndarray]] = {}

@@ -494,7 +494,8 @@ def draw_figure(found: dict[str, Any], path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Measure, print, write."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
     use_compilation_cache(_CACHE.value)
     if _JOB.value is not None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

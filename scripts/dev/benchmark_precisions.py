@@ -447,7 +447,8 @@ def table(found: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Measure, print, write."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
     if _TORCH_JOB.value is not None:
         torch_job(_TORCH_JOB.value)
         return

@@ -48,7 +48,8 @@ def random_score_fn(config: Any) -> ScoreFn:
 
 def main(argv: list[str]) -> None:
     """Measure and print."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
     use_compilation_cache(None)
     config = ffhq_ncsnpp_continuous.get_config()
     config.data.image_size = _SIZE.value

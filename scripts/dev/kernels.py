@@ -163,7 +163,8 @@ def repeated_blocks(batch: int, turns: int, count: int = 8) -> list[dict[str, An
 
 def main(argv: list[str]) -> None:
     """Compare and print."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
     found = {part: compare(forms, _TURNS.value) for part, forms in cases(_BATCH.value).items()}
     rows = [
         {"part": part, "form": name, "ms": value, "": "in use" if number == 0 else ""}

@@ -87,7 +87,8 @@ def watch(stop_at: int | None) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Run twice, print."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
     parts = []
     for stop_at in (shards() + (-(-_IMAGES.value // 64) - shards()) // 2, None):
         parts.append(watch(stop_at))

@@ -259,7 +259,8 @@ def one_run(
 
 def main(argv: list[str]) -> None:
     """Kill everything, print a table."""
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
     place = pathlib.Path(_WORKDIR.value) / time.strftime("%H%M%S")
     place.mkdir(parents=True)
     model = multiprocessing.get_context("fork").Process(target=make_model, args=(place / "model",))
