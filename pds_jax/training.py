@@ -347,12 +347,47 @@ def check_fields(config: Any) -> None:
       config: with training, optim and model.
 
     Raises:
-      PdsError: names the field, its value and what it must be.
+      PdsError: see :func:`check_loss`, or names the field, its value and what it must be.
     """
     for path, (holds, needed) in _NEEDS.items():
         section, field = path.split(".")
         if field in config[section] and not holds(config[section][field]):
             raise PdsError(f"config.{path}={config[section][field]!r} must be {needed}")
+    check_loss(config)
+
+
+def check_loss(config: Any) -> None:
+    """Refuse a weighting or a parametrisation that the training loss does not have.
+
+    Args:
+      config: see :func:`get_loss_fn`.
+
+    Raises:
+      PdsError: an unknown weighting, two at once, or one that the discrete losses (continuous=False) do not have.
+    """
+    training = config.training
+    weighting = training.get("loss_weighting", "sigma")
+    if weighting not in ("sigma", "unit"):
+        raise PdsError(f"training.loss_weighting={weighting!r} is unknown; known: sigma, unit")
+    likelihood = training.get("likelihood_weighting", False)
+    if likelihood and weighting != "sigma":
+        raise PdsError(
+            "config.training.likelihood_weighting=True and loss_weighting='unit' are two weightings: set "
+            "likelihood_weighting=False or loss_weighting='sigma'"
+        )
+    if training.continuous:
+        return
+    parametrisation = config.model.get("parametrisation", "score_sde")
+    for field, value, only in (
+        ("training.likelihood_weighting", likelihood, False),
+        ("training.loss_weighting", weighting, "sigma"),
+        ("model.parametrisation", parametrisation, "score_sde"),
+    ):
+        if value != only:
+            raise PdsError(
+                f"config.{field}={value!r} needs continuous times: set config.training.continuous=True or "
+                f"config.{field}={only!r}"
+            )
 
 
 def get_loss_fn(
@@ -370,16 +405,18 @@ def get_loss_fn(
 
     Returns:
       loss_fn(keys (B,), params, batch) -> scalar.
+
+    Raises:
+      PdsError: see :func:`check_loss`; or "unit" or "wiener" without statistics.
     """
+    check_loss(config)
     training = config.training
     if not training.continuous:
         get = losses.get_smld_loss_fn if training.sde.lower() == "vesde" else losses.get_ddpm_loss_fn
         return get(sde, model, train=train, reduce_mean=training.reduce_mean)
-    weighting = training.get("loss_weighting", "sigma")
-    if weighting not in ("sigma", "unit"):
-        raise PdsError(f"training.loss_weighting={weighting!r} is unknown; known: sigma, unit")
     moments = None if statistics is None else statistics.to_range(config.data.centered)
-    weight = losses.unit_weight(sde, _output_scale(config, moments)) if weighting == "unit" else None
+    unit = training.get("loss_weighting", "sigma") == "unit"
+    weight = losses.unit_weight(sde, _output_scale(config, moments)) if unit else None
     return losses.get_sde_loss_fn(
         sde,
         model,

@@ -208,6 +208,25 @@ def test_fields_that_no_training_can_have_are_refused_before_anything_is_written
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("loss_weighting=sigma", "model.parametrisation='wiener' needs continuous"),
+        ("parametrisation=score_sde", "training.loss_weighting='unit' needs continuous"),
+        ("loss_weighting=sigma,parametrisation=score_sde,likelihood_weighting=true", "likelihood_weighting=True needs"),
+        ("continuous=true,likelihood_weighting=true", "two weightings"),
+        ("continuous=true,loss_weighting=snr", "known: sigma, unit"),
+    ],
+)
+def test_a_loss_that_there_is_not_is_refused(tmp_path, arg, message):
+    config = tiny.get_config(f"continuous=false,embedding_type=positional,{arg}")
+    with pytest.raises(PdsError, match=message):
+        training.Trainer(config, str(tmp_path / "run"))
+    with pytest.raises(PdsError, match=message):
+        training.get_loss_fn(config, None, None, 1e-5, None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_snapshots_are_sampled(whole, tmp_path):
     config = tiny.get_config()
     trainer = training.Trainer(config, str(whole))
