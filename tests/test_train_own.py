@@ -10,9 +10,52 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import own
 from pds_jax import assembly
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+PYTHON = """#!/bin/bash
+case "$1" in
+  -c) exec "$REAL" "$@" ;;
+  *make_statistics.py) echo '{"estimate_sigma_max": 30.0, "pixel_moments": [0.4, 0.25]}' ;;
+esac
+echo "$@" >>"$CALLS"
+"""  # notes what the script starts, and starts nothing
+
+
+@pytest.mark.parametrize(
+    ("options", "measured", "trained"),
+    [
+        ("", "--image_size=32x32 --channels=3", dict(sigma_max=30.0, data_mean=0.4, sigma_data=0.25)),
+        (
+            "image_size=16:24,sigma_max=12,num_channels=1",
+            "--image_size=16x24 --channels=1",
+            dict(sigma_max=12.0, data_mean=0.4, sigma_data=0.25),
+        ),
+        ("runlocal,centered=true", "--image_size=16x16", dict(sigma_max=60.0, data_mean=-0.2, sigma_data=0.5)),
+    ],
+)
+def test_what_is_measured_gives_way_to_the_options_and_is_in_the_networks_range(tmp_path, options, measured, trained):
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    words = [str(ROOT / "scripts" / "train_own.sh"), "my_images", str(tmp_path / "run"), options]
+    calls = {"REAL": sys.executable, "CALLS": str(tmp_path / "calls"), "PYTHON": str(tmp_path / "python")}
+    done = subprocess.run(words, cwd=ROOT, env={**os.environ, **calls}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    statistics, training, *_ = (tmp_path / "calls").read_text().splitlines()
+    assert measured in statistics
+    config = own.get_config(training.partition("own.py:")[2])
+    assert {field: config.model[field] for field in trained} == pytest.approx(trained)
+    assert config.data.dataset == "my_images"
+
+
+def test_an_option_that_there_is_not_is_said_before_anything_is_measured(tmp_path):
+    words = [str(ROOT / "scripts" / "train_own.sh"), "my_images", str(tmp_path / "run"), "sigma=3"]
+    done = subprocess.run(words, cwd=ROOT, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
+    assert done.returncode == 1 and "near: sigma_min, sigma_max" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.slow
