@@ -110,7 +110,10 @@ class SDE(abc.ABC):
         """Standard deviation of x_t given x_0; (B,) from t (B,)."""
 
     def t_of_level(self, level: Any) -> np.ndarray:
-        """Time at which std(t) / m_t equals `level`, in float64 on the host; by bisection unless replaced."""
+        """Time at which std(t) / m_t equals `level`, in float64 on the host; by bisection unless replaced.
+
+        Bisection gives T for a level above that of T.
+        """
         wanted = np.asarray(level, np.float64)
         low, high = np.zeros_like(wanted), np.full_like(wanted, self.T)
         for _ in range(60):

@@ -222,6 +222,7 @@ def test_law_of_gaussian_data_after_many_steps(name):
 
 
 M = from_radius(SHAPE, 1.0, 1.3)
+MATCHED = {"prior": "matched", "statistics": (MEAN, POWER)}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,10 @@ M = from_radius(SHAPE, 1.0, 1.3)
         ("restart", 9, {"restarts": ((3, 2, 0.3),)}, "levels, repeats, sigma_min, sigma_max"),
         ("restart", 9, {"restarts": ((1, 2, 0.1, 0.3),)}, "levels >= 2"),
         ("restart", 9, {"restarts": ((3, 2, 0.5, 0.3),)}, "sigma_min < sigma_max"),
-        ("restart", 9, {"restarts": ((3, 2, 100.0, 200.0),)}, "nearest is 20"),
+        ("restart", 9, {"restarts": ((3, 2, 100.0, 200.0),)}, "above the first level, 20"),
+        ("restart", 9, {"restarts": ((3, 2, 19.0, 20.0),)}, "nearest is 20"),
+        ("restart", 9, {"restarts": ((3, 2, 0.06, 21.0),)}, "above the first level, 20"),
+        ("restart", 9, {"restarts": ((3, 2, 0.06, 5.0),), "head_start": 4.0, **MATCHED}, "above the first level, 4"),
         ("restart", 9, {"restarts": ((3, 1, 0.1, 0.4), (2, 1, 0.11, 0.5))}, "two intervals"),
         ("ddim", 9, {"rho": 5.0}, "no rho option"),
         ("ddim", 9, {"grid": "edm", "rho": 0.0}, "rho=0.0"),

@@ -174,7 +174,7 @@ class TableVPSDE(SDE):
         return jnp.float32(1)
 
     def t_of_level(self, level: Any) -> np.ndarray:
-        """t at which log m = −½ log(1 + level²)."""
+        """t at which log m = −½ log(1 + level²); 1 above the last level of the table."""
         log_mean = -0.5 * np.log1p(np.square(np.asarray(level, np.float64)))
         table = np.asarray(self.log_means, np.float64)
         return np.interp(log_mean, table[::-1], np.linspace(1, 0, table.size))

@@ -1,7 +1,7 @@
 """Heun's method with noise put in: EDM's stochastic sampler, and Restart.
 
     edm      at each level σ: σ̂ = (1 + γ) σ,  x̂ = x̄ + √(σ̂² − σ²) S z,  then a step of order 2 from σ̂ to σ'
-             γ = min(churn/N, √2 − 1) where churn_min ≤ σ ≤ churn_max, else 0
+             γ = min(churn/N, √2 − 1) where churn_min ≤ σ ≤ churn_max, else 0; less where the SDE has no level σ̂
     restart  the same; each time that it arrives at σ_min of an interval (n, K, σ_min, σ_max), K times
              x̄ ← x̄ + √(σ_max² − σ_min²) S z, and n − 1 steps down again, on EDM's grid of n levels between
 
@@ -33,6 +33,7 @@ from pds_jax.types import PdsError
 _MOST = math.sqrt(2) - 1  # γ at most, EDM's
 _CHURN = {"churn": 0.0, "churn_min": 0.0, "churn_max": math.inf, "churn_noise": 1.0, "second_at": 1.0, "order": 2}
 _RHO = 7.0
+_NEAR = 1e-4  # relative; times found by bisection are as exact as float32
 Interval = tuple[int, int, float, float]
 
 
@@ -52,7 +53,7 @@ class _Rows:
     def add(self, sigma: float, gamma: float, below: float, jump: float = 0.0) -> None:
         """A step from σ to `below`, 0 for the data, after which the noise is raised to the level `jump`, 0 for not."""
         at, extra = float(self.options["second_at"]), float(self.options["churn_noise"])
-        high = (1 + gamma) * sigma
+        high = self._reached(sigma, gamma)
         stages = [high] if below == 0 or self.options["order"] == 1 else [high, high + at * (below - high)]
         ends = [*stages[1:], jump or below]
         t, t_next = (self._times(values) for values in (stages, ends))
@@ -67,13 +68,19 @@ class _Rows:
         blank = {"step": self.step, "given": 1, "draws": 2 if jump else 1, "rise": 0, "draw": 1 if jump else 0}
         coefficients = weights.stacked()
         own = [{**blank, "t": t[i], "t_next": t_next[i], "coefficients": coefficients[i]} for i in range(len(stages))]
-        if gamma > 0:
+        if high > sigma:
             (m, m_high), _ = levels(self.sde, np.append(self._times([sigma]), t[0]))
             own[0]["shrink"] = m_high / m
             own[0]["up"] = m_high * extra * math.sqrt(high**2 - sigma**2)
         own[0]["pin_before"] = 0
         own[-1]["pin_after"] = blank["draws"] + 1
         self.rows += own
+
+    def _reached(self, sigma: float, gamma: float) -> float:
+        """σ̂, at most the highest level that the SDE has a time for."""
+        high = (1 + gamma) * sigma
+        found = float(levels(self.sde, self.sde.t_of_level(np.asarray([high])))[1][0])
+        return high if found > high * (1 - _NEAR) else max(found, sigma)
 
     def _times(self, sigma: list[float]) -> np.ndarray:
         """Times of levels; 0 for the data."""
@@ -123,7 +130,7 @@ def _placed(intervals: Any, sigma: np.ndarray) -> dict[int, tuple[int, int, floa
     """Index of the level nearest to σ_min -> (n, K, σ_max).
 
     Raises:
-      PdsError: an interval that is none, or two at one level.
+      PdsError: an interval that is none or begins above the first level, or two at one level.
     """
     found: dict[int, tuple[int, int, float]] = {}
     for interval in intervals:
@@ -135,6 +142,11 @@ def _placed(intervals: Any, sigma: np.ndarray) -> dict[int, tuple[int, int, floa
             raise PdsError(
                 f"restart: interval {tuple(interval)}; use (levels >= 2, repeats >= 1, sigma_min, sigma_max), with "
                 "0 <= sigma_min < sigma_max"
+            )
+        if high > sigma[0] * (1 + _NEAR):
+            raise PdsError(
+                f"restart: sigma_max of interval {tuple(interval)} is above the first level, {sigma[0]:.6g}; use at "
+                "most that"
             )
         if index == 0 or sigma[index] >= high:
             raise PdsError(

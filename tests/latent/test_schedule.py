@@ -5,7 +5,10 @@ import pytest
 from latent_cases import BETAS, libraries
 
 from pds_jax.latent.schedule import TableVPSDE, alpha_bars
+from pds_jax.levels import levels
 from pds_jax.sampling import get_pc_sampler, image_keys
+from pds_jax.sde_lib import SDE
+from pds_jax.time_grids import edm_rho
 from pds_jax.types import PdsError
 
 TABLE = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
@@ -96,6 +99,29 @@ def test_samplers_reach_gaussian_data_and_compile_once(name):
     assert abs(float(x.mean()) - 0.3) < 0.03 and abs(float(x.std()) - 0.5) < 0.03
     run(get_pc_sampler(TABLE_SDE.with_num_scales(100), (4, 4, 2), name, "none", eps=1 / 100), image_keys(range(200)))
     assert run._cache_size() == 1
+
+
+class Bisected(TableVPSDE):
+    t_of_level = SDE.t_of_level
+
+
+@pytest.mark.parametrize("sde", [TABLE_SDE, Bisected(TABLE)])
+def test_noise_is_not_raised_above_the_level_of_the_first_time(sde):
+    """The levels of x and of the question to the network are one; the first step has no room for noise."""
+    made = get_pc_sampler(sde.with_num_scales(10), (4, 4, 2), "edm", "none", eps=1e-3, grid="edm", churn=4.0)
+    rows, top = made.table.rows, levels(sde, [1.0])[1][0]
+    firsts = np.concatenate([[0], made.table.ends[:-1]])
+    assert rows.up[0] == 0 and rows.shrink[0] == 1 and (rows.up[firsts[1:]] > 0).all()
+    (m, before), (m_high, asked) = levels(sde, edm_rho(sde, 1e-3, 10)), levels(sde, rows.t[firsts])
+    np.testing.assert_allclose(rows.shrink[firsts], m_high / m, rtol=1e-4)
+    reached = np.hypot(before, rows.up[firsts] / m_high)
+    np.testing.assert_allclose(reached, asked, rtol=1e-4)
+    np.testing.assert_allclose(reached, np.minimum(1.4 * before, top), rtol=1e-4)
+
+
+def test_a_restart_above_the_first_level_is_refused():
+    with pytest.raises(PdsError, match="above the first level"):
+        get_pc_sampler(TABLE_SDE.with_num_scales(10), (4, 4, 2), "restart", "none", restarts=((3, 2, 1.0, 100.0),))
 
 
 def test_tables_that_are_no_schedule_are_refused():
