@@ -19,6 +19,7 @@ from pds_jax.levels import levels
 from pds_jax.replaying import replay
 from pds_jax.scores import as_pytree
 from pds_jax.sde_lib import SDE
+from pds_jax.steps import number
 from pds_jax.time_grids import checked_times, register_grid
 from pds_jax.types import Array, PdsError, ScoreFn
 
@@ -67,7 +68,7 @@ def cheapest_path(cost: Any, N: int, coeff: float = 1.15) -> list[int]:  # noqa:
     last = len(table) - 1
     if int(N) != N or not 2 <= N <= last + 1:
         raise PdsError(f"a path through {last + 1} levels has 2 to {last + 1} points, got N={N}")
-    if not 0 < coeff < math.inf or not np.isfinite(table).all():
+    if not 0 < number(coeff) < math.inf or not np.isfinite(table).all():
         raise PdsError(f"coeff={coeff}: use a number > 0, and a cost that is finite")
     best, choice = table[:, last], []
     for _ in range(N - 2):

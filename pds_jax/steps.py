@@ -174,6 +174,22 @@ def named_options(given: Any) -> dict[str, Any]:
     return found
 
 
+def number(value: Any) -> float:
+    """An option as a float; NaN, which every check of a range refuses, where it is no number."""
+    try:
+        return math.nan if isinstance(value, str | bool) or np.ndim(value) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def numbers(value: Any, count: int) -> tuple[float, ...]:
+    """An option of several numbers as floats; NaN where it is none or of another length."""
+    given = value.tolist() if isinstance(value, np.ndarray) else value
+    if not isinstance(given, tuple | list) or len(given) != count:
+        return (math.nan,) * count
+    return tuple(number(one) for one in given)
+
+
 def _literal(node: ast.expr) -> Any:
     """A number or a tuple of numbers; a name stands for itself, but inf, True, true, None … for what they are."""
     if isinstance(node, ast.Name):

@@ -23,6 +23,7 @@ import numpy as np
 
 from pds_jax.levels import VPTime, levels
 from pds_jax.sde_lib import SDE
+from pds_jax.steps import number
 from pds_jax.types import PdsError, Registry
 
 GRIDS: Registry[Callable[..., np.ndarray]] = Registry("grid")
@@ -93,7 +94,7 @@ def edm_rho(sde: SDE, eps: float, N: int, *, rho: float = 7.0, first: float | No
       PdsError: N < 2, eps outside (0, 1), or ρ ≤ 0.
     """
     high, low = _ends(sde, eps, N, first)
-    if not 0 < rho < math.inf:
+    if not 0 < number(rho) < math.inf:
         raise PdsError(f"rho={rho}: use a finite number > 0 (7 is EDM's)")
     return at_levels(sde, eps, np.linspace(high ** (1 / rho), low ** (1 / rho), N) ** rho, first)
 
@@ -114,7 +115,7 @@ def quadratic(sde: SDE, eps: float, N: int, *, power: float = 2.0, first: float 
       PdsError: N < 2, eps outside (0, 1), or power ≤ 0.
     """
     high, low = _ends(sde, eps, N, first)
-    if not 0 < power < math.inf:
+    if not 0 < number(power) < math.inf:
         raise PdsError(f"power={power}: use a finite number > 0 (2 is quadratic, 1 uniform in the VP time)")
     own = float(levels(sde, np.array([sde.T]))[0][0]) != 1
     end = eps if own else VPTime.END

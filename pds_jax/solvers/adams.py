@@ -21,7 +21,7 @@ from pds_jax.levels import VPTime, levels
 from pds_jax.predictors import PREDICTORS, register_predictor
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers.linear import Weights, enough, flag, keeps, lagrange, on_noise, quadrature, whole
-from pds_jax.steps import Step
+from pds_jax.steps import Step, numbers
 from pds_jax.table import Table
 from pds_jax.types import PdsError
 
@@ -93,7 +93,7 @@ def _deis_time(sde: SDE, options: dict[str, Any]) -> Callable[[np.ndarray], np.n
     span = options["time_range"]
     if span is None and float(levels(sde, np.array([sde.T]))[0][0]) != 1:
         return sde.t_of_level
-    low, high = (float(value) for value in (FITTED if span is None else span))
+    low, high = FITTED if span is None else numbers(span, 2)
     if not 0 < low < high < np.inf:
         raise PdsError(f"deis: time_range={span}; use two levels, 0 < low < high")
     return VPTime(low, high).of_level

@@ -26,7 +26,7 @@ from pds_jax.levels import levels
 from pds_jax.predictors import register_predictor
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers.linear import Weights, keeps, on_noise, whole
-from pds_jax.steps import Step
+from pds_jax.steps import Step, number, numbers
 from pds_jax.table import Table
 from pds_jax.types import PdsError
 
@@ -96,13 +96,13 @@ def _checked(options: dict[str, Any], method: str) -> None:
       PdsError: names one.
     """
     whole(options, "order", 1, 2, method)
-    low, high = float(options["churn_min"]), float(options["churn_max"])
-    if not 0 <= low <= high:
-        raise PdsError(f"{method}: needs 0 <= churn_min <= churn_max, got {low:g} and {high:g}")
+    low, high = options["churn_min"], options["churn_max"]
+    if not 0 <= number(low) <= number(high):
+        raise PdsError(f"{method}: needs numbers 0 <= churn_min <= churn_max, got {low} and {high}")
     for name in ("churn", "churn_noise", *(["restart_gamma"] if "restart_gamma" in options else [])):
-        if not 0 <= float(options[name]) < math.inf:
+        if not 0 <= number(options[name]) < math.inf:
             raise PdsError(f"{method}: {name}={options[name]}; use a finite number >= 0")
-    if not 0 < float(options["second_at"]) <= 1:
+    if not 0 < number(options["second_at"]) <= 1:
         raise PdsError(f"{method}: second_at={options['second_at']}; use a number above 0 and at most 1 (Heun's)")
 
 
@@ -112,7 +112,7 @@ def edm_rows(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) -
     sigma = levels(sde, times)[1]
     ends = np.append(sigma[1:], [0.0] * bool(options["denoise"]))
     rows, most = _Rows(sde, options), min(float(options["churn"]) / len(ends), _MOST)
-    gamma, found = gammas(sigma, most, options), _placed(options.get("restarts", ()), np.append(sigma[0], ends))
+    gamma, found = gammas(sigma, most, options), _placed(_intervals(options), np.append(sigma[0], ends))
     for i, below in enumerate(ends):
         count, repeats, top = found.get(i + 1, (0, 0, 0.0))
         rows.add(sigma[i], gamma[i], below, top if repeats else 0.0)
@@ -126,43 +126,55 @@ def edm_rows(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) -
     return tables.from_rows(rows.rows, (step,), 2 if found else 1)
 
 
-def _placed(intervals: Any, sigma: np.ndarray) -> dict[int, tuple[int, int, float]]:
+def _intervals(options: dict[str, Any]) -> list[Interval]:
+    """The option ``restarts``, none for a predictor without.
+
+    Raises:
+      PdsError: an interval that is none.
+    """
+    given = options.get("restarts", ())
+    form = "use ((levels >= 2, repeats >= 1, sigma_min, sigma_max), ...) with 0 <= sigma_min < sigma_max"
+    if not isinstance(given, tuple | list | np.ndarray):
+        raise PdsError(f"restart: restarts={given}; {form}")
+    found: list[Interval] = []
+    for interval in given:
+        count, repeats, low, high = numbers(interval, 4)
+        whole_numbers = 2 <= count < math.inf and 1 <= repeats < math.inf and count % 1 == repeats % 1 == 0
+        if not (whole_numbers and 0 <= low < high < math.inf):
+            raise PdsError(f"restart: interval {interval} of restarts={given}; {form}")
+        found.append((int(count), int(repeats), low, high))
+    return found
+
+
+def _placed(intervals: list[Interval], sigma: np.ndarray) -> dict[int, tuple[int, int, float]]:
     """Index of the level nearest to σ_min -> (n, K, σ_max).
 
     Raises:
-      PdsError: an interval that is none or begins above the first level, or two at one level.
+      PdsError: an interval that begins above the first level, or two at one level.
     """
     found: dict[int, tuple[int, int, float]] = {}
     for interval in intervals:
-        if len(interval) != 4:
-            raise PdsError(f"restart: interval {interval}; use (levels, repeats, sigma_min, sigma_max)")
-        count, repeats, low, high = (float(value) for value in interval)
+        count, repeats, low, high = interval
         index = int(np.argmin(np.abs(sigma - low)))
-        if int(count) != count or int(repeats) != repeats or count < 2 or repeats < 1 or not 0 <= low < high < math.inf:
-            raise PdsError(
-                f"restart: interval {tuple(interval)}; use (levels >= 2, repeats >= 1, sigma_min, sigma_max), with "
-                "0 <= sigma_min < sigma_max"
-            )
         if high > sigma[0] * (1 + _NEAR):
             raise PdsError(
-                f"restart: sigma_max of interval {tuple(interval)} is above the first level, {sigma[0]:.6g}; use at "
-                "most that"
+                f"restart: sigma_max of interval {interval} is above the first level, {sigma[0]:.6g}; use at most that"
             )
         if index == 0 or sigma[index] >= high:
             raise PdsError(
-                f"restart: the grid has no level near sigma_min of interval {tuple(interval)} that is below its "
+                f"restart: the grid has no level near sigma_min of interval {interval} that is below its "
                 f"sigma_max; the nearest is {sigma[index]:.4g}"
             )
         if index in found:
             raise PdsError(f"restart: two intervals begin at the level {sigma[index]:.4g}; use more steps, or one")
-        found[index] = int(count), int(repeats), high
+        found[index] = count, repeats, high
     return found
 
 
 def _extra(options: dict[str, Any]) -> int:
     """Evaluations of the repeats."""
     stages = 1 if _single(options) else 2
-    return sum(int(repeats) * stages * (int(count) - 1) for count, repeats, *_ in options["restarts"])
+    return sum(repeats * stages * (count - 1) for count, repeats, *_ in _intervals(options))
 
 
 def _single(options: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import noise_level
+from pds_jax.steps import number
 from pds_jax.table import Row
 from pds_jax.types import Array, PdsError, ScoreFn
 
@@ -171,9 +172,9 @@ def whole(options: dict[str, Any], name: str, low: int, high: int, method: str) 
     Raises:
       PdsError: it is not.
     """
-    value = options[name]
-    if isinstance(value, bool) or int(value) != value or not low <= value <= high:
-        raise PdsError(f"{method}: {name}={value}; use a whole number from {low} to {high}")
+    value = number(options[name])
+    if not low <= value <= high or int(value) != value:
+        raise PdsError(f"{method}: {name}={options[name]}; use a whole number from {low} to {high}")
     return int(value)
 
 

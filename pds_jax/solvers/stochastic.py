@@ -22,7 +22,7 @@ from pds_jax.levels import levels
 from pds_jax.predictors import PREDICTORS, register_predictor
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers.linear import Weights, enough, flag, keeps, lagrange, on_data, quadrature, whole
-from pds_jax.steps import Step
+from pds_jax.steps import Step, number, numbers
 from pds_jax.table import Table
 from pds_jax.types import PdsError
 
@@ -88,9 +88,9 @@ def _er_sde(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     scale = options["scale"]
     f = scale if callable(scale) else SCALES[whole(options, "scale", 1, 7, "er_sde")]
     enough(len(times) - (not options["denoise"]), order, "er_sde")
-    least = float(options["least_variance"])
+    least = number(options["least_variance"])
     if not 0 <= least < math.inf:
-        raise PdsError(f"er_sde: least_variance={least}; use a finite number >= 0")
+        raise PdsError(f"er_sde: least_variance={options['least_variance']}; use a finite number >= 0")
     return er_sde_weights(np.append(levels(sde, times)[1], 0.0), order, f, least=least).stacked()
 
 
@@ -150,10 +150,11 @@ def tau_of(tau: Any, times: np.ndarray) -> np.ndarray:
     Raises:
       PdsError: negative or not finite, or not of this form.
     """
-    value, low, high = (tau, -math.inf, math.inf) if np.ndim(tau) == 0 else tau if len(tau) == 3 else (math.nan, 0, 0)
-    if not 0 <= float(value) < math.inf:
+    window = isinstance(tau, tuple | list) or np.ndim(tau) > 0
+    value, low, high = numbers(tau, 3) if window else (number(tau), -math.inf, math.inf)
+    if not (0 <= value < math.inf and low <= high):
         raise PdsError(f"sa: tau={tau}; use a number >= 0, or (tau, low, high) for low <= t <= high alone")
-    return np.where((times >= low) & (times <= high), float(value), 0.0)
+    return np.where((times >= low) & (times <= high), value, 0.0)
 
 
 def _sa(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
