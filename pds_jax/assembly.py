@@ -108,7 +108,8 @@ def plan(
       The plan; ``print(plan.sampler.table)`` shows one row per network evaluation.
 
     Raises:
-      PdsError: an unknown option or value, options that exclude each other, or options that the sampler refuses.
+      PdsError: an unknown option or value, options that exclude each other, an option without effect, or options that
+        the sampler refuses.
     """
     config = options_lib.with_options(trained.config, {**options, **options_lib.of_alpha(alpha)})
     strength.check(config.pds, options)
@@ -122,6 +123,7 @@ def plan(
     if config.sampling.method == "ode" and not nfe is speed_up is None:
         name = "speed_up" if nfe is None else "nfe"
         raise PdsError(f"{name}: method 'ode' chooses its steps itself; leave {name} out, or use method 'pc'")
+    options_lib.check_used({**options, "alpha": alpha}, trained.config)
     each = classes.evaluations_of(guidance, guidance_interval, trained.config.model, trained.name)
     if given is None and trained.num_classes:
         given = functools.partial(_of_random_classes, trained, guidance, guidance_interval)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from pds_jax import sampling, strength, table
 from pds_jax import statistics as statistics_lib
-from pds_jax.alpha import largest_gain, parse_alpha
+from pds_jax.alpha import CHOSEN, largest_gain, parse_alpha
 from pds_jax.correctors import get_corrector
 from pds_jax.loading import Trained
 from pds_jax.preconditioner import Preconditioner
@@ -19,6 +20,9 @@ from pds_jax.predictors import get_predictor
 from pds_jax.sampler_checks import is_number
 from pds_jax.steps import named_options
 from pds_jax.types import PdsError
+
+_OF_CORRECTOR = ("snr", "n_steps_each", "norm", "corrector_levels")
+_OF_PC = ("predictor", "corrector", "grid", "variant", "solver_options", "pilot_gain", *_OF_CORRECTOR)
 
 
 def with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
@@ -131,3 +135,57 @@ def flat(gain: float) -> dict[str, Any]:
 def of_strength(alpha: float, is_flat: bool) -> dict[str, Any]:
     """Options of the M of a strength, or of the flat M of the same; infinity is no M, whatever the configuration is."""
     return flat(largest_gain(alpha)) if is_flat or math.isinf(alpha) else of_alpha(alpha)
+
+
+def check_used(given: Mapping[str, Any], config: ConfigDict, mark: str = "") -> None:
+    """Refuse an option without effect, as far as that can be said before a plan is made, which may measure for long.
+
+    Args:
+      given: field of config.sampling or config.pds -> value.
+      config: of the model.
+      mark: what stands before a name in the error.
+
+    Raises:
+      PdsError: names the first and says why.
+    """
+    own = {name: value for name, value in given.items() if name not in ("nfe", "speed_up", "alpha")}
+    refuse(given, without_effect(with_options(config, {**own, **of_alpha(given.get("alpha"))})), mark)
+
+
+def refuse(given: Mapping[str, Any], unused: Iterable[tuple[Collection[str], str]], mark: str = "") -> None:
+    """Raise an error for the first given option of those that do nothing, (fields, why)."""
+    for names, reason in unused:
+        for name in names:
+            if given.get(name) is not None:
+                raise PdsError(f"{mark}{name} has no effect here: {reason}; leave it out")
+
+
+def without_effect(config: ConfigDict) -> Iterator[tuple[Collection[str], str]]:
+    """(fields, why they do nothing) with a configuration."""
+    options, pds = config.sampling, config.pds
+    if options.method == "ode":
+        yield (*_OF_PC, *sorted(sampling.option_names())), "method 'ode' solves the flow adaptively"
+    elif options.predictor == "auto":
+        yield ("snr", "n_steps_each", "norm"), "predictor=auto takes no corrector"
+        return
+    else:
+        if options.predictor != "spectral":
+            yield ("pilot_gain",), "it corrects the steps of predictor 'spectral'"
+        if options.corrector == "none":
+            yield _OF_CORRECTOR, "there is no corrector"
+        elif options.corrector != "langevin":
+            yield ("norm",), f"corrector {options.corrector!r} takes no norms"
+        if options.predictor == "none":
+            yield ("grid", "variant"), "there is no predictor"
+    of_two_numbers_or_masks = pds.r or pds.freq_mask_path or pds.space_mask_path
+    if (of_two_numbers_or_masks or pds.filters == "flat") and not needs_statistics(config):
+        yield ("statistics",), "M does not come from statistics"
+
+
+def needs_statistics(config: ConfigDict) -> bool:
+    """Whether anything but M is made of statistics."""
+    options = config.sampling
+    if options.get("prior") == "matched" or options.get("grid") == "spectrum" or config.pds.alpha in CHOSEN:
+        return True
+    steps = () if options.method == "ode" else (get_predictor(options.predictor), get_corrector(options.corrector))
+    return any(step.needs_statistics for step in steps)

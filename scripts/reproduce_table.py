@@ -38,7 +38,7 @@ from pds_jax import assembly, parallel
 from pds_jax import options as options_lib
 from pds_jax.bench import ablation, cells, quality
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli import coco, unused
+from pds_jax.cli import coco
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_reference
 from pds_jax.cli.failures import one_line_errors
@@ -267,7 +267,7 @@ def options_of(table: Table) -> dict[str, Any]:
             raise PdsError(f"--option={name}={options[name]}: {_DECIDED[name]} decides it; use that flag")
     snr = {} if _SNR.value is None else {"snr": _SNR.value}
     for network in table.networks.values():
-        unused.check_options({**options, **snr}, config_of(network))
+        options_lib.check_used({**options, **snr}, config_of(network))
     return options
 
 
@@ -417,7 +417,9 @@ def measure(row: Row, table: Table, judge: Judge, out: pathlib.Path) -> dict[str
     """Sample and judge one row, or read what an earlier run found."""
     trained, place = judge.trained, out / row.key
     statistics = by_network(_STATISTICS.value, table, "statistics").get(row.network)
-    options = options_of(table) | {"snr": row.snr} | ({"statistics": statistics} if statistics else {})
+    options = options_of(table) | ({"statistics": statistics} if statistics else {})
+    if options_lib.with_options(trained.config, options).sampling.corrector != "none":
+        options["snr"] = row.snr
     shown = {"network": row.network, "alpha": row.alpha, "snr": row.snr}
     try:
         plan = assembly.plan(trained, speed_up=row.speed_up, alpha=row.alpha, **options)

@@ -41,6 +41,21 @@ def test_a_plan_of_heun_has_the_evaluations_asked_for_or_one_fewer(digits, nfe):
         ({"nfe": 100_000}, "more than the model's num_scales"),
         ({"nfe": 40, "method": "ode"}, "nfe: method 'ode' chooses its steps"),
         ({"speed_up": 20.0, "method": "ode"}, "speed_up: method 'ode' chooses its steps"),
+        ({"method": "ode"}, "^predictor has no effect here: method 'ode' solves the flow adaptively"),
+        *(
+            ({"method": "ode", "predictor": None, "corrector": None, name: value}, f"^{name} has no effect here")
+            for name, value in (
+                ("grid", "edm"),
+                ("snr", 0.1),
+                ("head_start", 2.0),
+                ("kappa", 0.4),
+                ("probability_flow", True),
+                ("solver_options", "order=7,foo=3"),
+            )
+        ),
+        ({"nfe": 40, "snr": 0.1}, "^snr has no effect here: there is no corrector"),
+        ({"nfe": 40, "n_steps_each": 2}, "^n_steps_each has no effect here: there is no corrector"),
+        ({"nfe": 5, "predictor": "auto", "corrector": None, "snr": 0.1}, "^snr has no effect here: predictor=auto"),
         ({"nfe": 40, "predictr": "ddim"}, "unknown sampling option 'predictr'.*did you mean predictor"),
         ({"nfe": 40, "alpha": 5.0, "r": 2.0, "lam": 1.2}, "has no alpha"),
         ({"nfe": 40, "alpha": float("inf"), "r": 2.0, "lam": 1.2}, "has no alpha"),

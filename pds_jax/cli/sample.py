@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from pds_jax import assembly, classes, parallel, processes
+from pds_jax import options as options_lib
 from pds_jax.cli import classifier, unused
 from pds_jax.cli.options import RunOptions
 from pds_jax.data import datasets
@@ -105,7 +106,7 @@ def plan(trained: assembly.Trained, options: RunOptions, *, conditional: bool = 
             "have: leave it out (--nopilot_gain where the configuration sets it)"
         )
     start, words = time.perf_counter(), options.sampler.given()
-    unused.check_options(words, trained.config)
+    options_lib.check_used(words, trained.config, "--")
     made = assembly.plan(trained, **words, **more)
     unused.check(words, made)
     if made.config.pds.alpha == "tune":
