@@ -77,9 +77,11 @@ class _Rows:
         self.rows += own
 
     def _reached(self, sigma: float, gamma: float) -> float:
-        """σ̂, at most the highest level that the SDE has a time for."""
+        """σ̂, at most the level of T; of VE, as EDM's program, at most the highest level that the SDE has a time for."""
         high = (1 + gamma) * sigma
-        found = float(levels(self.sde, self.sde.t_of_level(np.asarray([high])))[1][0])
+        shrinks = float(levels(self.sde, [self.sde.T])[0][0]) != 1
+        t = np.minimum(self.sde.t_of_level(np.asarray([high])), self.sde.T if shrinks else math.inf)
+        found = float(levels(self.sde, t)[1][0])
         return high if found > high * (1 - _NEAR) else max(found, sigma)
 
     def _times(self, sigma: list[float]) -> np.ndarray:
