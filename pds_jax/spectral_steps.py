@@ -259,9 +259,9 @@ def _refuse(options: dict[str, Any], m: Preconditioner, shape: tuple[int, int, i
         raise PdsError(f"stochasticity={lam}: M enters this predictor as its stochasticity: use 'M', or alpha=inf")
     for name, low, high in (("stochasticity", 0, math.inf), ("spectrum", 0, 1), ("kappa", 0, math.inf)):
         value = options.get(name, 0.0)
-        if isinstance(value, str):
+        if name == "stochasticity" and isinstance(lam, str):
             continue
-        array = np.asarray(value, np.float64)
+        array = np.asarray(math.nan if isinstance(value, str) else value, np.float64)
         of_mode = array.ndim == 0 or (name != "kappa" and array.shape in (plane, (*plane[:2], 1)))
         if not of_mode or not np.all((array >= low) & (array <= high) & np.isfinite(array)):
             shapes = "one" if name == "kappa" else f"one, or {plane}"
