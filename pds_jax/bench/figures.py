@@ -269,7 +269,7 @@ def filters(freq: np.ndarray | None, space: np.ndarray | None, path: str | os.Pa
         first = (-(width // 2), -(height // 2)) if name.startswith("R") else (0, 0)
         extent = (first[0] - 0.5, first[0] + width - 0.5, first[1] + height - 0.5, first[1] - 0.5)
         image = axis.imshow(value, cmap="viridis", extent=extent, **scale)
-        axis.set_title(f"{name}: {value.min():.3g} to {value.max():.3g}")
+        axis.set_title(f"{name}: {np.min(value):.3g} to {np.max(value):.3g}")
         axis.grid(False)
     if maps:
         figure.colorbar(image, ax=axes[0], fraction=0.05)

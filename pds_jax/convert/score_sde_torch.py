@@ -65,7 +65,7 @@ def _check_sigmas(sigmas: Leaf, config: Any, report: Report) -> None:
     if len(sigmas.shape) != 1 or sigmas.shape[0] < 1:
         raise ConversionError(f"{report.path}: the noise levels have shape {sigmas.shape}")
     values = sigmas.read().astype(np.float64)
-    found = (float(values.max()), float(values.min()))
+    found = (float(np.max(values)), float(np.min(values)))
     ours = (float(config.model.sigma_max), float(config.model.sigma_min))
     if not np.allclose(found, ours, rtol=1e-4, atol=0):
         message = f"noise levels {found[0]:.6g} to {found[1]:.6g}, the config says {ours[0]:.6g} to {ours[1]:.6g}"

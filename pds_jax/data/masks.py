@@ -64,7 +64,7 @@ def _of_array(array: np.ndarray, where: str) -> np.ndarray:
     if array.dtype.kind not in "buif":
         raise PdsError(f"{where} holds {array.dtype}; a mask is bool, or numbers 0 and 1, or 0 and 255")
     values = array.astype(np.float32)
-    return values / np.float32(255.0) if values.max() == 255 else values
+    return values / np.float32(255.0) if np.max(values) == 255 else values
 
 
 def _of_picture(pixels: np.ndarray, where: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from pds_jax.types import Array
 
-Dtype = jnp.dtype | type
+Dtype = jax.typing.DTypeLike
 ATTENTION_BYTES = 128 << 20
 
 Dense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)

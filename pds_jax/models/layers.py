@@ -15,7 +15,7 @@ import numpy as np
 from pds_jax.types import Array, PdsError
 
 Activation = Callable[[Array], Array]
-Dtype = jnp.dtype | type
+Dtype = jax.typing.DTypeLike
 
 
 def _leaky_relu(x: Array) -> Array:
