@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from pds_jax import convert
-from pds_jax.cli.failures import one_line_errors
+from pds_jax.cli.failures import one_line_errors, refuse_words
 from pds_jax.convert import edm
 from pds_jax.io.files import check_writable
 from pds_jax.types import PdsError
@@ -51,8 +51,7 @@ def parity(kind: str, source: str, config: Any, params: Any) -> float | None:
 
 def main(argv: list[str]) -> None:
     """Read, report, write."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {argv[1:]}")
+    refuse_words(argv)
     source = convert.locate(FLAGS.src, FLAGS.allow_download)
     config = FLAGS.config or convert.config_of(source)
     if FLAGS.like is None:

@@ -23,7 +23,7 @@ from ml_collections import config_flags
 from pds_jax import assembly, statistics
 from pds_jax.bench import cells, fewstep, judges, methods
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors
+from pds_jax.cli.failures import one_line_errors, refuse_words
 from pds_jax.io import files
 from pds_jax.plugins import load_plugin
 from pds_jax.types import PdsError
@@ -88,8 +88,7 @@ def loaded() -> assembly.Trained:
 
 def main(argv: list[str]) -> None:
     """Measure, tabulate, draw."""
-    if len(argv) > 1:
-        raise PdsError(f"unexpected words {argv[1:]}; every option starts with --")
+    refuse_words(argv)
     use_compilation_cache(None)
     for path in _PLUGIN.value:
         load_plugin(path)

@@ -28,7 +28,7 @@ from pds_jax import sampling
 from pds_jax.alpha import choose
 from pds_jax.bench import figures, lab
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors
+from pds_jax.cli.failures import one_line_errors, refuse_words
 from pds_jax.io import files
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.plugins import load_plugin
@@ -357,8 +357,7 @@ def draw_toy(path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Run what is not done, then write tables and figures."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_words(argv)
     use_compilation_cache(None)
     about = settings()
     out = pathlib.Path(_OUT.value or ("runs/lab_quick" if _QUICK.value else "runs/lab"))

@@ -18,6 +18,7 @@ from absl import app, flags
 
 from pds_jax import assembly
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import refuse_words
 from pds_jax.data import image_files
 from pds_jax.io.files import check_writable
 from pds_jax.latent.captions import read_captions
@@ -66,8 +67,7 @@ def of_samples(model: LatentModel) -> tuple[Iterator[np.ndarray], dict[str, Any]
 
 def main(argv: list[str]) -> None:
     """Make the file, say what is in it."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_words(argv)
     use_compilation_cache(None)
     try:
         if _LIMIT.value < 1 or _BATCH.value < 1:

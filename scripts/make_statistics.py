@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 
 from pds_jax import statistics
-from pds_jax.cli.failures import one_line_errors
+from pds_jax.cli.failures import one_line_errors, refuse_words
 from pds_jax.data import datasets, image_files
 from pds_jax.io.files import check_writable
 from pds_jax.types import PdsError
@@ -76,8 +76,7 @@ def images() -> tuple[Callable[[], Iterator[np.ndarray]], dict[str, Any], str]:
 
 def main(argv: list[str]) -> None:
     """Make the file, say what is in it."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    refuse_words(argv)
     if _LIMIT.value is not None and _LIMIT.value < 1:
         raise PdsError(f"--limit={_LIMIT.value}: use at least one image")
     if _SIGMA_LIMIT.value < 2:

@@ -17,6 +17,7 @@ from absl import app, flags
 from pds_jax import assembly
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import refuse_words
 from pds_jax.io import images
 
 _MODEL = flags.DEFINE_enum("model", "fashion", ["fashion", "photos", "digits"], "Which shipped model.")
@@ -39,8 +40,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
     """Sample, compare, draw."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
+    refuse_words(argv)
     use_compilation_cache(None)
     out, trained, judge = pathlib.Path(_OUT.value), assembly.load(_MODEL.value), quality.judge_for(_MODEL.value)
     cells: dict[str, dict[str, np.ndarray]] = {}

@@ -40,7 +40,7 @@ from pds_jax.bench import ablation, cells, quality
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import coco
 from pds_jax.cli import sample as sampling_job
-from pds_jax.cli.evaluate import training_reference
+from pds_jax.cli.evaluate import training_images, training_reference
 from pds_jax.cli.failures import one_line_errors
 from pds_jax.cli.options import named_values
 from pds_jax.data.shapes import image_shape
@@ -405,7 +405,7 @@ def judge_of(table: Table, name: str, out: pathlib.Path) -> Judge:
     trained = assembly.load(checkpoint, None if network.checkpoint else config_of(network))
     metrics = ["fid"] + (["is"] if table.extractor in ("inception", "digits") else [])
     if reference is None:
-        reference = training_reference(trained.config, extractor, out / name, metrics, batch_size=64)
+        reference = training_reference(training_images(trained.config), extractor, out / name, metrics, batch_size=64)
     reference.check(extractor, trained.shape)
     allow_fewer = _ALLOW.value or _QUICK.value or table.extractor != "inception"
     evaluation.check_request(table.images, metrics, reference, allow_fewer=allow_fewer)

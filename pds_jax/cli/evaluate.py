@@ -125,6 +125,11 @@ class Job:
         """The section eval of the configuration."""
         return self.trained.config.eval
 
+    @functools.cached_property
+    def training_images(self) -> SourceImages:
+        """Those that are compared with where no --ref is given."""
+        return training_images(self.trained.config)
+
     def check(self) -> None:
         """Find out what would fail later, in all processes together.
 
@@ -329,7 +334,7 @@ class Job:
         wanted = ["fid", *(["kid"] if has_features else []), *(["is"] if name != "patches" else [])]
         metrics = list(options.metrics or wanted)
         if reference is None:
-            stored_reference(training_images(self.trained.config), extractor, self.folder)
+            stored_reference(self.training_images, extractor, self.folder)
         else:
             reference.check(extractor, self.trained.shape)
             _ = reference.gaussian
@@ -354,14 +359,14 @@ class Job:
             "metrics": metrics,
             "samples": count,
             "ref": self.options.ref and files.sha256(self.options.ref),
-            **({"data": training_images(self.trained.config).identity} if reference is None else {}),
+            **({"data": self.training_images.identity} if reference is None else {}),
             **({"labels": labels} if labels else {}),
             **plan.describe(),
         }
 
         def compute() -> dict[str, Any]:
             against = reference or training_reference(
-                self.trained.config, extractor, self.folder, metrics, batch_size=self.settings.batch_size
+                self.training_images, extractor, self.folder, metrics, batch_size=self.settings.batch_size
             )
             how = dataclasses.replace(sampling_job.making(self.options), batch_size=self._samples_at_once(plan))
             made = sampling_job.make(
@@ -421,12 +426,12 @@ def stored_reference(training: SourceImages, extractor: Extractor, folder: pathl
 
 
 def training_reference(
-    config: ConfigDict, extractor: Extractor, folder: pathlib.Path, metrics: Sequence[str], *, batch_size: int
+    training: SourceImages, extractor: Extractor, folder: pathlib.Path, metrics: Sequence[str], *, batch_size: int
 ) -> Reference:
-    """Statistics of a configuration's training images, made once a folder.
+    """Statistics of training images, made once per folder.
 
     Args:
-      config: configuration.
+      training: the images, see :func:`training_images`.
       extractor: of the features.
       folder: gets reference.npz.
       metrics: of which kid, pr and dc need the features themselves.
@@ -435,7 +440,7 @@ def training_reference(
     Raises:
       PdsError: the file there is of other features or images.
     """
-    path, training = folder / "reference.npz", training_images(config)
+    path = folder / "reference.npz"
     if processes.from_process_zero(path.exists):
         stored = stored_reference(training, extractor, folder)
         assert stored is not None
@@ -492,7 +497,7 @@ class SourceImages:
         """What was read and what was passed over, for provenance."""
         return getattr(self.source, "record", {"data_set": self.source.name})
 
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Name, number, and the SHA-256 of a few images: what tells another data set, without reading all of it."""
         some = np.linspace(0, len(self) - 1, min(len(self), _PROBED)).astype(int).tolist()

@@ -5,6 +5,7 @@ A .zip or .tar is listed by the same rules as the folder that it was made of, so
 
 from __future__ import annotations
 
+import abc
 import bz2
 import contextlib
 import dataclasses
@@ -135,7 +136,7 @@ def _reason(name: str) -> str | None:
 # --- places --------------------------------------------------------------------------------------------------------
 
 
-class Place:
+class Place(abc.ABC):
     """A folder, an archive or one file; images are read by name.
 
     Attributes:
@@ -165,8 +166,9 @@ class Place:
         """How messages call a file inside."""
         return shown(f"{self.path}/{name}")
 
+    @abc.abstractmethod
     def _read(self, name: str, count: int) -> bytes:
-        raise NotImplementedError
+        """At most so many bytes of a file inside."""
 
 
 _DAMAGED = (

@@ -50,6 +50,7 @@ from pds_jax import parallel, preconditioner, sampling, sde_lib
 from pds_jax.bench import quality
 from pds_jax.bench.timing import Timer, clock, in_turns
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import refuse_words
 from pds_jax.io import files
 from pds_jax.models import create_model, init_model
 from pds_jax.models.utils import choice
@@ -447,8 +448,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Measure, print, write."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
+    refuse_words(argv)
     if _TORCH_JOB.value is not None:
         torch_job(_TORCH_JOB.value)
         return

@@ -22,6 +22,7 @@ from absl import app, flags
 from configs.ve import ffhq_ncsnpp_continuous
 from pds_jax import parallel, preconditioner, sampling, sde_lib
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import refuse_words
 from pds_jax.models import create_model, init_model
 from pds_jax.score_fn import get_score_fn
 from pds_jax.types import ScoreFn
@@ -48,8 +49,7 @@ def random_score_fn(config: Any) -> ScoreFn:
 
 def main(argv: list[str]) -> None:
     """Measure and print."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
+    refuse_words(argv)
     use_compilation_cache(None)
     config = ffhq_ncsnpp_continuous.get_config()
     config.data.image_size = _SIZE.value

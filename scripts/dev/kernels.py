@@ -23,6 +23,7 @@ from absl import app, flags
 from jax import lax
 
 from pds_jax.bench import quality
+from pds_jax.cli.failures import refuse_words
 from pds_jax.models import layers, layerspp
 from pds_jax.models import up_or_down_sampling as resampling
 from pds_jax.types import Array
@@ -163,8 +164,7 @@ def repeated_blocks(batch: int, turns: int, count: int = 8) -> list[dict[str, An
 
 def main(argv: list[str]) -> None:
     """Compare and print."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
+    refuse_words(argv)
     found = {part: compare(forms, _TURNS.value) for part, forms in cases(_BATCH.value).items()}
     rows = [
         {"part": part, "form": name, "ms": value, "": "in use" if number == 0 else ""}

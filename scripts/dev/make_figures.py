@@ -18,6 +18,7 @@ from absl import app, flags
 from pds_jax import assembly, preconditioner, sampling, statistics
 from pds_jax.bench import figures, lab
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli.failures import refuse_words
 from pds_jax.io import images
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.models.analytic import PixelGaussian
@@ -140,8 +141,7 @@ FIGURES = {each.__name__: each for each in (plane, lag, filters, gains, forward,
 
 def main(argv: list[str]) -> None:
     """Draw what is asked for."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {argv[1:]}")
+    refuse_words(argv)
     names = _ONLY.value or list(FIGURES)
     unknown = sorted(set(names) - set(FIGURES))
     if unknown:

@@ -43,6 +43,7 @@ from configs import digits
 from pds_jax import checkpoints, parallel, statistics, training
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import run_lib
+from pds_jax.cli.failures import refuse_words
 from pds_jax.cli.options import RunOptions, SamplerOptions
 from pds_jax.data import datasets
 from pds_jax.io import files, images
@@ -259,8 +260,7 @@ def one_run(
 
 def main(argv: list[str]) -> None:
     """Kill everything, print a table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
+    refuse_words(argv)
     place = pathlib.Path(_WORKDIR.value) / time.strftime("%H%M%S")
     place.mkdir(parents=True)
     model = multiprocessing.get_context("fork").Process(target=make_model, args=(place / "model",))
