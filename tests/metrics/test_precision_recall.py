@@ -55,6 +55,23 @@ def test_repeated_rows_have_radius_zero(feats, numbers):
     assert (result.precision, result.recall) == (recorded["precision"], recorded["recall"])
 
 
+def test_a_collapsed_generator_is_measured_without_a_loop_over_pairs():
+    """2000 copies of one image, and as many that differ from it by less than the matrix product has digits for."""
+    rng = np.random.default_rng(0)
+    real, one = rng.standard_normal((50, 8)), rng.standard_normal((1, 8))
+    copies = np.repeat(one, 2000, axis=0)
+    assert (neighbour_radii(copies, 3) == 0).all()
+    apart = precision_recall(copies, real)
+    inside = np.linalg.norm(real - one, axis=1) <= neighbour_radii(real, 3)
+    assert (apart.precision, apart.recall) == (float(inside.any()), 0.0)
+    assert density_coverage(copies, real).density == pytest.approx(
+        np.sum(np.linalg.norm(real - one, axis=1) <= neighbour_radii(real, 5)) / 5
+    )
+    near = one + 1e-7 * rng.standard_normal((1000, 8))
+    within = np.sort(np.linalg.norm(near[:40, None] - near[None], axis=2), axis=1)[:, 3]
+    np.testing.assert_allclose(neighbour_radii(near, 3)[:40], within, rtol=1e-12)
+
+
 def test_density_and_coverage_by_definition(feats):
     fake, real, k = feats["a"][:60].astype(np.float64), feats["b"][:50].astype(np.float64), 5
     within = np.linalg.norm(real[:, None] - real[None], axis=-1)
