@@ -172,6 +172,9 @@ _NFES = flags.DEFINE_list("nfes", None, "coco: other network evaluations per ima
 _IMAGES = flags.DEFINE_integer("images", None, "Images a range of seeds; 50000 unless the table says otherwise.", 1)
 _RANGES = flags.DEFINE_integer("ranges", None, "Ranges of seeds: 1 (shipped models 2). EDM takes the best of 3.", 1)
 _ITERATIONS = flags.DEFINE_list("iterations", None, "Rows of the tables of shipped models, e.g. 10,20,40.")
+_PLAIN = flags.DEFINE_list("plain_iterations", None, "Shipped models: further rows of plain sampling, e.g. 66,100,200.")
+_METHODS = flags.DEFINE_list("methods", None, f"Shipped models: some of {','.join(ablation.METHODS)}.")
+_CHOOSING = flags.DEFINE_integer("choosing", None, "Shipped models: images for each candidate of c and alpha.", 8)
 _MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: begin no cell after so long; run it again to go on.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1)
 _ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50000 images.")
@@ -184,7 +187,7 @@ _USED = {
          "snr", "option", "ranges", "batch_size", "allow_fewer"),
     "shipped": ("checkpoint", "statistics", "ref", "inception_weights", "extractor", "speed_ups", "alphas", "snr",
                 "option", "ranges", "batch_size", "allow_fewer"),
-    "ablation": ("iterations", "ranges", "minutes", "batch_size"),
+    "ablation": ("iterations", "plain_iterations", "methods", "choosing", "ranges", "minutes", "batch_size"),
     COCO: ("checkpoint", "statistics", "ref", "inception_weights", "alphas", "prompts", "clip", "nfes", "allow_fewer"),
 }  # fmt: skip
 
@@ -548,7 +551,16 @@ def ablate(out: pathlib.Path) -> dict[str, Any]:
     iterations = tuple(numbers(_ITERATIONS.value, "iterations", int) or size.iterations)
     if not any(size.images(n) for n in iterations):
         raise PdsError(f"--iterations={min(iterations)}: this table has at most {size.counts[-1][0]}")
-    size = dataclasses.replace(size, iterations=iterations, blocks=_RANGES.value or size.blocks)
+    plain_too = tuple(numbers(_PLAIN.value, "plain_iterations", int) or ())
+    methods = tuple(_METHODS.value or size.methods)
+    if unknown := [name for name in methods if name not in ablation.METHODS]:
+        raise PdsError(f"--methods={unknown[0]}: this table has {', '.join(ablation.METHODS)}")
+    if beyond := [n for n in plain_too if not size.images(n)]:
+        raise PdsError(f"--plain_iterations={beyond[0]}: this table has at most {size.counts[-1][0]}")
+    size = dataclasses.replace(
+        size, iterations=iterations, plain=plain_too, methods=methods, blocks=_RANGES.value or size.blocks,
+        choosing=_CHOOSING.value or size.choosing,
+    )  # fmt: skip
     if _DRY.value:
         work = [(cell, size.images(cell.iterations)) for cell in ablation.cells(size)]
         each = {name: 2 if name == "PC" else 1 for name in ablation.SAMPLERS}

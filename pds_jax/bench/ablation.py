@@ -30,6 +30,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 BASELINE = "DPM++(2M) matched"
 ALPHAS = (3.0, 4.0, 5.0, 8.0, 12.0, 20.0)
 FLATS = (1.03, 1.06, 1.1, 1.15, 1.2, 1.3)
+SCORES = (CRITERION, "spectrum_error")  # for which iterations are compared
 METHODS = ("plain", "flat", "PDS 5", "PDS best", "PDS auto", "space 5", "both 5")
 
 
@@ -42,12 +43,16 @@ class Plan:
       iterations: rows.
       blocks: of seeds, each evaluated separately.
       choosing: images for each candidate.
+      methods: of METHODS.
+      plain: further rows of plain sampling alone, to see how many iterations PDS saves.
     """
 
     counts: tuple[tuple[int, int], ...]
     iterations: tuple[int, ...] = (10, 20, 40, 66, 100, 200, 400, 1000)
     blocks: int = 2
     choosing: int = CHOOSING_IMAGES
+    methods: tuple[str, ...] = METHODS
+    plain: tuple[int, ...] = ()
 
     def images(self, iterations: int) -> int:
         """Images a block at a number of iterations; 0 for no cell."""
@@ -80,8 +85,11 @@ def cells(plan: Plan) -> Iterator[Cell]:
     """All cells, the cheap ones first."""
     for n in sorted(n for n in plan.iterations if plan.images(n)):
         for sampler in SAMPLERS:
-            for method in ("plain",) if sampler == BASELINE else METHODS:
-                yield Cell(sampler, n, method)
+            for method in METHODS if sampler != BASELINE else ("plain",):
+                if method in plan.methods or sampler == BASELINE:
+                    yield Cell(sampler, n, method)
+    for n in sorted(n for n in set(plan.plain) - set(plan.iterations) if plan.images(n)):
+        yield from (Cell(sampler, n, "plain") for sampler in SAMPLERS if sampler != BASELINE)
 
 
 def candidates(cell: Cell) -> Sequence[float]:
@@ -116,14 +124,20 @@ def work(trained: assembly.Trained, plan: Plan, cell: Cell) -> cells_lib.Work:
 
 def run(bench: cells_lib.Cells, plan: Plan) -> list[dict[str, Any]]:
     """Measure the cells of a plan, and write table.md and table.json after each."""
-    floor = bench.floor({plan.images(n) for n in plan.iterations} - {0})
+    floor = bench.floor({plan.images(n) for n in (*plan.iterations, *plan.plain)} - {0})
     works = (work(bench.trained, plan, cell) for cell in cells(plan))
     return cells_lib.run(bench, works, lambda rows: write(bench, plan, rows, floor))
 
 
 def write(bench: cells_lib.Cells, plan: Plan, rows: Sequence[Mapping[str, Any]], floor: Mapping[int, Any]) -> None:
     """The table so far."""
-    record = {"model": bench.trained.name, "reference": bench.judge.reference_name, "rows": rows, "floor": floor}
+    record = {
+        "model": bench.trained.name,
+        "pixels": bench.trained.shape[0],
+        "reference": bench.judge.reference_name,
+        "rows": rows,
+        "floor": floor,
+    }
     files.write_json(bench.folder / "table.json", plain(record))
     head = (
         f"{bench.trained.name}: {bench.blocks} blocks of seeds per row, each evaluated separately: their mean "
@@ -165,27 +179,52 @@ def needed(iterations: Sequence[float], values: Sequence[float], target: float) 
 
 
 def needed_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many iterations plain sampling and a flat M need for the distance of PDS at its best alpha, by blocks."""
-    lines = []
-    for sampler in (name for name in SAMPLERS if name != BASELINE):
-        for row in rows:
-            if (row["sampler"], row["method"]) != (sampler, "PDS best") or not row["blocks"]:
-                continue
-            line: dict[str, Any] = {"sampler": sampler, "PDS": row["iterations"]}
-            for method in ("plain", "flat"):
-                line[method] = _needed_by(rows, sampler, method, row)
-            lines.append(line)
-    if not lines:
-        return ""
-    head = f"Iterations for the {CRITERION} of PDS at its best alpha (each block by itself; – is not reached):\n\n"
-    return head + quality.markdown(lines)
+    """How many iterations plain sampling and a flat M need for the scores of PDS at its best alpha, by blocks."""
+    text = ""
+    for score in (name for name in SCORES if name in score_names(rows)):
+        lines = [
+            {"sampler": row["sampler"], "PDS": row["iterations"]}
+            | {method: ", ".join(map(shown, needed_by(rows, method, row, score))) for method in ("plain", "flat")}
+            for row in rows
+            if row["method"] == "PDS best" and row["blocks"]
+        ]
+        if lines:
+            text += f"Iterations for the {score.replace('_', ' ')} of PDS at its best alpha, each block by itself:\n\n"
+            text += quality.markdown(lines) + "\n"
+    return text
 
 
-def _needed_by(rows: Sequence[Mapping[str, Any]], sampler: str, method: str, pds: Mapping[str, Any]) -> str:
-    found = []
+@dataclasses.dataclass(frozen=True)
+class Needed:
+    """Iterations that a curve needs for a score.
+
+    Attributes:
+      iterations: between two points of the curve by log-log interpolation, or its end.
+      bound: "" or, where the curve does not cross the score, "≤" its first point or ">" its last.
+    """
+
+    iterations: float
+    bound: str = ""
+
+
+def shown(count: Needed | None) -> str:
+    """For a table; – where there is no curve."""
+    return "–" if count is None else f"{count.bound} {count.iterations:.3g}".strip()
+
+
+def needed_by(
+    rows: Sequence[Mapping[str, Any]], method: str, pds: Mapping[str, Any], score: str
+) -> list[Needed | None]:
+    """For each block of a row of PDS, the iterations that a method needs for its score with the same sampler."""
+    found: list[Needed | None] = []
     for block, scores in enumerate(pds["blocks"]):
-        same = [r for r in rows if (r["sampler"], r["method"]) == (sampler, method) and len(r["blocks"]) > block]
-        points = sorted((r["iterations"], r["blocks"][block][CRITERION]) for r in same)
-        count = needed([n for n, _ in points], [v for _, v in points], scores[CRITERION]) if points else None
-        found.append("–" if count is None else f"{count:.3g}")
-    return ", ".join(found)
+        same = [r for r in rows if (r["sampler"], r["method"]) == (pds["sampler"], method) and len(r["blocks"]) > block]
+        points = sorted((r["iterations"], r["blocks"][block][score]) for r in same)
+        if not points:
+            found.append(None)
+            continue
+        numbers, values = [n for n, _ in points], [v for _, v in points]
+        count = needed(numbers, values, scores[score])
+        bound = ">" if count is None else "≤" if values[0] <= scores[score] else ""
+        found.append(Needed(numbers[-1] if count is None else count, bound))
+    return found
