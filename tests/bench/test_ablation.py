@@ -29,6 +29,37 @@ def test_cells_are_each_method_of_each_sampler_up_to_what_is_paid_for():
     assert len(ablation.FLATS) == len(ablation.ALPHAS)
 
 
+def test_plain_rows_go_further_and_methods_may_be_fewer():
+    plan = dataclasses.replace(
+        SMALL, counts=((40, 8),), iterations=(10,), methods=("plain", "PDS best"), plain=(10, 40, 80)
+    )
+    found = list(ablation.cells(plan))
+    assert [cell.method for cell in found if cell.iterations == 10] == ["plain", "PDS best"] * 2 + ["plain"]
+    beyond = [(cell.sampler, cell.iterations, cell.method) for cell in found if cell.iterations > 10]
+    assert beyond == [("PC", 40, "plain"), ("reverse diffusion", 40, "plain")]
+
+
+def rows_of_curves(**curves):
+    """Rows of reverse diffusion with two blocks, the second twice the first."""
+    return [
+        {"sampler": "reverse diffusion", "method": method.replace("_", " "), "iterations": n,
+         "blocks": [{"frechet": value, "spectrum_error": 1.0}, {"frechet": 2 * value, "spectrum_error": 1.0}]}
+        for method, points in curves.items() for n, value in points.items()
+    ]  # fmt: skip
+
+
+def test_needed_iterations_tell_bounds():
+    rows = rows_of_curves(plain={10: 1.0, 40: 0.25}, flat={20: 0.4, 40: 0.1}, PDS_best={20: 0.5})
+    pds = rows[-1]
+    for method, text in (("plain", "20"), ("flat", "≤ 20")):
+        assert [ablation.shown(count) for count in ablation.needed_by(rows, method, pds, "frechet")] == [text] * 2
+    low = {**pds, "blocks": [{"frechet": 0.2, "spectrum_error": 1.0}]}
+    assert ablation.shown(*ablation.needed_by(rows, "plain", low, "frechet")) == "> 40"
+    assert ablation.needed_by(rows, "space 5", low, "frechet") == [None] and ablation.shown(None) == "–"
+    text = ablation.needed_table(rows)
+    assert "| reverse diffusion | 20 | 20, 20 | ≤ 20, ≤ 20 |" in text and "for the spectrum error" in text
+
+
 class Judge:
     """Counts images; the nearer a parameter to 1.1 or 8, the smaller the distance."""
 
