@@ -43,6 +43,15 @@ def test_spectrum_error_of_scaled_images_is_the_log_of_the_factor():
     assert simple.spectrum_error(x * 0, x) > 10
 
 
+@pytest.mark.parametrize(("n", "m"), [(30, 20), (19, 30), (7, 1), (12, 4)])
+def test_sliced_wasserstein_of_sets_of_two_sizes_is_that_of_their_repetitions(n, m):
+    """Repeating every image changes no law, and makes the sizes equal."""
+    rng = np.random.default_rng(0)
+    x, y = rng.random((n, 4, 3, 1)), rng.random((m, 4, 3, 1)) * 1.2
+    expected = simple.sliced_wasserstein(np.repeat(x, m, axis=0), np.repeat(y, n, axis=0))
+    assert simple.sliced_wasserstein(x, y) == pytest.approx(expected, rel=1e-12)
+
+
 def test_sliced_wasserstein_of_a_shift():
     x = noise(400)
     assert simple.sliced_wasserstein(x, x[::-1]) == pytest.approx(0, abs=1e-12)
