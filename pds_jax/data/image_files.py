@@ -110,8 +110,8 @@ def batches(images: FileImages | ArrayImages, batch_size: int = 64) -> Iterator[
 def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     if size is None:
         return None
-    pair = (size, size) if isinstance(size, int | np.integer) else tuple(size)
-    if len(pair) != 2 or min(pair) < 1:
+    pair = tuple(size) if isinstance(size, Sequence | np.ndarray) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int | np.integer) and side >= 1 for side in pair):
         raise PdsError(f"image size {size}: use one number, or (height, width), of at least one pixel")
     return int(pair[0]), int(pair[1])
 
@@ -261,14 +261,20 @@ class FileImages:
         if not listing.names:
             raise PdsError(f"{path} holds no image files; {listing.summary() or 'it is empty'}")
         names = listing.names[:limit]
-        first, shape = names[0], (0, 0, 0)
+        first, shape, bytes_first = names[0], (0, 0, 0), True
         with pictures.quiet():
             for name in _with_progress(names, str(path)):
-                other = _inspect(place, name, rule, value_range)
+                other, in_bytes = _inspect(place, name, rule, value_range)
                 if name is first:
-                    shape = other
+                    shape, bytes_first = other, in_bytes
                 elif other != shape:
                     raise _mixed(place, first, shape, name, other)
+                elif in_bytes != bytes_first:
+                    kinds = ("uint8", "other numbers") if in_bytes else ("other numbers than uint8", "uint8")
+                    raise PdsError(
+                        f"{place.where(name)} holds {kinds[0]}, {places.shown(first)} {kinds[1]}; store all images "
+                        "with the same dtype"
+                    )
         return cls(str(path), names, shape, rule, value_range, _seeds(names), place)
 
     @property
@@ -332,11 +338,12 @@ class FileImages:
 
 def _inspect(
     place: places.Place, name: str, rule: Rule, value_range: tuple[float, float] | None
-) -> tuple[int, int, int]:
+) -> tuple[tuple[int, int, int], bool]:
+    """Shape of an image, and whether its numbers are uint8."""
     if name.lower().endswith(".npy"):
-        height, width, channels = _array(place.where(name), place.read(name), rule, value_range).shape
-        return height, width, channels
-    return pictures.inspect(place.where(name), functools.partial(place.read, name), rule)
+        found = _array(place.where(name), place.read(name), rule, value_range)
+        return found.shape, found.data.dtype == np.uint8
+    return pictures.inspect(place.where(name), functools.partial(place.read, name), rule), True
 
 
 def _array(where: str, data: bytes, rule: Rule, value_range: tuple[float, float] | None) -> ArrayImages:

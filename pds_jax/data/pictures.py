@@ -10,7 +10,9 @@ import contextlib
 import dataclasses
 import functools
 import io
+import math
 import os
+import re
 import threading
 import warnings
 import zlib
@@ -24,6 +26,8 @@ from pds_jax.types import PdsError
 
 MAX_PIXELS = 1 << 28
 _ORIENTATION, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 274, 258, 262, 339  # tags
+_SAMPLES, _DESCRIPTION, _DEPTH = 277, 270, 32997  # tags
+_STACK = re.compile(r"ImageJ=.*\nimages=(\d+)|.*\"shape\": \[([\d, ]+)\], \"truncated\": true", re.S)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8\xff"
 _HEADER_BYTES = 1 << 14
@@ -197,9 +201,18 @@ def _open(where: str, data: bytes) -> Image.Image:
     with _OPENING:  # Pillow's limit is global; _shape has its own, by the header
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=formats)
+            image = Image.open(io.BytesIO(data), formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+    _scale_key(image, data)
+    return image
+
+
+def _scale_key(image: Image.Image, data: bytes) -> None:
+    """Bring the transparent value of a gray PNG of 2 or 4 bits to 8 bits, as Pillow brings the pixels."""
+    key = image.info.get("transparency")
+    if image.format == "PNG" and image.mode == "L" and isinstance(key, int) and key < 1 << data[24] < 256:
+        image.info["transparency"] = key * 255 // ((1 << data[24]) - 1)
 
 
 def _why(error: Exception, data: bytes) -> str:
@@ -246,7 +259,7 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _check_frames(where: str, image: Image.Image, rule: Rule) -> None:
-    count = max(int(getattr(image, "n_frames", 1)), len(image.info.get("sizes", ())))
+    count = max(int(getattr(image, "n_frames", 1)), len(image.info.get("sizes", ())), _stacked(image))
     if count > 1 and image.format == "MPO":
         if not rule.convert:
             raise PdsError(
@@ -255,6 +268,18 @@ def _check_frames(where: str, image: Image.Image, rule: Rule) -> None:
             )
     elif count > 1:
         raise PdsError(f"{where} holds {count} frames, pages or layers; save each that is meant as a file")
+
+
+def _stacked(image: Image.Image) -> int:
+    """Images that a TIFF says to hold in its one page: a volume, or a stack of which only the first page is listed."""
+    if image.format != "TIFF":
+        return 1
+    tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    told = _STACK.match(str(tags.get(_DESCRIPTION, "")))
+    count = int(told[1] or 1) if told else 1
+    if told and told[2]:
+        count = math.prod(map(int, told[2].split(","))) // max(math.prod(image.size) * tags.get(_SAMPLES, 1), 1)
+    return max(count, int(tags.get(_DEPTH, 1)))
 
 
 def _channels(where: str, image: Image.Image, data: bytes, rule: Rule) -> int:
@@ -322,10 +347,15 @@ def _bits(image: Image.Image, data: bytes) -> int:
 
 
 def _check_tiff(where: str, image: Image.Image, depth: int) -> None:
-    """Refuse samples that Pillow hands over unscaled, without inverting them, or without their sign."""
+    """Refuse samples that Pillow leaves out, or hands over unscaled, without inverting them, or without their sign."""
     if image.format != "TIFF" or depth > 16:
         return
     tags: Any = image.tag_v2  # type: ignore[attr-defined]
+    if tags.get(_SAMPLES, 1) > len(image.getbands()):
+        raise PdsError(
+            f"{where} has {tags[_SAMPLES]} samples a pixel, of which {len(image.getbands())} would be read; save those "
+            "that are meant, with a fourth as alpha, or all as .npy (H, W, C)"
+        )
     bits = int(np.max(tags.get(_BITS, 1)))
     if 8 < bits < 16:
         what = f"samples of {bits} bits"

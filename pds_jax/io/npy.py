@@ -92,16 +92,21 @@ def read_bytes(file: IO[bytes], size: int, where: str, most: int | None = None) 
 
 
 def _checked_header(file: IO[bytes], size: int, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and dtype from the start of an array of a known size in bytes."""
-    if size == 0:
-        raise PdsError(f"{where} is empty; make or copy it again")
-    try:
-        shape, fortran, dtype = _read_header(file)
-    except _HEADER_ERRORS as error:
-        raise PdsError(f"{where} is not a .npy array ({error}); make or copy it again") from error
+    """Shape, Fortran order and dtype from the start of an array of a known size in bytes; no pickled objects."""
+    shape, fortran, dtype = _some_header(file, size, where)
     if dtype.hasobject:
         raise PdsError(f"{where} holds pickled Python objects, which are never loaded; save a plain float array")
     return shape, fortran, dtype
+
+
+def _some_header(file: IO[bytes], size: int, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """The same of any array, also of objects."""
+    if size == 0:
+        raise PdsError(f"{where} is empty; make or copy it again")
+    try:
+        return _read_header(file)
+    except _HEADER_ERRORS as error:
+        raise PdsError(f"{where} is not a .npy array ({error}); make or copy it again") from error
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -190,15 +195,15 @@ def map_npz(path: str | os.PathLike[str]) -> Mapping[str, Member]:
     one is unpacked into memory, above 256 MiB into a temporary file ($TMPDIR) that goes away with the program.
 
     Raises:
-      PdsError: missing, empty, truncated or damaged file, pickled objects, or no room for unpacking; also when an array
-        is loaded.
+      PdsError: missing, empty, truncated or damaged file; when an array is loaded, also pickled objects, or no room
+        for unpacking.
     """
     found: dict[str, Member] = {}
     with _zip_errors(path), zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             where = f"{path} ({member.filename})"
             with archive.open(member) as file:
-                shape, _, _ = _checked_header(file, member.file_size, where)
+                shape, _, _ = _some_header(file, member.file_size, where)
             load = functools.partial(_load_member, path, member, where)
             found[member.filename.removesuffix(".npy")] = shape, load
     return found

@@ -31,6 +31,7 @@ PAGE = pathlib.Path(__file__).parents[2] / "docs" / "files.md"
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 4, 3), dtype=np.uint8)
 GRAY = RGB[..., :1]
+STACK = np.stack([GRAY[..., 0]] * 5)
 FLAT = np.full((16, 16, 3), (200, 100, 50), np.uint8)  # survives lossy formats
 BITS = (RNG.random((6, 4, 1)) < 0.5) * np.uint8(255)
 DEEP = RNG.integers(0, 65536, (6, 4, 1), dtype=np.uint16)
@@ -94,6 +95,17 @@ def png_key() -> bytes:
     """RGB, one colour of which is declared transparent."""
     rows = b"".join(b"\0" + row.tobytes() for row in RGB)
     return png(4, 6, 8, 2, rows, chunk(b"tRNS", RGB[0, 0].astype(">u2").tobytes()))
+
+
+def png_low_key() -> bytes:
+    """Gray of 4 bits, one value of which is declared transparent."""
+    rows = b"".join(b"\0" + bytes([a << 4 | b, c << 4 | d]) for a, b, c, d in (GRAY[..., 0] >> 4).tolist())
+    return png(4, 6, 4, 0, rows, chunk(b"tRNS", struct.pack(">H", GRAY[0, 0, 0] >> 4)))
+
+
+def low_keyed() -> np.ndarray:
+    gray = (GRAY >> 4) * np.uint8(17)
+    return np.where(gray == gray[0, 0], 255, gray).astype(np.uint8)
 
 
 def keyed() -> np.ndarray:
@@ -170,6 +182,7 @@ ALL_KINDS = (
     Kind("PNG, RGBA", ".png", saved(np.dstack([RGB, ALPHA]), "PNG"), ALPHAS, WHITE),
     Kind("PNG, RGBA, all opaque", ".png", saved(np.dstack([RGB, 255 + 0 * ALPHA]), "PNG"), ALPHAS, RGB),
     Kind("PNG, RGB with a transparent colour", ".png", png_key, ALPHAS, keyed()),
+    Kind("PNG, gray of 4 bits with a transparent value", ".png", png_low_key, ALPHAS, rgb(low_keyed())),
     Kind("PNG with an orientation tag", ".png", saved(SIDEWAYS, "PNG", exif=exif(6)), UPRIGHT, UPRIGHT),
     Kind("PNG, animated", ".png", saved(image(RGB), "PNG", **several(2)), FRAMES, FRAMES),
     Kind("PNG, cut off", ".png", cut(saved(RGB, "PNG")), BROKEN, BROKEN),
@@ -205,6 +218,18 @@ ALL_KINDS = (
     Kind("TIFF, floating point", ".tif", saved(np.full((6, 4, 1), 0.5, np.float32), "TIFF"), RANGE, RANGE),
     Kind("TIFF, CMYK", ".tif", saved(image(FLAT, "CMYK"), "TIFF"), MODE, FLAT),
     Kind("TIFF, several pages", ".tif", saved(image(RGB), "TIFF", **several(5)), FRAMES, FRAMES),
+    Kind("TIFF, several pages, of which one is listed", ".tif",
+         tifffile(STACK, photometric="minisblack", truncate=True), FRAMES, FRAMES),
+    Kind("TIFF, stack of ImageJ, of which one page is listed", ".tif",
+         tifffile(STACK, photometric="minisblack", truncate=True, imagej=True), FRAMES, FRAMES),
+    Kind("TIFF, volume", ".tif",
+         tifffile(STACK, photometric="minisblack", volumetric=True, tile=(1, 16, 16)), FRAMES, FRAMES),
+    Kind("TIFF, gray and a band that is not alpha", ".tif",
+         tifffile(np.dstack([GRAY, GRAY]), photometric="minisblack", planarconfig="contig"), "has 2 samples a pixel",
+         "has 2 samples a pixel"),
+    Kind("TIFF, RGB and a band that is not alpha", ".tif",
+         tifffile(np.dstack([RGB, GRAY]), photometric="rgb", extrasamples=["unspecified"]), "has 4 samples a pixel",
+         "has 4 samples a pixel"),
     Kind("TIFF with an orientation tag", ".tif", saved(SIDEWAYS, "TIFF", tiffinfo={0x0112: 6}), UPRIGHT, UPRIGHT),
     Kind("PPM", ".ppm", saved(RGB, "PPM"), RGB, RGB),
     Kind("PGM, 16 bits", ".pgm", lambda: b"P5\n# a remark\n4 6\n65535\n" + DEEP.astype(">u2").tobytes(), DEPTH,

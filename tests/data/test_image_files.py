@@ -129,6 +129,11 @@ def test_bad_input(folder, tmp_path):
     np.save(tmp_path / "square.npy", PIXELS)
     with pytest.raises(PdsError, match="leave image size"):
         everything(tmp_path / "square.npy", size=8)
+    np.savez(tmp_path / "objects.npz", images=PIXELS, names=np.array([None, "a"]))
+    np.testing.assert_array_equal(everything(tmp_path / "objects.npz"), PIXELS)
+    for size in (8.0, (8,), 0):
+        with pytest.raises(PdsError, match="image size"):
+            everything(folder, size=size)
     with pytest.raises(PdsError, match="3 channels, 2 are asked for"):
         everything(folder, channels=2)
     Image.fromarray(np.full((4, 4), 70000, np.int32)).save(tmp_path / "nothing" / "deep.tif")

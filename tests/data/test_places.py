@@ -144,6 +144,9 @@ def test_a_folder_of_arrays_is_a_set_of_images(tmp_path):
     np.save(tmp_path / "3.npy", np.zeros((4, 5, 2), np.float32))
     with pytest.raises(PdsError, match="3.npy is 4x5 pixels .* 0.npy is 4x6"):
         open_images(tmp_path)
+    np.save(tmp_path / "3.npy", np.full((4, 6, 2), 200, np.uint8))
+    with pytest.raises(PdsError, match="3.npy holds uint8, 0.npy other numbers"):
+        open_images(tmp_path)
     Image.fromarray(kinds.RGB).save(tmp_path / "a.png")
     assert open_images(tmp_path).files == ["a.png"]
     assert passed(tmp_path) == {"an array beside image files": ["0.npy", "1.npy", "2.npy", "3.npy"]}
