@@ -95,7 +95,11 @@ def test_the_drawing_of_the_modules_agrees_with_the_levels():
         assert heights == sorted(heights, reverse=True), heights
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *(DOCS / name for name in SHORT)], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *(pytest.param(DOCS / name, marks=pytest.mark.slow) for name in SHORT)],
+    ids=lambda page: page.name,
+)
 def test_code_of_readme_and_of_short_pages_runs(page, tmp_path):
     """Block by block, each in a process of its own: a name may be registered once."""
     for number, block in enumerate(blocks(page, "python")):

@@ -16,7 +16,7 @@ def test_its_images_are_the_librarys(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("example", PATH)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    example.SEEDS = range(4)
+    example.SEEDS, example.N = range(4), 8
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as a user has it
         found = example.main()
     for rows, alpha in zip(found, (float("inf"), example.ALPHA), strict=True):

@@ -48,7 +48,16 @@ def law(sde):
     return PixelGaussian.create(sde, np.full(SHAPE, 0.3, np.float32), np.full(SHAPE, 0.25, np.float32))
 
 
-@pytest.mark.parametrize("make", [cosine, lambda: Decorated(N=60), lambda: sde_lib.SDES["subvesde"](0.01, 5.0, 60)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        cosine,
+        *(
+            pytest.param(make, marks=pytest.mark.slow)
+            for make in (lambda: Decorated(N=60), lambda: sde_lib.SDES["subvesde"](0.01, 5.0, 60))
+        ),
+    ],
+)
 def test_an_sde_of_ones_own_is_sampled_to_the_law_of_the_data(make):
     sde = make()
     m = preconditioner.from_radius(SHAPE, 1.0, 1.1)

@@ -108,7 +108,7 @@ def executed(path, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(p, marks=[pytest.mark.slow] if p.stem[0] in "245" else [], id=p.stem) for p in NOTEBOOKS],
+    [pytest.param(p, marks=[pytest.mark.slow] if p.stem[0] in "2345" else [], id=p.stem) for p in NOTEBOOKS],
 )
 def test_a_notebook_runs(path, tmp_path):
     executed(path, tmp_path)

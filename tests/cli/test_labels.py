@@ -78,6 +78,7 @@ def test_guidance_counts_as_two_and_is_in_the_manifest(model, tmp_path):
         sample(model, tmp_path, labels="1", guidance=3.0, guidance_interval="0.1,20", eval_folder="guided")
 
 
+@pytest.mark.slow
 def test_from_python(model):
     trained = pds_jax.load(model)
     assert trained.num_classes == 4

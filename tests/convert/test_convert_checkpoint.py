@@ -62,7 +62,7 @@ def test_a_diffusers_folder_prints_its_parity_and_goes_back(tmp_path):
     assert_same_tree(ours, convert.load_checkpoint(PIPE, skip_config())[0])
 
 
-@pytest.mark.parametrize("config", [True, False])
+@pytest.mark.parametrize("config", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_mistake_is_one_line_and_exit_2(tmp_path, config):
     """Another network's configuration, or none."""
     flags = [f"--config={config_file(tmp_path, skip_config())}"] if config else []
@@ -73,7 +73,7 @@ def test_a_mistake_is_one_line_and_exit_2(tmp_path, config):
     assert "Traceback" not in done.stderr and not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("kind", ["score_sde_torch", "diffusers"])
+@pytest.mark.parametrize("kind", ["score_sde_torch", pytest.param("diffusers", marks=pytest.mark.slow)])
 def test_what_a_kind_cannot_hold_is_one_sentence_before_any_work(tmp_path, kind):
     """The shipped models' output is not the score by itself."""
     done = run("--src=checkpoints/digits", f"--out={tmp_path / 'm'}", f"--kind={kind}")
@@ -83,6 +83,7 @@ def test_what_a_kind_cannot_hold_is_one_sentence_before_any_work(tmp_path, kind)
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_a_network_that_diffusers_lacks_is_refused_before_its_weights_are_read(tmp_path):
     config = torch_config()
     convert.export(convert.load_checkpoint(TORCH / "ncsnpp_ve.pth", config)[0], config, tmp_path / "m")

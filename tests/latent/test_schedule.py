@@ -105,7 +105,7 @@ class Bisected(TableVPSDE):
     t_of_level = SDE.t_of_level
 
 
-@pytest.mark.parametrize("sde", [TABLE_SDE, Bisected(TABLE), VPSDE(N=10)])
+@pytest.mark.parametrize("sde", [TABLE_SDE, pytest.param(Bisected(TABLE), marks=pytest.mark.slow), VPSDE(N=10)])
 def test_noise_is_not_raised_above_the_level_of_the_first_time(sde):
     """The levels of x and of the question to the network are one; the first step has no room for noise."""
     made = get_pc_sampler(sde.with_num_scales(10), (4, 4, 2), "edm", "none", eps=1e-3, grid="edm", churn=4.0)

@@ -69,10 +69,12 @@ def test_fewer_images_need_the_flag(folder):
     assert "30 images are fewer than the 50000" in fid(*words, ok=False)
 
 
+@pytest.mark.slow
 def test_a_reference_of_another_suffix_is_refused_before_the_pass(folder):
     assert "ends in .npz" in fid("ref", f"--images={folder}/nothing", "--out=x", "--extractor=pixels", ok=False)
 
 
+@pytest.mark.slow
 def test_no_image_is_drawn_to_be_thrown_away():
     """A pass takes 512 images at most, and fewer than a batch are filled up to one."""
     code = """if True:
