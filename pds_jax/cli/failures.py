@@ -20,8 +20,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a script in which something cannot be done with one line that names the script, and status 2."""
-    program = pathlib.Path(sys.argv[0]).stem
+    """End a script in which something cannot be done with one line that names the script, and status 2.
+
+    The script's command line is read with ``~`` as the user's folder.
+    """
+    from pds_jax.cli.parse import with_home
+
+    program, sys.argv = pathlib.Path(sys.argv[0]).stem, with_home(sys.argv)
     try:
         with files.stoppable():
             yield

@@ -40,7 +40,7 @@ def read(words: Sequence[str], values: absl_flags.FlagValues) -> list[tuple[str,
       PdsError: an unknown flag (the nearest is named), one given twice or that the mode does not use, a value of
         another kind, a missing file, or no --mode or --workdir.
     """
-    words, overrides = _without_overrides(with_installed_configs(words))
+    words, overrides = _without_overrides(with_installed_configs(with_home(words)))
     missing = _missing_config(words)
     if missing:
         raise PdsError(f"--{missing}: there is no such file, here or beside the installed package")
@@ -127,6 +127,16 @@ def _without_overrides(words: Sequence[str]) -> tuple[list[str], list[tuple[str,
             raise PdsError(f"--config.{path} is given twice; leave one of the two out")
         found.append((path, text))
     return kept, found
+
+
+def with_home(words: Sequence[str]) -> list[str]:
+    """The command line with ``~`` at the start of a value as the user's folder; shells leave ``--flag=~/x`` alone.
+
+    >>> with_home(["pds_jax", "--seeds=0-3"])
+    ['pds_jax', '--seeds=0-3']
+    """
+    parts = [word.partition("=") if word.startswith("-") else ("", "", word) for word in words]
+    return [name + equals + os.path.expanduser(value) for name, equals, value in parts]
 
 
 def with_installed_configs(words: Sequence[str]) -> list[str]:

@@ -21,6 +21,7 @@ from pds_jax.io import files
 
 PREFIX = "module."
 SIGMAS = "sigmas"
+_ROUNDING = {"float16": 1e-3, "bfloat16": 8e-3}  # of noise levels that were stored in half precision
 _NCSN_NOTE = (
     "score_sde_pytorch's NCSNv2 computes otherwise than score_sde's (bilinear resizing with aligned corners, "
     "InstanceNorm++ with the unbiased variance): the weights are mapped leaf by leaf, the outputs differ"
@@ -67,7 +68,7 @@ def _check_sigmas(sigmas: Leaf, config: Any, report: Report) -> None:
     values = sigmas.read().astype(np.float64)
     found = (float(np.max(values)), float(np.min(values)))
     ours = (float(config.model.sigma_max), float(config.model.sigma_min))
-    if not np.allclose(found, ours, rtol=1e-4, atol=0):
+    if not np.allclose(found, ours, rtol=_ROUNDING.get(sigmas.dtype, 1e-4), atol=0):
         message = f"noise levels {found[0]:.6g} to {found[1]:.6g}, the config says {ours[0]:.6g} to {ours[1]:.6g}"
         if config.training.sde.lower() == "vesde":
             raise ConversionError(f"{report.path} has {message}; set model.sigma_max and model.sigma_min")

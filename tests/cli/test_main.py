@@ -10,6 +10,7 @@ import pytest
 from absl import flags as absl_flags
 
 from pds_jax.cli import flags, main, parse
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.cli.help import help_text
 from pds_jax.cli.options import RunOptions, SamplerOptions
 from pds_jax.types import PdsError
@@ -29,6 +30,16 @@ def options(*words):
     flags.define(values)
     overrides = parse.read(["pds_jax", *words], values)
     return parse.run_options(values, overrides)
+
+
+def test_a_tilde_is_the_users_folder(monkeypatch, tmp_path):
+    """Shells leave it alone in --flag=~/x; a folder named ~ would be made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert options("--mode=sample", "--workdir=~/runs", "--checkpoint=photos").workdir == tmp_path / "runs"
+    assert options("--mode=sample", "--workdir", "~/runs", "--checkpoint=photos").workdir == tmp_path / "runs"
+    monkeypatch.setattr(sys, "argv", ["fid", "--ref=~/ref.npz", "--seeds=0-3", "a~b"])
+    with one_line_errors():
+        assert sys.argv == ["fid", f"--ref={tmp_path}/ref.npz", "--seeds=0-3", "a~b"]
 
 
 def test_help_is_the_recorded_text():

@@ -64,6 +64,17 @@ def test_another_config_is_refused_with_the_reason(change, message):
         convert.load_checkpoint(TORCH / "ncsnpp_ve.pth", config)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_noise_levels_in_half_precision_are_those_of_the_config(tmp_path, dtype):
+    torch = need_torch()
+    state = torch.load(TORCH / "ncsnpp_ve.pth", weights_only=False)
+    half = {name: value.to(getattr(torch, dtype)) for name, value in state["model"].items()}
+    torch.save(half, tmp_path / "half.pth")
+    convert.load_checkpoint(tmp_path / "half.pth", torch_config())
+    with pytest.raises(PdsError, match="the config says 49 to 0.01"):
+        convert.load_checkpoint(tmp_path / "half.pth", read_config(TORCH / "ncsnpp_ve.config.json", sigma_max=49))
+
+
 def test_another_number_of_noise_levels_is_noted():
     config = read_config(TORCH / "ncsnpp_ve.config.json", num_scales=100)
     _, report = convert.load_checkpoint(TORCH / "ncsnpp_ve.pth", config)
