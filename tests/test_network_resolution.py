@@ -28,7 +28,7 @@ def test_networks_stand_by_rising_pixels_with_their_bounds():
         (8, "frechet"), (8, "spectrum_error"), (16, "frechet"), (16, "spectrum_error")
     ]  # fmt: skip
     text = resolution.markdown(rows)
-    assert "| 16 | of_16 | PC | frechet | 40, 40 | ≤ 10, ≤ 10 |" in text
+    assert "| 16 | of_16 | PC | Fréchet distance | 40, 40 | ≤ 10, ≤ 10 |" in text
     assert "| 8 | of_8 | PC | spectrum error | > 80, > 80 | ≤ 10, ≤ 10 |" in text
 
 

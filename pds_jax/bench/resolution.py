@@ -12,6 +12,7 @@ from pds_jax.bench import ablation, figures, quality
 from pds_jax.types import PdsError
 
 Rows = list[dict[str, Any]]
+_WORDS = {"frechet": "Fréchet distance", "spectrum_error": "spectrum error"}
 
 
 def rows_of(tables: Sequence[Mapping[str, Any]], at: int) -> Rows:
@@ -45,7 +46,7 @@ def rows_of(tables: Sequence[Mapping[str, Any]], at: int) -> Rows:
 def markdown(rows: Rows) -> str:
     """The rows as a table."""
     return quality.markdown([
-        row | {"score": row["score"].replace("_", " ")}
+        row | {"score": _WORDS[row["score"]]}
         | {name: ", ".join(map(ablation.shown, row[name])) for name in ("plain", "flat")}
         for row in rows
     ])  # fmt: skip
@@ -60,7 +61,12 @@ def draw(rows: Rows, at: int, path: str | os.PathLike[str]) -> None:
             if counts and not any(count.bound for count in counts):
                 ratios = [count.iterations / at for count in counts]
                 point = (row["pixels"], float(np.mean(ratios)), min(ratios), max(ratios))
-                lines = panels.setdefault(f"equal {row['score'].replace('_', ' ')}", {})
+                lines = panels.setdefault(f"equal {_WORDS[row['score']]}", {})
                 lines.setdefault(f"{row['sampler']}: {name} / PDS", []).append(point)
     if panels:
-        figures.bands(panels, path, xlabel="pixels a side", title=f"Iterations needed, over the {at} of PDS")
+        figures.bands(
+            panels,
+            path,
+            xlabel="pixels a side",
+            title=f"Iterations for the score of PDS at {at} iterations, as a multiple of {at}",
+        )
