@@ -31,8 +31,9 @@ def main() -> None:
             raise PdsError(f"{path} is no table of a shipped model by scripts/reproduce_table.py")
     rows, out = resolution.rows_of(tables, args.at), pathlib.Path(args.out)
     head = (
-        f"Iterations that plain sampling and a flat M at its best c need for the score of PDS at its best alpha with "
-        f"{args.at} iterations, each block of seeds by itself.\n\n"
+        "# Iterations for equal scores\n\nIterations that plain sampling and a flat M at its best c need for the score "
+        f"of PDS at its best alpha with {args.at} iterations, each block of seeds by itself. ≤ and >: the fewest or the "
+        "most iterations measured.\n\n"
     )
     files.atomic_write(out / "networks.md", lambda file: file.write((head + resolution.markdown(rows)).encode()))
     resolution.draw(rows, args.at, out / "networks.png")
