@@ -32,8 +32,8 @@ def main() -> None:
     rows, out = resolution.rows_of(tables, args.at), pathlib.Path(args.out)
     head = (
         "# Iterations for equal scores\n\nIterations that plain sampling and a flat M at its best c need for the score "
-        f"of PDS at its best alpha with {args.at} iterations, each block of seeds by itself. ≤ and >: the fewest or the "
-        "most iterations measured.\n\n"
+        f"of PDS at its best alpha with {args.at} iterations, each block of seeds by itself. ≤ and >: the fewest or "
+        "the most iterations measured.\n\n"
     )
     files.atomic_write(out / "networks.md", lambda file: file.write((head + resolution.markdown(rows)).encode()))
     resolution.draw(rows, args.at, out / "networks.png")
