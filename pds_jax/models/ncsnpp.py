@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from pds_jax.models import layerspp
 from pds_jax.models.layers import Dtype, conv3x3, default_init, get_act, get_timestep_embedding
+from pds_jax.models.patches import check_patch_size, from_patches, to_patches
 from pds_jax.models.up_or_down_sampling import fir_taps
 from pds_jax.models.utils import (
     check_divisible,
@@ -40,7 +41,8 @@ class NCSNpp(nn.Module):
     """NCSN++; every field is the option of the same name in score_sde's ``config.model``.
 
     ``attn_resolutions`` are heights. ``sigmas`` are the noise levels that a positional embedding's label indexes,
-    needed only with ``scale_by_sigma``.
+    needed only with ``scale_by_sigma``. ``patch_size`` p, which score_sde has not: the network computes at H/p x W/p
+    on the p x p x C values of each patch, which costs about p² times less.
     """
 
     nf: int
@@ -64,6 +66,7 @@ class NCSNpp(nn.Module):
     scale_by_sigma: bool = True
     centered: bool = False
     sigmas: tuple[float, ...] = ()
+    patch_size: int = 1
     dtype: Dtype = jnp.float32
     remat: bool = False
 
@@ -77,6 +80,7 @@ class NCSNpp(nn.Module):
         get_act(self.nonlinearity)
         fir_taps(self.fir_kernel, factor=2)
         check_sizes(self.nf, self.ch_mult, self.num_res_blocks, self.dropout)
+        check_patch_size(self.patch_size)
         super().__post_init__()
 
     @nn.compact
@@ -97,13 +101,13 @@ class NCSNpp(nn.Module):
         check_divisible(x.shape[1:3], len(self.ch_mult))
         block, attend, resample = self._parts()
         temb = self._embed(time_cond)
-        x = (x if self.centered else 2 * x - 1).astype(self.dtype)
+        x = to_patches((x if self.centered else 2 * x - 1).astype(self.dtype), self.patch_size)
 
         skips = self._encode(x, temb, train, block, attend, resample)
         h = block()(skips[-1], temb, train)
         h = attend()(h)
         h = block()(h, temb, train)
-        h = self._decode(h, skips, x.shape[-1], temb, train, block, attend, resample)
+        h = from_patches(self._decode(h, skips, x.shape[-1], temb, train, block, attend, resample), self.patch_size)
         return divide_by_sigma(h, self._sigma(time_cond)) if self.scale_by_sigma else h.astype(jnp.float32)
 
     def _parts(self) -> tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]:
@@ -227,7 +231,7 @@ def from_config(config: Any) -> NCSNpp:
     model = config.model
     if str(model.embedding_type).lower() == "fourier" and not config.training.continuous:
         raise PdsError("model.embedding_type='fourier' needs training.continuous=True: its label is σ, not an index")
-    check_divisible(image_size(config), len(model.ch_mult))
+    check_divisible(image_size(config), len(model.ch_mult), check_patch_size(model.get("patch_size", 1)))
     return NCSNpp(
         nf=model.nf,
         ch_mult=tuple(model.ch_mult),
@@ -250,6 +254,7 @@ def from_config(config: Any) -> NCSNpp:
         scale_by_sigma=model.scale_by_sigma,
         centered=config.data.centered,
         sigmas=tuple(get_sigmas(config).tolist()) if model.scale_by_sigma else (),
+        patch_size=model.get("patch_size", 1),
         dtype=get_dtype(config),
         remat=bool(model.get("remat", False)),
     )

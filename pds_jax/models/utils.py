@@ -157,21 +157,23 @@ def check_sizes(nf: int, ch_mult: Sequence[int], num_res_blocks: int, dropout: f
         raise PdsError(f"model.dropout={dropout} must be at least 0 and below 1")
 
 
-def check_divisible(shape: Sequence[int], levels: int) -> None:
-    """Check that images can be halved ``levels - 1`` times.
+def check_divisible(shape: Sequence[int], levels: int, patch_size: int = 1) -> None:
+    """Check that images can be cut into patches and halved ``levels - 1`` times.
 
     Args:
       shape: (H, W).
       levels: number of resolutions.
+      patch_size: side of the patches that the network computes on.
 
     Raises:
-      PdsError: if H or W is not a multiple of 2^(levels - 1).
+      PdsError: if H or W is not a multiple of patch_size 2^(levels - 1).
     """
-    factor = 2 ** (levels - 1)
+    factor = patch_size * 2 ** (levels - 1)
     if any(size % factor or size == 0 for size in shape):
         raise PdsError(
-            f"images of {shape[0]}x{shape[1]} pixels do not fit a network of {levels} resolutions: "
-            f"height and width must be multiples of {factor}"
+            f"images of {shape[0]}x{shape[1]} pixels do not fit a network of {levels} resolutions"
+            f"{f' on patches of {patch_size}' if patch_size > 1 else ''}: height and width must be multiples of "
+            f"{factor}"
         )
 
 
