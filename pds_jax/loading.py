@@ -80,9 +80,9 @@ def load(
     """Load a trained model.
 
     Args:
-      checkpoint: "fashion", "photos" or "digits"; a folder with model.safetensors and config.json; a training
-        workdir; a snapshot of EDM; or a file of score_sde, score_sde_pytorch, diffusers or guided-diffusion, which
-        need ``config``.
+      checkpoint: "fashion", "landscapes", "photos" or "digits"; a folder with model.safetensors and
+        config.json; a training workdir; a snapshot of EDM; or a file of score_sde, score_sde_pytorch, diffusers or
+        guided-diffusion, which need ``config``.
       config: by default the one saved with the weights.
       use_ema: read the moving average of the weights if there is one, not the raw weights.
       dtype: the network's dtype, instead of config.model.dtype; weights and scores stay float32.

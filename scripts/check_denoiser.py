@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from pds_jax import assembly
 from pds_jax.bench import quality
+from pds_jax.cli.failures import one_line_errors
 from pds_jax.data import datasets, image_files
 from pds_jax.denoisers import denoising_errors
 from pds_jax.types import PdsError
@@ -83,11 +84,11 @@ def main(argv: list[str]) -> None:
         sys.exit("type --checkpoint=PATH and --images=PATH; every option starts with --")
     try:
         levels = [float(level) for level in _LEVELS.value]
-        networks = attempts()
-        x = pixels(networks[0])
-        found = {network.config.model.get("attention_order"): errors(network, x, levels) for network in networks}
-    except (PdsError, ValueError) as error:
-        sys.exit(f"check_denoiser.py: {error}")
+    except ValueError as error:
+        raise PdsError(f"--levels: {error}") from error
+    networks = attempts()
+    x = pixels(networks[0])
+    found = {network.config.model.get("attention_order"): errors(network, x, levels) for network in networks}
     rows = [
         {"attention order": order or "as configured", **dict(zip(_LEVELS.value, map(float, values), strict=True))}
         for order, values in found.items()
@@ -99,4 +100,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

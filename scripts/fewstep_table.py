@@ -8,7 +8,8 @@
 
 A sampler's settings (kappa, head start, lambda, alpha, c, grid, churn, restart intervals, ...) are tried on seeds that
 are not reported. What is done is not done again: every cell is a file in --out/NAME/cells, and the tables so far lie
-beside. Judges ship for fashion, photos and digits; for others --reference, or the training images where they are there.
+beside. Judges ship for fashion, landscapes, photos and digits; for others --reference, or the training images where
+they are there.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ _OUT = flags.DEFINE_string("out", None, "ref: the .npz to write.")
 _KEEP = flags.DEFINE_bool("keep_features", False, "ref: store the features too, which kid, pr and dc need.")
 _METRICS = flags.DEFINE_list("metrics", ["fid"], f"calc: some of {','.join(evaluation.METRICS)}.")
 _ALLOW_FEWER = flags.DEFINE_bool("allow_fewer", False, "calc: judge fewer than 50000 images; printed with the figure.")
-_EXTRACTOR = flags.DEFINE_string("extractor", "inception", "inception, fashion, digits, patches (of photos) or pixels.")
+_EXTRACTOR = flags.DEFINE_string(
+    "extractor", "inception", "inception, fashion, landscapes, digits, patches (of photos) or pixels."
+)
 _WEIGHTS = flags.DEFINE_string("weights", None, "Inception's file; else $PDS_INCEPTION, else torch's cache.")
 _RESIZE = flags.DEFINE_enum(
     "resize", "tf1", ["tf1", "half_pixel"], "Inception: tf1 as the original FID, half_pixel as pytorch-fid."

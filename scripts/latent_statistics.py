@@ -18,7 +18,7 @@ from absl import app, flags
 
 from pds_jax import assembly
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import refuse_words
+from pds_jax.cli.failures import one_line_errors, refuse_words
 from pds_jax.data import image_files
 from pds_jax.io.files import check_writable
 from pds_jax.latent.captions import read_captions
@@ -69,20 +69,18 @@ def main(argv: list[str]) -> None:
     """Make the file, say what is in it."""
     refuse_words(argv)
     use_compilation_cache(None)
-    try:
-        if _LIMIT.value < 1 or _BATCH.value < 1:
-            raise PdsError("--limit and --batch_size must be at least 1")
-        check_writable(_OUT.value)
-        size = None if _SIZE.value is None else (int(_SIZE.value[0]), int(_SIZE.value[-1]))
-        model = load(_CHECKPOINT.value, size=size)
-        latents, record = of_samples(model) if _IMAGES.value is None else of_images(model)
-        result = latent_statistics(latents, {**record, "weights_sha256": model.trained.digest})
-        result.save(_OUT.value)
-    except PdsError as error:
-        raise SystemExit(f"error: {error}") from error
+    if _LIMIT.value < 1 or _BATCH.value < 1:
+        raise PdsError("--limit and --batch_size must be at least 1")
+    check_writable(_OUT.value)
+    size = None if _SIZE.value is None else (int(_SIZE.value[0]), int(_SIZE.value[-1]))
+    model = load(_CHECKPOINT.value, size=size)
+    latents, record = of_samples(model) if _IMAGES.value is None else of_images(model)
+    result = latent_statistics(latents, {**record, "weights_sha256": model.trained.digest})
+    result.save(_OUT.value)
     print(f"{result.count} latents of shape (h, w, c) = {result.shape}\nwritten: {_OUT.value}")
     print(json.dumps({"statistics": _OUT.value, "count": result.count, "shape": result.shape}))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

@@ -66,7 +66,8 @@ def images() -> tuple[Callable[[], Iterator[np.ndarray]], dict[str, Any], str]:
         return lambda: image_files.batches(found), found.record, found.summary()
     if _CONVERT.value or _RANGE.value:
         raise PdsError("--convert_images and --range are for --images=PATH; a data set by name needs neither")
-    default = {"digits": (8, 1), "photos": (16, 3), "fashion": (32, 1)}.get(_DATASET.value, (32, 3))
+    sizes = {"digits": (8, 1), "photos": (16, 3), "fashion": (32, 1), "landscapes": (64, 3)}
+    default = sizes.get(_DATASET.value, (32, 3))
     data = {"dataset": _DATASET.value, "image_size": size() or default[0]}
     data["num_channels"] = _CHANNELS.value or default[1]
     source = datasets.get_source(ml_collections.ConfigDict({"data": data}))

@@ -17,10 +17,10 @@ from absl import app, flags
 from pds_jax import assembly
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import refuse_words
+from pds_jax.cli.failures import one_line_errors, refuse_words
 from pds_jax.io import images
 
-_MODEL = flags.DEFINE_enum("model", "fashion", ["fashion", "photos", "digits"], "Which shipped model.")
+_MODEL = flags.DEFINE_enum("model", "fashion", ["fashion", "landscapes", "photos", "digits"], "Which shipped model.")
 _NFES = flags.DEFINE_list("nfe", ["20", "40"], "Numbers of network evaluations; predictor=auto also makes 5.")
 _COUNT = flags.DEFINE_integer("images", 64, "Images a cell; more makes the table's distances less noisy.")
 _ALPHA = flags.DEFINE_string("alpha", "tune", "Strength of PDS: a number, or tune (by the spectrum of a few samples).")
@@ -69,4 +69,5 @@ def _name(label: str, plan: assembly.Plan) -> str:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    with one_line_errors():
+        app.run(main)

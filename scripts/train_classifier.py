@@ -4,6 +4,7 @@ python scripts/train_classifier.py --data=digits --out=checkpoints/digits_classi
 python scripts/train_classifier.py --data=digits --noise_conditional --steps=4000 \
     --out=checkpoints/digits_classifier_noisy
 python scripts/train_classifier.py --data=fashion --out=checkpoints/fashion_classifier
+python scripts/train_classifier.py --data=landscapes --out=checkpoints/landscapes_classifier
 
 Beside a classifier of clean images it writes reference.npz, the moments of real images that samples are judged by;
 --reference_only makes that file again for the classifier that lies in --out.
@@ -29,11 +30,12 @@ import optax
 from pds_jax import checkpoints
 from pds_jax.bench import references
 from pds_jax.cli.failures import one_line_errors
-from pds_jax.data import arrays, datasets, fashion_mnist
+from pds_jax.data import arrays, datasets, fashion_mnist, photographs
 from pds_jax.metrics import classifier_features
 from pds_jax.models.classifier import Classifier
 
 _TEST_BATCH = 1000
+_CROPS = {"train": 10000, "test": 2500}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,14 @@ RECIPES = {
         batch_size=128,
         sigma=(0.01, 20.9),
         flip=True,
+    ),
+    # Which photograph a crop is from; flipped by the data set itself.
+    "landscapes": Recipe(
+        lambda split: photographs.labelled_landscapes(split, _CROPS[split]),
+        {"widths": (16, 32, 64, 128), "pools": (True,) * 4, "features": 64, "classes": 28, "normalised": True},
+        steps=1500,
+        batch_size=64,
+        sigma=(0.01, 103.0),
     ),
 }
 

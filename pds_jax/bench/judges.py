@@ -24,6 +24,7 @@ _OF_IMAGES = ("frechet", "frechet_random")
 # Shape and the distances in components and in features, of the judges that ship.
 _SHIPPED: dict[str, tuple[tuple[int, int, int], tuple[str, str]]] = {
     "fashion": ((32, 32, 1), _OF_JUDGE),
+    "landscapes": ((64, 64, 3), _OF_JUDGE),
     "photos": ((16, 16, 3), _OF_IMAGES),
     "digits": ((8, 8, 1), ("frechet_components", "frechet")),
 }

@@ -1,9 +1,9 @@
 """Figures of merit that need no download: how near samples of a shipped model are to its data.
 
-For fashion, Fréchet distances in principal components and in the features of a classifier, classes and the power
-spectrum, from a stored reference, without the data set; for digits, the Fréchet distance in the features of a small
-classifier, classes and spectrum; for photos, the Fréchet distance in the principal components of patches, sliced
-Wasserstein distance and spectrum.
+For fashion and landscapes, Fréchet distances in principal components and in the features of a classifier, classes and
+the power spectrum, from a stored reference, without the data set; for digits, the Fréchet distance in the features of
+a small classifier, classes and spectrum; for photos, the Fréchet distance in the principal components of patches,
+sliced Wasserstein distance and spectrum.
 """
 
 from __future__ import annotations
@@ -60,35 +60,50 @@ def judge_for(name: str) -> Judge:
     """The judge of a shipped model.
 
     Args:
-      name: "fashion", "photos" or "digits".
+      name: "fashion", "landscapes", "photos" or "digits".
 
     Raises:
       PdsError: another name.
     """
-    makers = {"fashion": _fashion, "photos": _photos, "digits": _digits}
+    makers = {"fashion": _fashion, "landscapes": _landscapes, "photos": _photos, "digits": _digits}
     if name not in makers:
         raise PdsError(f"no figures of merit for {name!r}; known: {sorted(makers)}; use scripts/fid.py")
     return makers[name]()
 
 
 def _fashion() -> Judge:
-    from pds_jax import checkpoints
-    from pds_jax.bench import references
-    from pds_jax.metrics import classifier_features
-
-    reference = references.load(checkpoints.shipped_folder("fashion_classifier") / references.FILE)
-    classifier = classifier_features.load("fashion")
-
     def real(count: int, offset: int) -> np.ndarray:
         images, _ = fashion_mnist.fashion("test")
         order = np.random.Generator(np.random.PCG64(0)).permutation(len(images))
         return arrays.to_unit(images[order[(np.arange(count) + offset) % len(images)]])
 
+    return _stored(
+        "fashion", "the {} training images", real, "the {} test images, of which the real images here are too"
+    )
+
+
+def _landscapes() -> Judge:
+    return _stored(
+        "landscapes",
+        "{} crops of the training regions",
+        lambda count, offset: photographs.landscapes("train", 64).images(np.arange(count) + 100_000 + offset),
+        "{} crops of the right quarters, never trained on",
+    )
+
+
+def _stored(name: str, reference: str, real: Callable[[int, int], np.ndarray], held_out: str) -> Judge:
+    """The judge in checkpoints/NAME_classifier; {} in ``reference`` and ``held_out`` becomes a number of images."""
+    from pds_jax import checkpoints
+    from pds_jax.bench import references
+    from pds_jax.metrics import classifier_features
+
+    stored = references.load(checkpoints.shipped_folder(f"{name}_classifier") / references.FILE)
+    classifier = classifier_features.load(name)
     return Judge(
-        f"the {reference.record['train_images']} training images",
-        lambda images: reference.scores(images, classifier),
+        reference.format(stored.record["train_images"]),
+        lambda images: stored.scores(images, classifier),
         real,
-        held_out=f"the {reference.record['held_out_images']} test images, of which the real images here are too",
+        held_out=held_out.format(stored.record["held_out_images"]),
     )
 
 

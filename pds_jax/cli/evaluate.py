@@ -49,7 +49,8 @@ _PROBED = 64  # images that stand for a data set in its identity
 _REPEATS = {"train": 1, "test": 5}  # passes of bits/dim, as in score_sde
 _EPS = 1e-5  # of the likelihood's ODE
 _KID_SUBSET = 1000
-EXTRACTORS = {"fashion": "fashion", "digits": "digits", "photos": "patches"}  # by data set; Inception for every other
+# By data set; Inception for every other.
+EXTRACTORS = {"fashion": "fashion", "landscapes": "landscapes", "digits": "digits", "photos": "patches"}
 
 
 def evaluate(options: RunOptions) -> list[dict[str, Any]]:

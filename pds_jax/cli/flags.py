@@ -75,9 +75,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "checkpoint",
             str,
-            "Trained model: fashion, photos, digits, a folder with model.safetensors, a training workdir, or an "
-            "original file of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable Diffusion "
-            "1 and 2 too), EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a full training state of "
+            "Trained model: fashion, landscapes, photos, digits, a folder with model.safetensors, a training workdir, "
+            "or an original file of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable "
+            "Diffusion 1 and 2 too), EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a full training state of "
             "score_sde or score_sde_pytorch to continue from.",
             "NAME|PATH",
             otherwise="the training in workdir",
@@ -480,9 +480,9 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "Evaluation": (
         Flag(
             "extractor",
-            ("inception", "fashion", "digits", "patches", "pixels"),
+            ("inception", "fashion", "landscapes", "digits", "patches", "pixels"),
             "Features for FID and related metrics.",
-            otherwise="fashion, digits and patches for the included fashion, digits and photos, else inception",
+            otherwise="for included models their classifier, patches for photos; else inception",
             modes=("eval",),
         ),
         Flag(

@@ -165,6 +165,11 @@ def check_export(config: Any, kind: str) -> None:
             f"kind {kind!r} holds networks whose output is the score; this one's has the parametrisation "
             f"{parametrisation!r}, which other programs would read wrongly; use kind 'safetensors'"
         )
+    if kind in ("score_sde_torch", "diffusers") and config.model.get("patch_size", 1) != 1:
+        raise ConversionError(
+            f"kind {kind!r} holds networks that compute on pixels; this one's model.patch_size is "
+            f"{config.model.patch_size}; use kind 'safetensors'"
+        )
     if kind == "diffusers":
         diffusers.check(config)
     elif kind == "score_sde_torch":

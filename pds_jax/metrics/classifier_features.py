@@ -77,7 +77,7 @@ def _apply(model: Classifier, params: Any, images: Array) -> tuple[Array, Array]
 
 @functools.cache
 def load(name: str) -> ClassifierJudge:
-    """The classifier of a data set that ships in checkpoints/NAME_classifier: "digits" or "fashion".
+    """The classifier of a data set that ships in checkpoints/NAME_classifier: "digits", "fashion" or "landscapes".
 
     Raises:
       PdsError: it is not there or damaged.

@@ -95,7 +95,7 @@ def get_extractor(name: str, **options: Any) -> Extractor:
     """Make an extractor.
 
     Args:
-      name: "inception", "digits", "fashion", "patches", "pixels", or one that was registered.
+      name: "inception", "digits", "fashion", "landscapes", "patches", "pixels", or one that was registered.
       **options: for its maker, e.g. weights and resize of "inception".
 
     Raises:
@@ -186,7 +186,7 @@ def _classifier_extractor(name: str) -> Extractor:
     )
 
 
-for _name in ("digits", "fashion"):
+for _name in ("digits", "fashion", "landscapes"):
     register_extractor(_name)(functools.partial(_classifier_extractor, _name))
 
 

@@ -129,9 +129,13 @@ class PatchPCA:
         """Components of reference images (m, H, W, C); at most ``dims``, fewer where pixels or images are fewer."""
         y = _checked(reference, "reference images")
         y = y.reshape(len(y), -1).astype(np.float64)
-        mean = y.mean(axis=0)
-        _, vectors = np.linalg.eigh((y - mean).T @ (y - mean))
-        return cls(mean, vectors[:, ::-1][:, : min(dims, len(y) - 1)])
+        mean, dims = y.mean(axis=0), min(dims, len(y) - 1)
+        y -= mean
+        if len(y) >= y.shape[1]:
+            return cls(mean, np.linalg.eigh(y.T @ y)[1][:, ::-1][:, :dims])
+        # Fewer images than pixels: the same components from the images' products, in less time and memory.
+        basis = y.T @ np.linalg.eigh(y @ y.T)[1][:, ::-1][:, :dims]
+        return cls(mean, basis / np.linalg.norm(basis, axis=0))
 
     def features(self, images: Any) -> np.ndarray:
         """(n, d) coordinates of images (n, H, W, C)."""

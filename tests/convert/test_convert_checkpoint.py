@@ -105,3 +105,9 @@ def test_a_score_that_is_not_the_networks_output_is_not_exported(tmp_path, kind,
     config = skip_config(parametrisation=parametrisation)
     with pytest.raises(convert.ConversionError, match=f"parametrisation '{parametrisation}'"):
         convert.export({}, config, tmp_path / "m", kind)
+
+
+@pytest.mark.parametrize("kind", ["score_sde_torch", "diffusers"])
+def test_a_network_on_patches_is_not_exported(tmp_path, kind):
+    with pytest.raises(convert.ConversionError, match="model.patch_size is 2.*kind 'safetensors'"):
+        convert.export({}, skip_config(patch_size=2), tmp_path / "m", kind)

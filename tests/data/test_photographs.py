@@ -94,6 +94,15 @@ def test_landscapes_come_from_every_photograph_and_say_from_which(root, monkeypa
     np.testing.assert_allclose(np.ptp(images[gray] - levels[:, None, None, None]), 0, atol=4 / 255)
 
 
+def test_labelled_landscapes_are_the_crops_in_bytes(root, monkeypatch):
+    monkeypatch.setenv(photographs.ROOT_VARIABLE, str(root))
+    images, labels = photographs.labelled_landscapes("test", 300)
+    crops = photographs.landscapes("test", 64)
+    np.testing.assert_array_equal(labels, crops.photograph(np.arange(300)))
+    assert images.dtype == np.uint8
+    np.testing.assert_allclose(images[299] / 255, crops.images(np.array([299]))[0], atol=0.51 / 255)
+
+
 def test_a_landscape_shows_a_tenth_to_a_quarter_of_its_photograph(monkeypatch):
     """Pictures of their own horizontal position: the span within a crop is the share of the width that it shows."""
     ramps = [np.tile(np.linspace(0, 255, w).astype(np.uint8)[None, :, None], (w // 2, 1, 3)) for w in (640, 1280, 2560)]

@@ -72,6 +72,17 @@ def test_patch_pca_frechet():
     assert simple.patch_pca_frechet(line + 0.1, line, dims=1) == pytest.approx(16 * 0.01, rel=1e-6)
 
 
+def test_components_of_fewer_images_than_pixels_are_those_of_their_covariance():
+    """An image more does not matter here; so many zeros, at the mean, put the other branch to work on the same law."""
+    x = noise(12, (4, 4, 1))
+    centred = x - x.mean(0)
+    many = np.concatenate([centred, np.zeros((8, 4, 4, 1))])
+    few, covariance = simple.PatchPCA.fit(centred, 5).basis, simple.PatchPCA.fit(many, 5).basis
+    assert few.shape == covariance.shape == (16, 5)
+    np.testing.assert_allclose(few.T @ few, np.eye(5), atol=1e-9)
+    np.testing.assert_allclose(few @ few.T, covariance @ covariance.T, atol=1e-9)
+
+
 def test_random_features_are_fixed_and_independent_of_the_batch():
     x = np.random.default_rng(0).random((300, 8, 8, 3))
     features = simple.random_conv_features(x)

@@ -25,6 +25,7 @@ from recorded_networks import (
 )
 
 from pds_jax import models
+from pds_jax.models import patches
 from pds_jax.models.ncsnpp import NCSNpp
 from pds_jax.types import PdsError
 
@@ -206,6 +207,8 @@ def test_a_positional_label_indexes_the_noise_levels():
         ("dropout", 1.0, "below 1"),
         ("fir_kernel", (1, -1), "fir_kernel"),
         ("ch_mult", (1, 1, 1, 1, 1, 1), "multiples of 32"),
+        ("patch_size", 0, "patch_size=0"),
+        ("patch_size", 3, "patches of 3"),
     ],
 )
 def test_bad_options_are_refused_with_the_known_ones(option, value, known):
@@ -228,6 +231,18 @@ def test_a_missing_field_is_named():
     del config.model["skip_rescale"]
     with pytest.raises(PdsError, match="skip_rescale"):
         models.create_model(config)
+
+
+def test_a_network_on_patches_is_the_network_on_their_rearranged_pixels(small):
+    module, _, _, t = small
+    on_patches = module.clone(patch_size=2, attn_resolutions=(2,), centered=True)
+    x = jax.random.uniform(jax.random.key(1), (2, 4, 6, 3))
+    params = random_params(on_patches, x, t)
+    inner = on_patches.clone(patch_size=1)
+    want = patches.from_patches(run(inner, params, patches.to_patches(x, 2), t), 2)
+    got = run(on_patches, params, x, t)
+    assert got.shape == x.shape
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_images_that_do_not_divide_are_refused(small):
