@@ -112,6 +112,9 @@ def sliced_wasserstein(images: Any, reference: Any, projections: int = 256, seed
     return float(np.sqrt(np.mean(np.diff(edges) / edges[-1] @ np.square(a - b))))
 
 
+_RANK = 1e-6  # of the largest singular value, or of 1; those below are rounding
+
+
 @dataclasses.dataclass(frozen=True)
 class PatchPCA:
     """Coordinates along the first principal components of reference images.
@@ -135,7 +138,9 @@ class PatchPCA:
             return cls(mean, np.linalg.eigh(y.T @ y)[1][:, ::-1][:, :dims])
         # Fewer images than pixels: the same components from the images' products, in less time and memory.
         basis = y.T @ np.linalg.eigh(y @ y.T)[1][:, ::-1][:, :dims]
-        return cls(mean, basis / np.linalg.norm(basis, axis=0))
+        norms = np.linalg.norm(basis, axis=0)
+        known = norms > _RANK * max(norms.max(), 1.0)  # equal images span fewer directions; the others are 0
+        return cls(mean, np.where(known, basis / np.where(known, norms, 1.0), 0.0))
 
     def features(self, images: Any) -> np.ndarray:
         """(n, d) coordinates of images (n, H, W, C)."""

@@ -16,6 +16,7 @@ from pds_jax.types import Array, Key, PdsError
 
 Builder = Callable[[Any], nn.Module]
 MODELS: dict[str, Builder] = {}
+_WITHOUT_PATCHES = ("adm", "adm_classifier", "ddpm", "ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256", "songunet")
 _DTYPES: dict[str, Dtype] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -69,7 +70,9 @@ def create_model(config: Any) -> nn.Module:
       PdsError: for a field that is missing, or an option that the network does not know; then the message lists
         the known ones.
     """
-    builder = get_model(config.model.name)
+    builder, size = get_model(config.model.name), config.model.get("patch_size", 1)
+    if size != 1 and config.model.name in _WITHOUT_PATCHES:
+        raise PdsError(f"model.patch_size={size} needs model.name='ncsnpp'; {config.model.name!r} computes on pixels")
     try:
         return builder(config)
     except AttributeError as e:

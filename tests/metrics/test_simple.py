@@ -83,6 +83,15 @@ def test_components_of_fewer_images_than_pixels_are_those_of_their_covariance():
     np.testing.assert_allclose(few @ few.T, covariance @ covariance.T, atol=1e-9)
 
 
+@pytest.mark.parametrize("different", [1, 3])
+def test_equal_images_span_as_many_components_as_differ(different):
+    x = np.repeat(noise(different, (8, 8, 1)), 6, axis=0)
+    pca = simple.PatchPCA.fit(x, 5)
+    coordinates = pca.features(x)
+    assert np.linalg.matrix_rank(pca.basis) == different - 1 and coordinates.shape == (6 * different, 5)
+    assert simple.patch_pca_frechet(x, x, 5) == pytest.approx(0, abs=1e-9)
+
+
 def test_random_features_are_fixed_and_independent_of_the_batch():
     x = np.random.default_rng(0).random((300, 8, 8, 3))
     features = simple.random_conv_features(x)

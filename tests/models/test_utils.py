@@ -31,6 +31,13 @@ def test_a_name_is_registered_once():
         models.register_model("ncsnpp")(models.get_model("ncsnpp"))
 
 
+def test_networks_on_pixels_refuse_patches():
+    for name in ("adm", "adm_classifier", "ddpm", "ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256", "songunet"):
+        config = ml_collections.ConfigDict({"model": {"name": name, "patch_size": 2}})
+        with pytest.raises(PdsError, match=f"patch_size=2 needs model.name='ncsnpp'; '{name}'"):
+            models.create_model(config)
+
+
 def test_image_size_may_be_a_pair():
     config = recorded_config("ncsnpp_ve_cont")
     config.model.attn_resolutions = ()
