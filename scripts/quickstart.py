@@ -2,6 +2,7 @@
 
 python scripts/quickstart.py                    fashion: about five minutes on two cores
 python scripts/quickstart.py --model=photos     about one minute
+python scripts/quickstart.py --model=landscapes 64x64 crops of photographs
 """
 
 from __future__ import annotations

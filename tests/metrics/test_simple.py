@@ -73,7 +73,7 @@ def test_patch_pca_frechet():
 
 
 def test_components_of_fewer_images_than_pixels_are_those_of_their_covariance():
-    """An image more does not matter here; so many zeros, at the mean, put the other branch to work on the same law."""
+    """Images at the mean add nothing to the covariance, but make the images outnumber the pixels."""
     x = noise(12, (4, 4, 1))
     centred = x - x.mean(0)
     many = np.concatenate([centred, np.zeros((8, 4, 4, 1))])
