@@ -214,7 +214,7 @@ class NCSNpp(nn.Module):
         return head(channels)(act(layerspp.group_norm(h, self.dtype)))
 
 
-@register_model("ncsnpp")
+@register_model("ncsnpp", patches=True)
 def from_config(config: Any) -> NCSNpp:
     """NCSN++ or DDPM++ from a score_sde config.
 

@@ -16,15 +16,16 @@ from pds_jax.types import Array, Key, PdsError
 
 Builder = Callable[[Any], nn.Module]
 MODELS: dict[str, Builder] = {}
-_WITHOUT_PATCHES = ("adm", "adm_classifier", "ddpm", "ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256", "songunet")
+_WITH_PATCHES: set[str] = set()
 _DTYPES: dict[str, Dtype] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def register_model(name: str) -> Callable[[Builder], Builder]:
+def register_model(name: str, *, patches: bool = False) -> Callable[[Builder], Builder]:
     """Decorator that enters a builder, config -> module, into ``MODELS``.
 
     Args:
       name: value of ``config.model.name``.
+      patches: whether the network reads ``config.model.patch_size``; of the others, a size but 1 is refused.
 
     Returns:
       The decorator.
@@ -37,6 +38,8 @@ def register_model(name: str) -> Callable[[Builder], Builder]:
         if name in MODELS:
             raise PdsError(f"a model named {name!r} is registered already")
         MODELS[name] = builder
+        if patches:
+            _WITH_PATCHES.add(name)
         return builder
 
     return register
@@ -71,8 +74,9 @@ def create_model(config: Any) -> nn.Module:
         the known ones.
     """
     builder, size = get_model(config.model.name), config.model.get("patch_size", 1)
-    if size != 1 and config.model.name in _WITHOUT_PATCHES:
-        raise PdsError(f"model.patch_size={size} needs model.name='ncsnpp'; {config.model.name!r} computes on pixels")
+    if size != 1 and config.model.name not in _WITH_PATCHES:
+        able = ", ".join(sorted(_WITH_PATCHES))
+        raise PdsError(f"model.patch_size={size}: {config.model.name!r} computes on pixels; with patches: {able}")
     try:
         return builder(config)
     except AttributeError as e:

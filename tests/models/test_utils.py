@@ -34,7 +34,7 @@ def test_a_name_is_registered_once():
 def test_networks_on_pixels_refuse_patches():
     for name in ("adm", "adm_classifier", "ddpm", "ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256", "songunet"):
         config = ml_collections.ConfigDict({"model": {"name": name, "patch_size": 2}})
-        with pytest.raises(PdsError, match=f"patch_size=2 needs model.name='ncsnpp'; '{name}'"):
+        with pytest.raises(PdsError, match=f"patch_size=2: '{name}' computes on pixels; with patches: ncsnpp"):
             models.create_model(config)
 
 
