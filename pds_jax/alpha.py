@@ -1,7 +1,7 @@
 """The strength of M for a given number of iterations, in closed form: α(N) and the variance recursion behind it.
 
 Everything here is arithmetic on the host in float64; no image is sampled and no network is called. Derived, see
-docs/theory.md. If there is a network, α from the spectrum of a few samples (alpha="tune") is more accurate.
+docs/theory.md. If there is a network, α from a few of its samples (alpha="tune") is more accurate.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ _SCALES = 1000  # the number of scales that eps is tied to by speed_up, eps = ep
 _ALPHAS = (*np.geomspace(1.5, 200, 60), math.inf)
 CANDIDATES = (2.5, 4.0, 7.0, 15.0, math.inf)
 MOST_TRIALS = 2 * (len(CANDIDATES) + 2) - 1  # of alpha="tune": both kinds of M, which have α = ∞ in common
+TUNE_NFE = 40  # of the samples that alpha="tune" compares with
 CHOSEN = ("auto", "tune")
 
 
@@ -165,7 +166,7 @@ def tune(
     names = {kind: _named(best[kind], kind) for kind in best}
     said = names[flat]
     if len(set(names.values())) > 1:
-        said += f", whose spectrum is nearer to the data's than that of {names[not flat]}"
+        said += f", whose samples are nearer to those of many steps than with {names[not flat]}"
     if flat and math.isfinite(best[True]):
         return Tuned(math.inf, largest_gain(best[True]), said)
     return Tuned(best[flat], None, said)

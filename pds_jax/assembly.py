@@ -92,7 +92,7 @@ def plan(
       trained: the model.
       nfe: network evaluations per image, rounded down to whole iterations. Give nfe or speed_up.
       speed_up: N = int(num_scales / speed_up); by default the configuration's.
-      alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (from the spectrum of a few samples; a flat
+      alpha: strength of M: a number > 1, "auto" (closed form in N), "tune" (from a few samples; a flat
         M is considered too unless ``filters`` is given), or infinity, which turns PDS off, with masks too. By default
         the configuration's; 5 with masks. The flat M (``filters="flat"``) and the two-number filter have no alpha.
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
@@ -199,35 +199,49 @@ def tune_alpha(
     given: Given | None = None,
     kinds: Sequence[bool] = (False, True),
 ) -> alpha_lib.Tuned:
-    """The α, or the flat M, whose samples have the power spectrum closest to the data's (``alpha.search``).
+    """The α, or the flat M, with samples nearest to those of DPM-Solver++(2M) at 40 evaluations (``alpha.search``).
 
-    E = √mean_k (log P_samples(k) − log P_data(k))² over the radii k, for M of the statistics and for M = c I with
-    c = α/(α − 1), at the same strengths.
+    Nearest is the least ``metrics.simple.distance_from`` twice as many such samples, for M of the statistics and for
+    M = c I with c = α/(α − 1), at the same strengths. Both are samples of the same network, so M is not made to
+    correct what the network itself gets wrong; the power spectrum alone does not see structure.
 
-    Candidates that must diverge are passed over; the seeds of the samples are far from those of a run.
+    Candidates that must diverge are passed over; the seeds of the samples are far from those of a run. Derived.
 
     Raises:
       PdsError: no statistics, every α diverges, or what :func:`plan` and :func:`draw` refuse.
     """
-    from pds_jax.metrics.simple import spectrum_error
+    from pds_jax.metrics.simple import distance_from
 
     if stats is None:
-        raise PdsError("alpha=tune compares spectra and needs the data's statistics: pass --statistics=FILE.npz")
+        raise PdsError("alpha=tune needs the data's statistics: pass --statistics=FILE.npz")
+    raw, labels = dataclasses.replace(trained, decode=None), trained.default_labels if given is None else None
+
+    def sample(made: Plan, seeds: range, label: str) -> np.ndarray:
+        found = draw(raw, made, seeds, adapt=True, label=label, given=given, labels=labels).images
+        return found if trained.decode else np.clip(arrays.to_unit(found, datasets.get_range(trained.config)), 0.0, 1.0)
+
+    best = _planned(trained, _many_steps(trained, config), check=True)
+    seeds = range(first_seed + images, first_seed + 3 * images)
+    distance = distance_from(sample(best, seeds, f"{best.nfe} NFE of DPM-Solver++(2M), to compare with"))
 
     def error(alpha: float, flat: bool) -> float | None:
+        options = options_lib.of_strength(alpha, flat)
+        label = f"trying gain={options['gain']:.3g}" if flat else f"trying alpha={alpha:g}"
         try:
-            options = options_lib.of_strength(alpha, flat)
             candidate = _planned(trained, options_lib.with_options(config, options), check=True)
-            raw, seeds = dataclasses.replace(trained, decode=None), range(first_seed, first_seed + images)
-            label = f"trying gain={options['gain']:.3g}" if flat else f"trying alpha={alpha:g}"
-            labels = trained.default_labels if given is None else None
-            found = draw(raw, candidate, seeds, adapt=True, label=label, given=given, labels=labels)
+            return distance(sample(candidate, range(first_seed, first_seed + images), label))
         except sampling.SamplingDiverged:
             return None
-        made = found.images if trained.decode else arrays.to_unit(found.images, datasets.get_range(trained.config))
-        return spectrum_error(made if trained.decode else np.clip(made, 0.0, 1.0), stats.power)
 
     return alpha_lib.tune(error, alphas, kinds)
+
+
+def _many_steps(trained: Trained, config: ConfigDict) -> ConfigDict:
+    """DPM-Solver++(2M) without M, in enough steps that more change little."""
+    solver = {"method": "pc", "predictor": "dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched"}
+    found = options_lib.with_options(config, {**solver, **options_lib.of_strength(math.inf, False)})
+    found.sampling.speed_up = float(options_lib.speed_up_of(trained, found, alpha_lib.TUNE_NFE))
+    return found
 
 
 def labelled(trained: Trained, plan: Plan, seeds: Sequence[int], labels: classes.Labels) -> Given:

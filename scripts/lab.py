@@ -222,7 +222,7 @@ def sweep_jobs(
 
 
 def run_tune(book: Book, problem: lab.Problem, name: str, n: int) -> None:
-    """The alpha that the spectra of a few samples choose, unless it is known."""
+    """The alpha that a few samples choose, unless it is known."""
     key = {"problem": problem.name, "sampler": f"{name}_tune", "nfe": evaluations(name, n)}
     if not book.cell(**key):
         errors = lab.tune_errors(problem, lab.get_method(name), n)

@@ -277,11 +277,16 @@ def trials(digits, monkeypatch):
     tried = {}
 
     def draw(trained, plan, seeds, *, label, **_):
-        tried[label] = plan.preconditioner
+        if label.startswith("trying"):
+            tried[label] = plan.preconditioner
         return assembly.Drawn(np.zeros((1, *digits.shape), np.float32), 1.0, 0.0, 0.0, [], 1)
 
     monkeypatch.setattr(assembly, "draw", draw)
-    monkeypatch.setattr(simple, "spectrum_error", lambda *_: 0.1 if list(tried)[-1] == "trying alpha=inf" else 1.0)
+
+    def distance(_):
+        return 0.1 if list(tried)[-1] == "trying alpha=inf" else 1.0
+
+    monkeypatch.setattr(simple, "distance_from", lambda _: distance)
     return tried
 
 
@@ -299,8 +304,12 @@ def test_tune_chooses_the_gain_and_raises_errors_other_than_divergence(digits, m
     with pytest.raises(PdsError, match="gain=1.37: alpha=tune chooses the gain"):
         assembly.plan(digits, nfe=40, alpha="tune", filters="flat", gain=1.37, **FEW)
 
-    def draw(*_, error, **__):
-        raise error
+    real = assembly.draw
+
+    def draw(*args, error, label, **words):
+        if label.startswith("trying"):
+            raise error
+        return real(*args, label=label, **words)
 
     errors = {"do not fit": parallel.OutOfMemory("64 images do not fit"), "every alpha diverges": SamplingDiverged("1")}
     for match, error in errors.items():

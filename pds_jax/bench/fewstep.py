@@ -94,7 +94,7 @@ def _told(setting: methods_lib.Setting, made: assembly.Plan) -> dict[str, Any]:
         chosen = f"{options.predictor} {methods_lib.described(own)}".strip()
     return {
         "pilot": methods_lib.pilot_evaluations(setting, made),
-        "fitted": methods_lib.is_fitted(setting, made),
+        "fitted": methods_lib.is_fitted(made),
         "chosen": made.reasons[-1] if setting.get("alpha") == "tune" else chosen,
         "reasons": made.reasons,
     }

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax import preconditioner, sampling, statistics, table
-from pds_jax.alpha import alpha_auto
+from pds_jax.alpha import TUNE_NFE, alpha_auto
 from pds_jax.correctors import get_corrector
 from pds_jax.data import datasets, photographs
 from pds_jax.metrics import simple
@@ -197,9 +197,9 @@ def candidates(problem: Problem, method: Method, iterations: int) -> list[float]
 
 
 def tune_errors(problem: Problem, method: Method, iterations: int, count: int = 512) -> dict[float, float]:
-    """Spectrum error of a few samples for each of :func:`candidates`, from which ``alpha.choose`` takes one.
+    """Distance of a few samples from those of many steps for each of :func:`candidates`, for ``alpha.choose``.
 
-    No other metric is looked at.
+    As ``assembly.tune_alpha``; the exact samples are not looked at.
 
     Args:
       problem: the problem.
@@ -208,19 +208,21 @@ def tune_errors(problem: Problem, method: Method, iterations: int, count: int = 
       count: samples per α, of seeds that no other run uses.
 
     Returns:
-      α -> error.
+      α -> distance.
 
     Raises:
       PdsError: every α diverges.
     """
     errors: dict[float, float] = {}
-    keys = sampling.image_keys(range(2**31, 2**31 + count))
+    keys, others = (sampling.image_keys(range(first, first + count)) for first in (2**31, 2**31 + count))
+    best = get_sampler(problem, METHODS["dpmpp_2m_matched"], TUNE_NFE)
+    distance = simple.distance_from(np.asarray(sampling.run(best, others, problem.law, chunk=10_000).x))
     for alpha in candidates(problem, method, iterations):
         try:
             run = sampling.run(get_sampler(problem, method, iterations, alpha), keys, problem.law, chunk=10_000)
         except PdsError:
             continue  # diverges: no candidate
-        errors[alpha] = simple.spectrum_error(np.asarray(run.x), problem.stats.power)
+        errors[alpha] = distance(np.asarray(run.x))
     if not errors:
         raise PdsError(f"every alpha diverges with {iterations} iterations; use more")
     return errors

@@ -242,11 +242,11 @@ def trials(method: Method, scales: Scales, count: int = TRIALS) -> list[Setting]
     return list(method.settings(scales))[:count]
 
 
-def is_fitted(setting: Setting, made: assembly.Plan) -> bool:
+def is_fitted(made: assembly.Plan) -> bool:
     """Whether the sampler is made to have the data's spectrum, so that its spectrum error says nothing new."""
     options = made.config.sampling
     inside = any(step.needs_statistics for step in made.sampler.kinds) and options.get("spectrum", 1.0) != 0
-    return bool(inside or options.get("pilot_gain") or setting.get("alpha") == "tune")
+    return bool(inside or options.get("pilot_gain"))
 
 
 def pilot_evaluations(setting: Setting, made: assembly.Plan) -> int:
@@ -256,6 +256,7 @@ def pilot_evaluations(setting: Setting, made: assembly.Plan) -> int:
     count += teacher.EVALUATIONS if setting.get("grid") == "gits" else 0
     if setting.get("alpha") == "tune":
         count += alpha_lib.MOST_TRIALS * assembly.TUNE_IMAGES * int(made.nfe or 0)
+        count += 2 * assembly.TUNE_IMAGES * alpha_lib.TUNE_NFE
     return count
 
 

@@ -124,7 +124,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "alpha",
             str,
             "Strength of M: a number above 1 (the papers use 5; larger is weaker), auto (from the number of steps), "
-            "tune (from the spectrum of a few samples; without --filters it may choose a flat M), or inf, which turns "
+            "tune (by a few samples; without --filters it may choose a flat M), or inf, which turns "
             "PDS off.",
             "NUMBER|auto|tune|inf",
             field="pds.alpha",

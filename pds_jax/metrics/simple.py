@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from pds_jax.types import Array, PdsError
 
 _CHUNK = 256
 _TINY = 1e-12
+_LAYOUT = 64
 
 
 def power_spectrum(images: Any) -> np.ndarray:
@@ -200,6 +202,42 @@ def random_conv_features(images: Any, dims: int = 64, seed: int = 0) -> np.ndarr
 def random_conv_frechet(images: Any, reference: Any) -> float:
     """Squared Fréchet distance of :func:`random_conv_features`; arguments and errors as in the others."""
     return frechet_distance_from_features(random_conv_features(images), random_conv_features(reference))
+
+
+def distance_from(reference: Any) -> Callable[[Any], float]:
+    """A distance to reference images that sees layout and texture: √(d²_c d²_r), which has no unit to choose.
+
+    d²_c is :func:`patch_pca_frechet` of the images averaged over boxes to at most 64 pixels, whose components are the
+    low frequencies, and d²_r is :func:`random_conv_frechet`.
+
+    Args:
+      reference: (m, H, W, C).
+
+    Returns:
+      images (n, H, W, C) -> √(d²_c d²_r).
+
+    Raises:
+      PdsError: values that are not finite, now or then; then also another shape, or fewer than two images.
+    """
+    pca, texture = PatchPCA.fit(_averaged(reference)), random_conv_features(reference)
+    layout = pca.features(_averaged(reference))
+
+    def distance(images: Any) -> float:
+        _rows(images[:1], reference[:1])
+        of_layout = frechet_distance_from_features(pca.features(_averaged(images)), layout)
+        of_texture = frechet_distance_from_features(random_conv_features(images), texture)
+        return float(np.sqrt(max(of_layout, 0.0) * max(of_texture, 0.0)))
+
+    return distance
+
+
+def _averaged(images: Any) -> np.ndarray:
+    """Images (n, H, W, C) averaged over the boxes that leave at most 64 pixels a side; the rest of the edge is cut."""
+    x = _checked(images, "images")
+    tall, wide = (-(-side // _LAYOUT) for side in x.shape[1:3])
+    x = x[:, : x.shape[1] // tall * tall, : x.shape[2] // wide * wide]
+    blocks = x.reshape(len(x), x.shape[1] // tall, tall, x.shape[2] // wide, wide, x.shape[3])
+    return np.asarray(blocks.mean(axis=(2, 4)))
 
 
 def frechet_of_features(features: Any, reference: Any) -> float:

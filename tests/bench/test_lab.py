@@ -52,7 +52,7 @@ def test_a_sampler_of_the_lab_reaches_the_floor(mixture):
 
 
 @pytest.mark.slow
-def test_tuning_looks_at_the_spectrum_alone(mixture):
+def test_tuning_tries_the_candidates(mixture):
     errors = lab.tune_errors(mixture, lab.METHODS["rd"], 10, count=64)
     assert set(errors) <= set(lab.ALPHAS) and choose(errors) in errors
 

@@ -114,3 +114,22 @@ def test_bad_input():
             metric(x[0], x)
     with pytest.raises(PdsError, match="cannot be compared"):
         simple.spectrum_error(noise(10, (8, 7, 3)), x)
+
+
+@pytest.mark.parametrize("size", [8, 100])
+def test_distance_from_sees_layout_and_texture(size):
+    generator = np.random.default_rng(0)
+    x = generator.uniform(0.3, 0.7, size=(80, size, size, 1)).astype(np.float32)
+    bright = x + generator.uniform(-0.2, 0.2, size=(80, 1, 1, 1)).astype(np.float32)  # the same texture
+    checks = np.indices((size, size)).sum(axis=0)[:, :, None] % 2 - 0.5  # the same mean of every two pixels
+    distance = simple.distance_from(x[:40])
+    near = distance(x[40:])
+    assert distance(x[:40]) == pytest.approx(0, abs=1e-8)
+    for strength in (0.5, 1.0):
+        weak, strong = (distance(x[40:] + part * strength * 0.4 * checks) for part in (0.5, 1.0))
+        assert near < weak < strong
+    assert distance(bright[40:]) > 2 * near
+    with pytest.raises(PdsError, match="cannot be compared"):
+        distance(x[:, :4])
+    with pytest.raises(PdsError, match="NaN"):
+        simple.distance_from(x * np.nan)
