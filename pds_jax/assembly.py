@@ -201,7 +201,7 @@ def tune_alpha(
 ) -> alpha_lib.Tuned:
     """The α, or the flat M, with samples nearest to those of DPM-Solver++(2M) at 40 evaluations (``alpha.search``).
 
-    Nearest is the least ``metrics.simple.distance_from`` twice as many such samples, for M of the statistics and for
+    Nearest is the least ``metrics.simple.distance_from`` as many such samples, for M of the statistics and for
     M = c I with c = α/(α − 1), at the same strengths. Both are samples of the same network, so M is not made to
     correct what the network itself gets wrong; the power spectrum alone does not see structure.
 
@@ -221,7 +221,7 @@ def tune_alpha(
         return found if trained.decode else np.clip(arrays.to_unit(found, datasets.get_range(trained.config)), 0.0, 1.0)
 
     best = _planned(trained, _many_steps(trained, config), check=True)
-    seeds = range(first_seed + images, first_seed + 3 * images)
+    seeds = range(first_seed + images, first_seed + 2 * images)
     distance = distance_from(sample(best, seeds, f"{best.nfe} NFE of DPM-Solver++(2M), to compare with"))
 
     def error(alpha: float, flat: bool) -> float | None:
@@ -237,10 +237,17 @@ def tune_alpha(
 
 
 def _many_steps(trained: Trained, config: ConfigDict) -> ConfigDict:
-    """DPM-Solver++(2M) without M, in enough steps that more change little."""
-    solver = {"method": "pc", "predictor": "dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched"}
+    """DPM-Solver++(2M) without M, in enough steps that more change little; other options are left out."""
+    solver = {
+        "method": "pc", "predictor": "dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched",
+        "variant": "paper", "probability_flow": False, "solenoidal": 0.0,
+    }  # fmt: skip
     found = options_lib.with_options(config, {**solver, **options_lib.of_strength(math.inf, False)})
-    found.sampling.speed_up = float(options_lib.speed_up_of(trained, found, alpha_lib.TUNE_NFE))
+    for name in (sampling.option_names() | {"pilot_gain", "solver_options"}) - {*solver, "snr", "norm"}:
+        if name in found.sampling:
+            del found.sampling[name]
+    count = min(alpha_lib.TUNE_NFE, int(config.model.num_scales))
+    found.sampling.speed_up = float(options_lib.speed_up_of(trained, found, count))
     return found
 
 

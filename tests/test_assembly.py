@@ -300,6 +300,35 @@ def test_the_trial_of_tune_without_m_is_without_m(digits, trials, mask, options)
     assert plan.reasons[0].startswith("no M") and plan.preconditioner.is_identity and plan.alpha == np.inf
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"corrector": "langevin", "corrector_levels": (0.1, 1.0), "snr": 0.3, "norm": "batch", "solenoidal": 1.0},
+        {"predictor": "sde_dpmpp_2m", "variant": "exact", "corrector": "none", "grid": "edm", "head_start": 2.0},
+        {"predictor": "spectral", "stochasticity": "M", "kappa": 0.3, "corrector": "none", "grid": "edm"},
+        {"corrector": "none", "filters": "freq", "prior": "standard"},
+    ],
+)
+def test_tune_compares_with_many_steps_whatever_is_tuned(digits, monkeypatch, options):
+    plans = {}
+
+    def draw(trained, plan, seeds, *, label, **_):
+        plans[label] = plan
+        return assembly.Drawn(np.random.default_rng(0).uniform(size=(4, *digits.shape)), 1.0, 0.0, 0.0, [], 1)
+
+    monkeypatch.setattr(assembly, "draw", draw)
+    options = {**options, "prior": options.get("prior", "matched")}
+    for scales in (int(digits.config.model.num_scales), 12):
+        config = ConfigDict(digits.config.to_dict())
+        config.model.num_scales = scales
+        trained = dataclasses.replace(digits, config=config, sde=digits.sde.with_num_scales(scales))
+        assembly.plan(trained, nfe=12, alpha="tune", check=False, **options)
+        reference = next(plan for label, plan in plans.items() if not label.startswith("trying"))
+        assert (reference.sampler.predictor, reference.nfe) == ("dpmpp_2m", min(scales, 40))
+        assert reference.preconditioner.is_identity and reference.sampler.prior == "matched"
+        plans.clear()
+
+
 def test_tune_chooses_the_gain_and_raises_errors_other_than_divergence(digits, monkeypatch):
     with pytest.raises(PdsError, match="gain=1.37: alpha=tune chooses the gain"):
         assembly.plan(digits, nfe=40, alpha="tune", filters="flat", gain=1.37, **FEW)
