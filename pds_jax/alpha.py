@@ -21,6 +21,8 @@ _ALPHAS = (*np.geomspace(1.5, 200, 60), math.inf)
 CANDIDATES = (2.5, 4.0, 7.0, 15.0, math.inf)
 MOST_TRIALS = 2 * (len(CANDIDATES) + 2) - 1  # of alpha="tune": both kinds of M, which have α = ∞ in common
 TUNE_NFE = 40  # of the samples that alpha="tune" compares with
+TUNE_RULE = 2  # another rule of choosing, another number
+_NOISE = 0.1
 CHOSEN = ("auto", "tune")
 
 
@@ -71,8 +73,10 @@ def alpha_auto(
       α > 1; infinity where M = I is best.
 
     Raises:
-      PdsError: N < 2.
+      PdsError: N < 2, or a corrector with snr ≥ 1.
     """
+    if corrector and snr >= 1:
+        raise PdsError(f"alpha=auto: Langevin steps of snr={snr:g} have no stationary variance; use an snr below 1")
     if N < 2:
         raise PdsError(f"alpha=auto needs at least N=2 iterations, got N={N}; use a smaller speed_up")
     if not hasattr(sde, "sigma_max"):
@@ -84,7 +88,7 @@ def alpha_auto(
 
 
 def choose(errors: Mapping[float, float], slack: float = 0.15) -> float:
-    """The middle of the strengths whose error is within `slack` of the least.
+    """The middle of the strengths whose error is within `slack` of the least; infinity if it is among them.
 
     Errors from few samples are noisy. If the curve is flat near its minimum, the middle of the flat part is a better
     estimate of the best α than the candidate with the least error. A sharp minimum is its own middle.
@@ -98,7 +102,19 @@ def choose(errors: Mapping[float, float], slack: float = 0.15) -> float:
     """
     least = min(errors.values())
     good = sorted(alpha for alpha, error in errors.items() if error <= (1 + slack) * least)
+    if math.isinf(good[-1]):  # as good without M
+        return math.inf
     return good[(len(good) - 1) // 2]
+
+
+def excess(distance: float, floor: float) -> float:
+    """d/d_0 − 1, at least 0.1: how much further samples are than those of the reference's own law.
+
+    Args:
+      distance: d of few samples from the reference.
+      floor: d_0 of as many samples of the reference's own law; a difference of a tenth of it is taken for noise.
+    """
+    return max(distance / floor - 1, _NOISE) if floor else distance
 
 
 def search(error: Callable[[float], float | None], alphas: Sequence[float] = CANDIDATES) -> float:

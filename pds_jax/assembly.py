@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from pds_jax import alpha as alpha_lib
-from pds_jax import automatic, choose, classes, pilot, sampling, strength
+from pds_jax import automatic, choose, classes, pilot, sampling, strength, time_grids
 from pds_jax import options as options_lib
 from pds_jax.batches import MAX_BATCH, Batches, Given, OnCost, Saver, Saving, finish_of
 from pds_jax.data import arrays, datasets
@@ -130,6 +130,8 @@ def plan(
     reasons: tuple[str, ...] = ()
     if config.sampling.predictor == "auto":
         n = nfe // each if nfe else int(config.model.num_scales / (speed_up or config.sampling.speed_up))
+        if n < 1:
+            raise PdsError("predictor=auto: no evaluation is left of nfe or speed_up; use a larger nfe")
         choose.refuse_decided([*options, *([] if alpha in (None, math.inf) else ["alpha"])])
         config, reasons = automatic.chosen(trained, config, n, given)
     if nfe is not None:
@@ -165,6 +167,8 @@ def _planned(
     get_sampler = functools.partial(
         sampling.get_sampling_fn, config, trained.sde, trained.shape, statistics=stats, check=check
     )
+    if config.sampling.get("pilot_gain") and given is not None:
+        raise PdsError("pilot_gain draws its pilot without classes, prompts or conditions: leave it out with them")
     sampler = get_sampler()
     steps = 0 if sampler.nfe is None else sampler.steps
     chosen = strength.get_strength(config, trained.sde, steps, stats)
@@ -179,8 +183,6 @@ def _planned(
     if not m.is_identity:
         sampler = get_sampler(m)
     if config.sampling.get("pilot_gain"):
-        if given is not None:
-            raise PdsError("pilot_gain draws its pilot without classes, prompts or conditions: leave it out with them")
         sampler = pilot.with_gains(sampler, trained.score_fn)
     count = None if sampler.nfe is None else int(sampler.nfe)
     uses = getattr(sampler, "moments", None) is not None or config.sampling.get("grid") == "spectrum"
@@ -203,7 +205,8 @@ def tune_alpha(
 
     Nearest is the least ``metrics.simple.distance_from`` as many such samples, for M of the statistics and for
     M = c I with c = α/(α − 1), at the same strengths. Both are samples of the same network, so M is not made to
-    correct what the network itself gets wrong; the power spectrum alone does not see structure.
+    correct what the network itself gets wrong; the power spectrum alone does not see structure. The error is
+    ``alpha.excess``, with d_0 the distance of as many such samples of other seeds.
 
     Candidates that must diverge are passed over; the seeds of the samples are far from those of a run. Derived.
 
@@ -215,39 +218,45 @@ def tune_alpha(
     if stats is None:
         raise PdsError("alpha=tune needs the data's statistics: pass --statistics=FILE.npz")
     raw, labels = dataclasses.replace(trained, decode=None), trained.default_labels if given is None else None
+    config = options_lib.with_options(config, {"pilot_gain": False})  # its runs would be most of the work
 
-    def sample(made: Plan, seeds: range, label: str) -> np.ndarray:
+    def planned(alpha: float, flat: bool, check: bool = True) -> Plan:
+        return _planned(trained, options_lib.with_options(config, options_lib.of_strength(alpha, flat)), check)
+
+    def sample(made: Plan, first: int, label: str) -> np.ndarray:
+        seeds = range(first, first + images)
         found = draw(raw, made, seeds, adapt=True, label=label, given=given, labels=labels).images
         return found if trained.decode else np.clip(arrays.to_unit(found, datasets.get_range(trained.config)), 0.0, 1.0)
 
+    planned(alphas[0], kinds[0], check=False)  # what is refused is refused before anything is drawn
     best = _planned(trained, _many_steps(trained, config), check=True)
-    seeds = range(first_seed + images, first_seed + 2 * images)
-    distance = distance_from(sample(best, seeds, f"{best.nfe} NFE of DPM-Solver++(2M), to compare with"))
+    label = f"{best.nfe} NFE of DPM-Solver++(2M), to compare with"
+    distance = distance_from(sample(best, first_seed + images, label))
+    floor = distance(sample(best, first_seed, label))
 
     def error(alpha: float, flat: bool) -> float | None:
-        options = options_lib.of_strength(alpha, flat)
-        label = f"trying gain={options['gain']:.3g}" if flat else f"trying alpha={alpha:g}"
+        label = f"trying gain={alpha_lib.largest_gain(alpha):.3g}" if flat else f"trying alpha={alpha:g}"
         try:
-            candidate = _planned(trained, options_lib.with_options(config, options), check=True)
-            return distance(sample(candidate, range(first_seed, first_seed + images), label))
+            found = distance(sample(planned(alpha, flat), first_seed, label))
         except sampling.SamplingDiverged:
             return None
+        return alpha_lib.excess(found, floor)
 
     return alpha_lib.tune(error, alphas, kinds)
 
 
 def _many_steps(trained: Trained, config: ConfigDict) -> ConfigDict:
     """DPM-Solver++(2M) without M, in enough steps that more change little; other options are left out."""
+    count = min(alpha_lib.TUNE_NFE, int(config.model.num_scales))
+    times = time_grids.edm_rho(trained.sde, trained.sde.default_eps, count)  # to the least noise of the training
     solver = {
-        "method": "pc", "predictor": "dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched",
-        "variant": "paper", "probability_flow": False, "solenoidal": 0.0,
+        "method": "pc", "predictor": "dpmpp_2m", "corrector": "none", "grid": times, "prior": "matched",
+        "variant": "paper", "probability_flow": False, "noise_removal": True, "solenoidal": 0.0, "speed_up": 1.0,
     }  # fmt: skip
     found = options_lib.with_options(config, {**solver, **options_lib.of_strength(math.inf, False)})
     for name in (sampling.option_names() | {"pilot_gain", "solver_options"}) - {*solver, "snr", "norm"}:
         if name in found.sampling:
             del found.sampling[name]
-    count = min(alpha_lib.TUNE_NFE, int(config.model.num_scales))
-    found.sampling.speed_up = float(options_lib.speed_up_of(trained, found, count))
     return found
 
 

@@ -175,8 +175,6 @@ def without_effect(config: ConfigDict) -> Iterator[tuple[Collection[str], str]]:
             yield _OF_CORRECTOR, "there is no corrector"
         elif options.corrector != "langevin":
             yield ("norm",), f"corrector {options.corrector!r} takes no norms"
-        if options.predictor == "none":
-            yield ("grid", "variant"), "there is no predictor"
     of_two_numbers_or_masks = pds.r or pds.freq_mask_path or pds.space_mask_path
     if (of_two_numbers_or_masks or pds.filters == "flat") and not needs_statistics(config):
         yield ("statistics",), "M does not come from statistics"

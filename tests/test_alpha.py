@@ -144,6 +144,23 @@ def test_the_middle_of_what_is_as_good_is_chosen():
     assert alpha.choose(flat) == 10.0
 
 
+def test_no_m_is_chosen_where_it_is_as_good():
+    assert alpha.choose({7.0: 0.1, 15.0: 0.1, math.inf: 0.11}) == math.inf
+    assert alpha.tune(lambda strength, _: 0.1 if strength > 9 else 0.3).said == "no M"
+
+
+def test_the_excess_is_over_the_floor_and_its_noise_is_none():
+    assert alpha.excess(0.3, 0.1) == pytest.approx(2.0)
+    assert alpha.excess(0.105, 0.1) == alpha.excess(0.08, 0.1) == 0.1
+    assert alpha.excess(0.3, 0.0) == 0.3
+
+
+def test_auto_refuses_a_corrector_without_a_stationary_variance():
+    with pytest.raises(PdsError, match="snr=1.2 have no stationary variance"):
+        alpha.alpha_auto(sde_lib.VESDE(), 20, corrector=True, snr=1.2)
+    assert alpha.alpha_auto(sde_lib.VESDE(), 20, corrector=False, snr=1.2) > 1
+
+
 @pytest.mark.parametrize("best_gain, flat, wanted", [(1.25, 0.5, 1.25), (1.25, 2.0, None), (1.0, 0.5, None)])
 def test_tuning_tries_as_many_flat_strengths_and_says_what_it_chose(best_gain, flat, wanted):
     """The error is the distance of the gain from the best; a flat M's is that times `flat`."""

@@ -284,7 +284,7 @@ def trials(digits, monkeypatch):
     monkeypatch.setattr(assembly, "draw", draw)
 
     def distance(_):
-        return 0.1 if list(tried)[-1] == "trying alpha=inf" else 1.0
+        return 1.0 if list(tried)[-1:] in ([], ["trying alpha=inf"]) else 2.0
 
     monkeypatch.setattr(simple, "distance_from", lambda _: distance)
     return tried
@@ -327,6 +327,30 @@ def test_tune_compares_with_many_steps_whatever_is_tuned(digits, monkeypatch, op
         assert (reference.sampler.predictor, reference.nfe) == ("dpmpp_2m", min(scales, 40))
         assert reference.preconditioner.is_identity and reference.sampler.prior == "matched"
         plans.clear()
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"predictor": "spectral", "grid": "edm", "prior": "matched"}, "no noise|stochasticity"),
+        ({"predictor": "reverse_diffusion", "freq_mask_path": "missing.npy"}, "missing.npy"),
+    ],
+)
+def test_tune_refuses_before_anything_is_drawn(digits, monkeypatch, options, match):
+    monkeypatch.setattr(assembly, "draw", lambda *_, **__: pytest.fail("drawn"))
+    with pytest.raises(PdsError, match=match):
+        assembly.plan(digits, nfe=10, alpha="tune", corrector="none", **options)
+
+
+def test_auto_without_an_evaluation_is_refused(digits):
+    with pytest.raises(PdsError, match="no evaluation is left"):
+        assembly.plan(digits, speed_up=10_000, predictor="auto")
+
+
+def test_without_a_predictor_the_grid_is_that_of_the_corrector(digits):
+    options = {"predictor": "none", "corrector": "langevin", "nfe": 5}
+    even, edm = (assembly.plan(digits, grid=grid, **options).sampler.times for grid in ("uniform", "edm"))
+    assert not np.allclose(even, edm)
 
 
 def test_tune_chooses_the_gain_and_raises_errors_other_than_divergence(digits, monkeypatch):

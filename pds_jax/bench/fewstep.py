@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 from pds_jax import assembly
+from pds_jax.alpha import TUNE_RULE
 from pds_jax.bench import cells as cells_lib
 from pds_jax.bench import figures, quality
 from pds_jax.bench import methods as methods_lib
@@ -65,16 +66,17 @@ def works(trained: assembly.Trained, plan: Plan) -> Iterator[cells_lib.Work]:
                 plan.images,
                 functools.partial(_plan, trained, nfe),
                 _told,
-                {"statistics": statistics, **_plugins(settings)},
+                {"statistics": statistics, **_code(settings)},
             )
 
 
-def _plugins(settings: Sequence[methods_lib.Setting]) -> dict[str, Any]:
-    """The files of a user's predictors, whose module is called after their SHA-256."""
+def _code(settings: Sequence[methods_lib.Setting]) -> dict[str, Any]:
+    """The files of a user's predictors, whose module is called after their SHA-256, and the rule of alpha="tune"."""
     names = {str(setting["predictor"]) for setting in settings} - {"auto"}
     modules = sorted({get_predictor(name).fn.__module__ for name in names})
     own = [name for name in modules if not name.startswith("pds_jax.")]
-    return {"plugins": own} if own else {}
+    tuned = any(setting.get("alpha") == "tune" for setting in settings)
+    return {**({"plugins": own} if own else {}), **({"tune_rule": TUNE_RULE} if tuned else {})}
 
 
 def _plan(trained: assembly.Trained, nfe: int, setting: methods_lib.Setting) -> assembly.Plan:

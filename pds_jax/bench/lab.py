@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax import preconditioner, sampling, statistics, table
-from pds_jax.alpha import TUNE_NFE, alpha_auto
+from pds_jax.alpha import TUNE_NFE, alpha_auto, excess
 from pds_jax.correctors import get_corrector
 from pds_jax.data import datasets, photographs
 from pds_jax.metrics import simple
@@ -208,21 +208,26 @@ def tune_errors(problem: Problem, method: Method, iterations: int, count: int = 
       count: samples per α, of seeds that no other run uses.
 
     Returns:
-      α -> distance.
+      α -> ``alpha.excess`` of the distance.
 
     Raises:
       PdsError: every α diverges.
     """
     errors: dict[float, float] = {}
     keys, others = (sampling.image_keys(range(first, first + count)) for first in (2**31, 2**31 + count))
+
+    def sample(sampler: sampling.PCSampler, keys: Any) -> np.ndarray:
+        return np.asarray(sampling.run(sampler, keys, problem.law, chunk=10_000).x)
+
     best = get_sampler(problem, METHODS["dpmpp_2m_matched"], TUNE_NFE)
-    distance = simple.distance_from(np.asarray(sampling.run(best, others, problem.law, chunk=10_000).x))
+    distance = simple.distance_from(sample(best, others))
+    floor = distance(sample(best, keys))
     for alpha in candidates(problem, method, iterations):
         try:
-            run = sampling.run(get_sampler(problem, method, iterations, alpha), keys, problem.law, chunk=10_000)
+            found = distance(sample(get_sampler(problem, method, iterations, alpha), keys))
         except PdsError:
             continue  # diverges: no candidate
-        errors[alpha] = distance(np.asarray(run.x))
+        errors[alpha] = excess(found, floor)
     if not errors:
         raise PdsError(f"every alpha diverges with {iterations} iterations; use more")
     return errors

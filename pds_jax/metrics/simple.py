@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from pds_jax.metrics.frechet import frechet_distance_from_features
 from pds_jax.types import Array, PdsError
 
 _CHUNK = 256
+_PIXELS = 2**20  # in a chunk of features
 _TINY = 1e-12
 _LAYOUT = 64
 
@@ -192,9 +194,10 @@ def random_conv_features(images: Any, dims: int = 64, seed: int = 0) -> np.ndarr
     x = _checked(images, "images")
     weights = _random_weights(x.shape[3], dims, seed)
     blocks = []
-    for start in range(0, len(x), _CHUNK):
-        block = np.asarray(x[start : start + _CHUNK], np.float32)
-        padded = np.concatenate([block, np.zeros((_CHUNK - len(block), *block.shape[1:]), np.float32)])
+    size = max(1, min(_CHUNK, _PIXELS // math.prod(x.shape[1:3])))
+    for start in range(0, len(x), size):
+        block = np.asarray(x[start : start + size], np.float32)
+        padded = np.concatenate([block, np.zeros((size - len(block), *block.shape[1:]), np.float32)])
         blocks.append(np.asarray(_random_network(*weights, padded), np.float64)[: len(block)])
     return np.concatenate(blocks)
 

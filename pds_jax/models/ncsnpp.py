@@ -96,9 +96,9 @@ class NCSNpp(nn.Module):
           (B, H, W, C) float32.
 
         Raises:
-          PdsError: if H or W is not a multiple of 2^(levels - 1).
+          PdsError: if H or W is not a multiple of patch_size 2^(levels - 1).
         """
-        check_divisible(x.shape[1:3], len(self.ch_mult))
+        check_divisible(x.shape[1:3], len(self.ch_mult), self.patch_size)
         block, attend, resample = self._parts()
         temb = self._embed(time_cond)
         x = to_patches((x if self.centered else 2 * x - 1).astype(self.dtype), self.patch_size)

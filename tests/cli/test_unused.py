@@ -37,7 +37,6 @@ def check(digits, given):
         ({"r": 2.0}, "r=2.0: with lam=1 M is the identity"),
         ({"r": 2.0, "lam": 1.2, "filters": "both"}, "filters=both has no effect here: M comes from the radius"),
         ({"corrector": "ald", "norm": "batch"}, "norm has no effect here: corrector 'ald' takes no norms"),
-        ({"predictor": "none", "corrector": "ald", "grid": "uniform"}, "grid has no effect here: there is no pred"),
         ({"stochasticity": 0.0}, "'reverse_diffusion' has no stochasticity option"),
         ({"kappa": 0.4}, "has no kappa option"),
         ({"spectrum": 0.0}, "'reverse_diffusion' has no spectrum option"),

@@ -98,6 +98,10 @@ def test_random_features_are_fixed_and_independent_of_the_batch():
     assert features.shape == (300, 64) and (features >= 0).all() and features.std() > 0.01
     np.testing.assert_allclose(simple.random_conv_features(x[250:]), features[250:], rtol=1e-5)
     assert simple.random_conv_frechet(x, x) == pytest.approx(0, abs=1e-9)
+    large = np.tile(x[:5], (1, 160, 160, 1))  # in several blocks
+    np.testing.assert_allclose(
+        simple.random_conv_features(large)[3:], simple.random_conv_features(large[3:]), rtol=1e-5
+    )
     near, far = (simple.random_conv_frechet(np.clip(x + a, 0, 1), x) for a in (0.02, 0.2))
     assert 0 < near < far
     assert simple.frechet_of_features(features, features) == pytest.approx(0, abs=1e-9)
