@@ -39,6 +39,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         attn_resolutions=(8,),
         ema_warmup=True,
     )
-    config.eval.update(begin_ckpt=4, end_ckpt=4, batch_size=64, num_samples=1024, enable_sampling=True)
+    config.eval.update(begin_ckpt=1, end_ckpt=99, batch_size=64, num_samples=1024, enable_sampling=True)
     config.optim.update(lr=1e-3, warmup=500, cosine_steps=4000)
     return finish(config, arg)

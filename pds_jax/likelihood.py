@@ -50,7 +50,7 @@ def get_likelihood_fn(
     max_steps: int = 10_000,
     preconditioner: Any = None,
 ) -> Likelihood:
-    """The log-likelihood of data in bits per dimension, log2 |dx/du| + 8 − log2 p(x) / D.
+    """The log-likelihood of data in bits per dimension, log2 |du/dx| + 8 − log2 p(x) / D.
 
     u = inverse_scaler(x) is in [0, 1] and holds 256 levels, dequantised (:func:`dequantize`).
 

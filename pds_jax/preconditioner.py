@@ -162,7 +162,7 @@ def identity() -> Preconditioner:
 def flat(gain: float) -> Preconditioner:
     """M = c I: noise times c, drift times c², no transform and no data.
 
-    The control for the shape of M: PDS without a spectrum. c = 1 is the identity.
+    A baseline for PDS: the same gain at every frequency. c = 1 is the identity.
 
     Raises:
       PdsError: c not positive or not finite.

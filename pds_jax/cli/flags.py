@@ -17,7 +17,7 @@ TASKS = {
     "colorize": "Add colours to gray images.",
     "super_resolution": "Enlarge small images.",
     "deblur": "Sharpen blurred images.",
-    "class_conditional": "Draw images of given classes.",
+    "class_conditional": "Draw digits of given classes (other models: --mode=sample --labels).",
 }
 MODES = tuple(TASKS)
 CONDITIONAL = ("inpaint", "colorize", "super_resolution", "deblur", "class_conditional")
@@ -67,7 +67,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             str,
             "Subfolder of workdir for the images of this run.",
             "NAME",
-            otherwise="samples",
+            otherwise="samples; for other tasks their name",
             modes=_SAMPLES,
         ),
     ),
@@ -116,7 +116,12 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
     "Which images": (
         Flag("seeds", str, "One image per seed, e.g. 0-63 or 0-7,12,20-29.", "LIST", "0-15", modes=_LABELLED),
         Flag(
-            "batch_size", int, "Images per batch.", "COUNT", otherwise="the number of seeds, at most 64", modes=_SAMPLES
+            "batch_size",
+            int,
+            "Images per batch.",
+            "COUNT",
+            otherwise="the number of seeds, at most 64; for eval that of the configuration",
+            modes=_SAMPLES,
         ),
     ),
     "PDS": (
@@ -124,7 +129,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "alpha",
             str,
             "Strength of M: a number above 1 (the papers use 5; larger is weaker), auto (from the number of steps), "
-            "tune (by a few samples; without --filters it may choose a flat M), or inf, which turns "
+            "tune (by a few samples; it may choose no M, or without --filters a flat M), or inf, which turns "
             "PDS off.",
             "NUMBER|auto|tune|inf",
             field="pds.alpha",
@@ -241,7 +246,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "grid",
             str,
             "Times of the steps: uniform in t; or, for the solvers (ddim, heun, dpmpp_2m, ...), edm, log_sigma, "
-            "quadratic, spectrum or gits (chosen by the network's own path in many steps).",
+            "quadratic, spectrum or gits (from the network's own path in many steps).",
             "NAME",
             field="sampling.grid",
             modes=_SAMPLES,
@@ -267,7 +272,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "spectrum",
             str,
-            "What predictor spectral and corrector langevin_exact multiply the data's spectrum by: 1 (on) to 0 (off).",
+            "Factor of the data's spectrum in predictor spectral and corrector langevin_exact, from 0 (off) to 1 (on).",
             "NUMBER|on|off",
             field="sampling.spectrum",
             otherwise="on",
@@ -285,8 +290,8 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "head_start",
             str,
-            "Begin at this noise level, from Gaussian data with the statistics' mean and spectrum; auto measures where "
-            "that costs little. Needs --prior=matched.",
+            "Start at this noise level instead of the highest, from a Gaussian with the data's mean and spectrum; auto "
+            "takes the lowest at which that changes the result little. Needs --prior=matched.",
             "LEVEL|off|auto",
             field="sampling.head_start",
             otherwise="off",
@@ -295,7 +300,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "colours",
             bool,
-            "Take the data's spectrum along the principal axes of its colours.",
+            "Use the data's spectrum along the principal axes of its colours, not of each channel.",
             field="sampling.colours",
             otherwise="off",
             modes=_SAMPLES,
@@ -403,7 +408,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "Class of each image, e.g. 3 or 0-9, repeated as needed; or random or none, for a network trained with "
             "classes.",
             "LIST|random|none",
-            otherwise="none; required by class_conditional",
+            otherwise="nothing; class_conditional and networks with classes need it",
             modes=_MAKES,
         ),
         Flag(

@@ -48,7 +48,7 @@ def help_text(mode: str | None = None) -> str:
             parts.append("\n".join([f"{name}{_users(common)}:", *(_entry(flag, common, mode) for flag in shown)]))
     parts.append(
         "A default [section.field] is that of the configuration. PDS is off without --alpha, a mask,\n"
-        "--radius or --filters=flat.\n"
+        "--radius or --filters=flat with --gain.\n"
         "A flag that the task does not use is an error. The last lines of output say where the results are."
     )
     return "\n\n".join(parts) + "\n"
