@@ -366,7 +366,8 @@ def draw(
         while todo:
             batch, run = make(todo)
             todo = todo[len(batch) :]
-            evaluations.append(float(np.mean(run.nfe)) * make.evaluations)
+            each = np.broadcast_to(run.nfe, np.shape(run.nfe) or (len(batch),))[: len(batch)]
+            evaluations.extend(float(count) * make.evaluations for count in each)
             trajectories.append([(step, t, show(x[: len(batch)])) for step, t, x in run.trajectory])
             if save is None:
                 images.append(np.asarray(show(run.x[: len(batch)]), np.float32))

@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from pds_jax import parallel, sampling, scores
+from pds_jax.correctors import NORMS
 from pds_jax.data.arrays import from_unit
 from pds_jax.io.images import to_uint8, to_uint8_on_device
 from pds_jax.io.progress import Bar
@@ -54,17 +55,22 @@ class Batches:
     evaluations: int = 1
     _warm: int = 0
 
+    @property
+    def _together(self) -> bool:
+        return getattr(self.sampler, "mean_fn", None) is NORMS["batch"]
+
     def __call__(self, todo: Sequence[int]) -> tuple[list[int], sampling.Run]:
         """Make the next batch of the seeds to do; which seeds, and the run."""
         offset = self.bar.done
         while True:
             batch = list(todo[: self.size])
-            filled = batch + [batch[-1]] * (self.size - len(batch))  # one program serves the last batch too
+            # One program serves the last batch too; but copies would enter a mean over the batch.
+            filled = batch + [batch[-1]] * (0 if self._together else self.size - len(batch))
             keys = sampling.image_keys(filled)
             try:
                 condition, score_fn = self.given(filled)
                 self.evaluations = scores.evaluations(score_fn)
-                if self._warm != self.size:
+                if self._warm != len(filled):
                     self._prepare(keys, score_fn, condition, -(-len(todo) // self.size))
                 run = parallel.sample(
                     self.sampler,
@@ -101,9 +107,9 @@ class Batches:
         self.compile_seconds += compiling
         if self.on_cost is not None:
             cost = parallel.cost(self.sampler, keys, score_fn, condition)
-            self.on_cost(self.size, count, dataclasses.replace(cost, compile_seconds=compiling))
+            self.on_cost(len(keys), count, dataclasses.replace(cost, compile_seconds=compiling))
         self.aside_seconds += time.perf_counter() - start
-        self._warm = self.size
+        self._warm = len(keys)
         self.bar.start(self.bar.done + max(self.steps, 1) * count)
 
 

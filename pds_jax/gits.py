@@ -24,6 +24,7 @@ from pds_jax.time_grids import checked_times, register_grid
 from pds_jax.types import Array, PdsError, ScoreFn
 
 METRICS = ("dev", "l2", "l1")
+_VALUES = 2**27  # of the trajectories that are held at once
 
 
 @register_grid("gits")
@@ -108,12 +109,19 @@ def cost_matrix(teacher: Any, noise: Array, score_fn: ScoreFn, metric: str = "de
     if teacher.draws or np.any(table.rows.up != 0) or table.rows.t_next[-1] == 0:
         raise PdsError("gits: the teacher must be a solver of the probability flow that has denoise=False")
     times = np.append(teacher.times, table.rows.t_next[-1])
-    first = teacher.start(jnp.asarray(noise)).x
-    states = jnp.concatenate([first[None], replay(teacher, jnp.asarray(noise)[None], score_fn)[1]["x_pred"]])
+    most = max(1, _VALUES // (len(times) * math.prod(noise.shape[1:])))
+    parts = [jnp.asarray(noise[start : start + most]) for start in range(0, len(noise), most)]
+    costs = [len(part) * np.asarray(_costs_of(teacher, times, part, score_fn, metric)) for part in parts]
+    return {"cost": np.asarray(sum(costs) / len(noise), np.float32), "teacher": times}
+
+
+def _costs_of(teacher: Any, times: np.ndarray, noise: Array, score_fn: ScoreFn, metric: str) -> Array:
+    """The costs of some images, whose trajectories are held at once."""
+    first = teacher.start(noise).x
+    states = jnp.concatenate([first[None], replay(teacher, noise[None], score_fn)[1]["x_pred"]])
     m, sigma = (jnp.asarray(value, jnp.float32) for value in levels(teacher.sde, times))
     slopes = _slopes(states, jnp.asarray(times), m, sigma, as_pytree(score_fn))
-    states = states / m[:, None, None, None, None]
-    return {"cost": np.asarray(_costs(states, slopes, sigma, metric)), "teacher": times}
+    return _costs(states / m[:, None, None, None, None], slopes, sigma, metric)
 
 
 @jax.jit

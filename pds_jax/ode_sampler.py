@@ -99,10 +99,9 @@ class ODESampler:
         return z * self.sde.prior_std
 
     def _solve(self, x: Array, score_fn: ScoreFn) -> tuple[Array, Array]:
-        score_fn = checked(score_fn)
         x, nfe = adaptive(x, sde=self.sde, score_fn=score_fn, eps=self.eps, rtol=self.rtol, atol=self.atol)
         if self.denoise:
-            t = jnp.full(x.shape[:1], self.eps)
+            t, score_fn = jnp.full(x.shape[:1], self.eps), checked(score_fn)
             x, nfe = get_predictor("reverse_diffusion")(x, t, x, sde=self.sde, score_fn=score_fn)[1], nfe + 1
         return x, nfe
 

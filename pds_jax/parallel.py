@@ -68,6 +68,12 @@ def check_divides(batch_size: int, what: str) -> int:
     return batch_size // count
 
 
+def check_last_batch(count: int, size: int) -> None:
+    """Refuse images whose last batch several processes cannot share, where a batch is made together."""
+    if jax.process_count() > 1:
+        check_divides(count % size or size, "norm=batch: images of the last batch")
+
+
 def split(batch: np.ndarray) -> np.ndarray:
     """Give each local device its share: (n, B, …) to (D, n, B / D, …), image order kept."""
     (n, total), count = batch.shape[:2], jax.local_device_count()

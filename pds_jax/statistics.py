@@ -35,6 +35,7 @@ from pds_jax.version import __version__
 
 _FORMAT = "pds_jax.statistics/1"
 _BLOCK_PIXELS = 1 << 21
+_BLOCK_VALUES = 1 << 27
 _RANGE_SLACK = 1e-4
 _ROUNDING = 1e-7
 
@@ -332,7 +333,8 @@ def estimate_sigma_max(images: Any, *, limit: int | None = 5000, block: int = 51
     if len(rows) < 2:
         raise PdsError(f"the largest distance between images needs at least two, got {len(rows)}")
     center = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
-    rows = rows - center  # keeps the expanded square below accurate
+    rows -= center  # keeps the expanded square below accurate
+    block = max(1, min(block, _BLOCK_VALUES // rows.shape[1]))  # at most half a gigabyte
     best, pair = -1.0, (0, 0)
     for i in range(0, len(rows), block):
         for j in range(i, len(rows), block):

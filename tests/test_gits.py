@@ -34,6 +34,15 @@ def test_recorded_costs(golden, name, solver):
     np.testing.assert_array_equal(student.times, found["teacher"][path])
 
 
+def test_the_costs_do_not_depend_on_how_many_images_are_held_at_once(monkeypatch):
+    teacher = sampling.get_pc_sampler(VESDE(0.01, 5.0, N=6), (4, 4, 1), "ddim", "none", grid="edm", denoise=False)
+    noise = np.random.default_rng(0).standard_normal((5, 4, 4, 1)).astype(np.float32)
+    score = lambda x, t: -jnp.tanh(x)  # noqa: E731
+    whole = gits.cost_matrix(teacher, noise, score)["cost"]
+    monkeypatch.setattr(gits, "_VALUES", 2 * 7 * 16)
+    np.testing.assert_allclose(gits.cost_matrix(teacher, noise, score)["cost"], whole, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("solver", "options", "metric", "message"),
     [

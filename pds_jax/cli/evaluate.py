@@ -161,6 +161,11 @@ class Job:
                 f"the training loss of {self.trained.name}, a network of another program, is not known; add "
                 "--config.eval.enable_loss=false"
             )
+        if settings.enable_bpd and self.trained.num_classes and not self.trained.config.model.get("label_dropout", 0):
+            raise PdsError(
+                f"bits/dim need a score without labels, which {self.trained.name} was not trained to give: "
+                "leave config.eval.enable_bpd off"
+            )
         if settings.enable_sampling:
             # First, for it needs files that the user has to bring.
             self._judge()
@@ -230,11 +235,15 @@ class Job:
     def _batches(self, source: datasets.Source, count: int) -> Iterator[np.ndarray]:
         return datasets.iterate(source, min(self.settings.batch_size, count), count)
 
+    def _drawn_from(self, source: datasets.Source, count: int) -> dict[str, Any]:
+        """The images and the seed of the noise."""
+        return {"data": SourceImages(source, count).identity, "images": count, "seed": self.trained.config.seed}
+
     # --- loss
 
     def _loss_identity(self) -> dict[str, Any]:
         source, count = self._data("test")
-        return {"data": source.name, "images": count, "training": self.trained.config.training.to_dict()}
+        return {**self._drawn_from(source, count), "training": self.trained.config.training.to_dict()}
 
     def _loss(self) -> dict[str, Any]:
         config, score_fn = self.trained.config, self.trained.score_fn
@@ -264,7 +273,7 @@ class Job:
     def _bpd_identity(self) -> dict[str, Any]:
         split = self.settings.bpd_dataset.lower()
         source, count = self._data(split)
-        return {"data": source.name, "images": count, "repeats": _REPEATS[split], "eps": _EPS}
+        return {**self._drawn_from(source, count), "repeats": _REPEATS[split], "eps": _EPS}
 
     def _bpd_origin(self) -> str:
         """All that decides the stored batches."""

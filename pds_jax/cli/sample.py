@@ -170,6 +170,8 @@ def make(
     together = plan.config.sampling.get("norm", "sample") == "batch"
     share = _share(how.shard, together)
     batch_size, adapt = _batch_size(how, -(-len(seeds) // share[1]), together)
+    if together:
+        parallel.check_last_batch(len(seeds), batch_size)
     writes = not together or processes.is_first_process()
     image_format = images.ImageFormat.of(trained.image_shape, datasets.get_range(trained.config))
     given = given or assembly.labelled(trained, plan, seeds, labels)
@@ -177,6 +179,7 @@ def make(
     facts |= {"chosen_because": list(plan.reasons)} if plan.reasons else {}
     folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
     done = folder.done()
+    _check_size(folder, done, trained.image_shape)
     _check_labels(folder, done, facts.get("labels"))
     todo = _todo(seeds, done, share, batch_size if together else None)
     folder.check_room(len(todo), trained.image_shape)
@@ -242,6 +245,16 @@ def _labels_record(seeds: Sequence[int], labels: classes.Labels) -> dict[str, An
     if labels is None or isinstance(labels, str):
         return {} if labels is None else {"labels": labels}
     return {"labels": {str(seed): int(label) for seed, label in zip(seeds, labels, strict=True)}}
+
+
+def _check_size(folder: RunFolder, done: Collection[int], shape: tuple[int, int, int]) -> None:
+    """Refuse to go on in a folder with images of another size, which the manifest does not hold."""
+    there = tuple(folder.load(min(done)).shape) if done else shape
+    if there != shape:
+        raise PdsError(
+            f"{folder.folder} holds images (H, W, C) = {there}, now they are {shape}; choose another --workdir or "
+            "--eval_folder"
+        )
 
 
 def _check_labels(folder: RunFolder, done: Collection[int], labels: Any) -> None:

@@ -53,7 +53,16 @@ def configuration(
         "lam": 1.0,
         "solenoidal": 0.0,
     }
-    config.eval = {"batch_size": 64, "num_samples": 50000}
+    config.eval = {
+        "begin_ckpt": 1,
+        "end_ckpt": 1,
+        "batch_size": 64,
+        "num_samples": 50000,
+        "enable_sampling": True,
+        "enable_loss": False,
+        "enable_bpd": False,
+        "bpd_dataset": "test",
+    }
     config.seed = 42
     return config
 

@@ -202,7 +202,7 @@ def get_source(config: Any, split: str = "train") -> Source:
         source = known[name]()
     elif name.upper() in tfds_source.NAMES:
         source = tfds_source.open_source(config, split)
-    elif pathlib.Path(name).exists():
+    elif name and pathlib.Path(name).exists():
         source = from_path(
             name,
             size=wanted[:2] if config.data.get("resize", False) else None,
@@ -292,7 +292,7 @@ def iterate(source: Source, batch_size: int, count: int | None = None) -> Iterat
     Yields:
       (b, H, W, C) float32 in [0, 1].
     """
-    size = source.size if count is None else count
+    size = source.size if count is None else min(count, source.size or count)
     if size is None:
         raise PdsError(f"{source.name} is endless; say how many images")
     for start in range(0, size, batch_size):

@@ -36,6 +36,7 @@ class Extractor:
       identity: everything that decides the features, ready for JSON; two extractors are the same iff this is equal.
       outputs: uint8 images (B, H, W, C) -> {"features": (B, D), ...}.
       channels: how many channels it takes; None for any.
+      size: (H, W) of the images that it takes; None for any.
       network: the pure function that makes the outputs, and
       params: what it takes besides the images; None where there is no such function.
     """
@@ -44,6 +45,7 @@ class Extractor:
     identity: dict[str, Any]
     outputs: Callable[[np.ndarray], Outputs]
     channels: int | None = None
+    size: tuple[int, int] | None = None
     network: Network | None = None
     params: Any = None
 
@@ -63,7 +65,7 @@ class Extractor:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def check_shape(self, shape: tuple[int, int, int], name: str) -> None:
-        """Refuse images with the wrong number of channels.
+        """Refuse images with the wrong number of channels, or of another size than the extractor's.
 
         Raises:
           PdsError: says what to do.
@@ -73,6 +75,12 @@ class Extractor:
                 f"{name} has images (H, W, C) = {shape}; the extractor {self.name!r} takes {self.channels} channels"
                 + ("; --convert_images repeats gray three times" if shape[2] == 1 and self.channels == 3 else "")
                 + "; --extractor=pixels takes any"
+            )
+        if self.size is not None and shape[:2] != self.size:
+            tall, wide = self.size
+            raise PdsError(
+                f"{name} has images (H, W, C) = {shape}; the extractor {self.name!r} takes {tall}x{wide} pixels; "
+                "--extractor=pixels takes any"
             )
 
 
@@ -181,6 +189,7 @@ def _classifier_extractor(name: str) -> Extractor:
         _identity(name, **facts),
         outputs,
         channels=judge.shape[2],
+        size=judge.shape[:2],
         network=judge.features_and_logits,
         params=judge.params,
     )
@@ -210,10 +219,13 @@ def patches_extractor() -> Extractor:
         centred = unit - params["mean"][None]
         return {"features": jnp.matmul(centred, params["basis"], precision="highest")}
 
-    def outputs(images: np.ndarray) -> Outputs:
-        if images.shape[1:] != source.shape:
-            raise PdsError(f"the extractor 'patches' judges images {source.shape}, not {images.shape[1:]}")
-        return network(params, images)
-
     facts = {"components": pca.basis.shape[1], "crops_sha256": hashlib.sha256(to_uint8(crops).tobytes()).hexdigest()}
-    return Extractor("patches", _identity("patches", **facts), outputs, channels=3, network=network, params=params)
+    return Extractor(
+        "patches",
+        _identity("patches", **facts),
+        functools.partial(network, params),
+        3,
+        source.shape[:2],
+        network,
+        params,
+    )

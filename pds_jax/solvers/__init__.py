@@ -19,6 +19,7 @@ Design Space of Diffusion-Based Generative Models", 2022 (heun); Lu et al., "DPM
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 from pds_jax.ops import batch_mul
 from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.predictors import register_predictor, score_drift
+from pds_jax.scores import checked, lay_out
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import noise_level
 from pds_jax.steps import Step
@@ -161,10 +163,12 @@ def adaptive(
     """
     import diffrax  # only here: the fixed-step samplers do not need it
 
-    def velocity(t: Any, state: Array, _: Any) -> Array:
-        return sde.reverse(score_fn, probability_flow=True).sde(state[None], jnp.reshape(t, (1,)))[0][0]
+    def solve(start: Array, score_fn: ScoreFn) -> tuple[Array, Array]:
+        own = checked(lay_out(score_fn, lambda tree: tree, lambda tree: jax.tree.map(lambda leaf: leaf[None], tree)))
 
-    def solve(start: Array) -> tuple[Array, Array]:
+        def velocity(t: Any, state: Array, _: Any) -> Array:
+            return sde.reverse(own, probability_flow=True).sde(state[None], jnp.reshape(t, (1,)))[0][0]
+
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(velocity),
             diffrax.Dopri5(),
@@ -181,7 +185,10 @@ def adaptive(
         nfe = jnp.where(solved, 6 * solution.stats["num_steps"] + 1, GIVEN_UP).astype(jnp.int32)
         return jnp.where(solved, solution.ys[0], jnp.nan), nfe
 
-    return jax.vmap(solve)(x)
+    # What a score knows of each image, such as its class, is laid out as the images are.
+    shared, own = (functools.partial(jax.tree.map, lambda _, axis=axis: axis) for axis in (None, 0))
+    axes = lay_out(score_fn, shared, own)
+    return jax.vmap(solve, in_axes=(0, axes))(x, score_fn)
 
 
 def _twice(x: Array) -> tuple[Array, Array]:

@@ -123,6 +123,21 @@ def test_another_setting_in_the_same_folder_is_refused(training, judged):
         evaluate(training, chosen, eval_folder="judged")
 
 
+def test_the_noise_of_another_seed_is_another_setting(training):
+    evaluate(training, config(end_ckpt=1), eval_folder="seed")
+    chosen = config(end_ckpt=1)
+    chosen.seed += 1
+    with pytest.raises(PdsError, match="loss.json is the result of another setting"):
+        evaluate(training, chosen, eval_folder="seed")
+
+
+def test_bits_per_dimension_need_a_score_without_labels(training, tmp_path):
+    evaluating = job(training, tmp_path, label_dim=10)
+    evaluating.settings.enable_bpd = True
+    with pytest.raises(PdsError, match="bits/dim need a score without labels"):
+        evaluating.check()
+
+
 def test_bits_per_dimension_are_resumed_batch_by_batch(training):
     chosen = config(enable_loss=False, enable_bpd=True, end_ckpt=1)
     folder = training / "eval" / "ckpt_1"

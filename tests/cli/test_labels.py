@@ -91,6 +91,24 @@ def test_from_python(model):
     assert np.abs(drawn.images[:2] - unguided.images[:2]).max() > 1e-2
 
 
+def test_the_adaptive_solver_gives_every_image_its_label(model):
+    trained = pds_jax.load(model)
+    plan = pds_jax.plan(trained, method="ode")
+    together = pds_jax.draw(trained, plan, range(3), labels=[0, 1, 3])
+    alone = pds_jax.draw(trained, plan, [1], labels=[1])
+    other = pds_jax.draw(trained, plan, [1], labels=[2])
+    np.testing.assert_allclose(together.images[1:2], alone.images, atol=1e-3)
+    assert np.abs(other.images - alone.images).max() > 1e-2
+
+
+def test_another_image_size_in_the_same_folder_is_refused(without_classes, tmp_path):
+    sample(without_classes, tmp_path)
+    config = pds_jax.load(without_classes).config
+    config.data.image_size = 16
+    with pytest.raises(PdsError, match=r"holds images .* = \(8, 8, 3\), now they are \(16, 16, 3\)"):
+        sample(without_classes, tmp_path, config=config)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

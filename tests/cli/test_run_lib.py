@@ -303,6 +303,14 @@ def test_norm_mode_batch_remakes_whole_batches_and_is_not_sharded(model, tmp_pat
         sample(model, tmp_path, batch, seeds=range(5), max_batch=None)
 
 
+def test_a_last_batch_of_norm_mode_batch_is_no_larger_than_its_images(model):
+    """Copies that fill a batch would enter the mean norm."""
+    trained = assembly.load(str(model))
+    plan = assembly.plan(trained, nfe=6, corrector="langevin", norm="batch", check=False)
+    whole = assembly.draw(trained, plan, range(5), batch_size=3).images
+    np.testing.assert_allclose(whole[3:], assembly.draw(trained, plan, [3, 4]).images, atol=1e-4)
+
+
 @pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs a folder in which nobody may write")
 def test_a_folder_that_cannot_be_written_is_reported(model):
     with pytest.raises(PdsError, match="cannot write /proc/.*choose another folder"):

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import digits as digits_config
 from pds_jax.data import datasets, photographs
+from pds_jax.io.images import save_png
 from pds_jax.types import PdsError
 
 
@@ -96,3 +98,17 @@ def test_scalers_are_inverse():
         y = datasets.get_data_scaler(c)(x)
         assert y.min() == (-1 if centered else 0) and y.max() == 1
         np.testing.assert_allclose(datasets.get_data_inverse_scaler(c)(y), x)
+
+
+def test_a_data_set_without_a_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    save_png(tmp_path / "one.png", np.zeros((8, 8, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    config = digits_config.get_config()
+    config.data.dataset = ""
+    with pytest.raises(PdsError, match="data.dataset='' is not known"):
+        datasets.get_source(config, "train")
+
+
+def test_no_more_images_are_read_than_there_are():
+    source = datasets.get_source(digits_config.get_config(), "test")
+    assert sum(len(batch) for batch in datasets.iterate(source, 128, 10_000)) == source.size

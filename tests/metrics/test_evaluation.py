@@ -157,5 +157,5 @@ def test_patches_are_near_to_crops_of_the_same_photographs():
         for x in (near, RNG.integers(0, 256, near.shape).astype(np.uint8))
     )
     assert got < 0.1 * noise
-    with pytest.raises(PdsError, match=r"judges images \(16, 16, 3\), not \(2, 2, 3\)"):
+    with pytest.raises(PdsError, match=r"= \(2, 2, 3\); the extractor 'patches' takes 16x16 pixels"):
         make_reference(ArrayImages("small", REAL), judge)
