@@ -139,9 +139,9 @@ def get_optimizer(config: Any) -> optax.GradientTransformation:
     parts = []
     if optim.grad_clip >= 0:
         parts.append(optax.clip_by_global_norm(optim.grad_clip))
-    if optim.weight_decay:
-        parts.append(optax.add_decayed_weights(optim.weight_decay))
     parts.append(optax.scale_by_adam(b1=optim.beta1, b2=0.999, eps=optim.eps))
+    if optim.weight_decay:  # after Adam, as in flax: before it, a frozen weight would decay by the whole rate
+        parts.append(optax.add_decayed_weights(optim.weight_decay))
     parts.append(optax.scale_by_learning_rate(learning_rate(config)))
     return optax.chain(*parts)
 

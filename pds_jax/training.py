@@ -27,6 +27,7 @@ from pds_jax.train_state import TrainState, create_train_state, get_optimizer, r
 from pds_jax.types import Array, PdsError
 
 SNAPSHOTS = "snapshots"  # folder of the grids; "samples" is that of --mode=sample
+FIRST_TIME = 1e-5  # of the loss, as in score_sde; sampling ends at the SDE's own
 _STATISTICS_IMAGES = 20000
 _STATES_AT_LEAST = 3  # on disk: two to resume from and a snapshot
 _BEGUN = "begun_from.json"
@@ -116,10 +117,10 @@ class Trainer:
         )
         self._keep_config()
         self.statistics = self._statistics()
-        self.sde, self.eps = sde_lib.get_sde(config)
+        self.sde, _ = sde_lib.get_sde(config)
         self.model = create_model(config)
         self.optimizer = get_optimizer(config)
-        self.loss_fn = get_loss_fn(config, self.sde, self.model, self.eps, self.statistics)
+        self.loss_fn = get_loss_fn(config, self.sde, self.model, FIRST_TIME, self.statistics)
         self.key = jax.random.fold_in(make_key(config.seed), 1)
         self.meta = checkpoints.TrainingFolder(self.workdir / "checkpoints-meta", keep=2)
         self.snapshots = checkpoints.TrainingFolder(self.workdir / "checkpoints", keep=None)
@@ -135,6 +136,10 @@ class Trainer:
             there = files.read_json(path)
             for section in sorted((set(there) | set(now)) - set(_FREE_SECTIONS)):
                 old, new = there.get(section), now.get(section)
+                if section == "seed" and old != new:
+                    raise PdsError(
+                        f"{self.workdir} holds a training with seed={old}, now it is {new}; choose another --workdir"
+                    )
                 for field in sorted(set(old) | set(new)) if isinstance(old, dict) and isinstance(new, dict) else []:
                     default = _ABSENT.get(f"{section}.{field}")  # in folders of earlier versions
                     if field not in _FREE_FIELDS and old.get(field, default) != new.get(field, default):
@@ -302,7 +307,7 @@ class Trainer:
             return
         try:
             drawn = self.samples(state.ema_params)
-        except sampling.SamplingDiverged as error:
+        except (sampling.SamplingDiverged, parallel.OutOfMemory) as error:
             logging.warning("no samples at step %d: %s", step, error)
             return
         if not processes.is_first_process():
@@ -332,8 +337,12 @@ class Trainer:
             **score_fns.model_options(self.config),
             num_scales=self.config.model.num_scales,
         )
-        drawn = parallel.sample(sampler, sampling.image_keys(range(count)), score_fn).x
-        return np.asarray(datasets.get_data_inverse_scaler(self.config)(drawn))
+        size = min(count, self.batch_size)  # the memory of training is enough
+        parts = [
+            parallel.sample(sampler, sampling.image_keys(range(start, start + size)), score_fn).x
+            for start in range(0, count, size)
+        ]
+        return np.asarray(datasets.get_data_inverse_scaler(self.config)(np.concatenate(parts)[:count]))
 
 
 def _passed(before: int, after: int, every: int) -> bool:

@@ -5,6 +5,8 @@
 # PYTHON: the interpreter (default python). SEEDS: which images are drawn (default 0-255). NFE: evaluations each (40).
 # EXTRACTOR: of the FID; "inception" needs the file that docs/metrics.md names (default pixels, for small images).
 set -euo pipefail
+trap 'exit 130' INT   # a training that is stopped saves and ends well; what follows it waits for the rest
+trap 'exit 143' TERM
 images="${1:?say which folder: scripts/train_own.sh MY_IMAGES RUN}"
 run="${2:?say where the run goes: scripts/train_own.sh MY_IMAGES RUN}"
 options="${3:-}"

@@ -47,6 +47,14 @@ def test_gradients_are_clipped_by_their_global_norm_and_the_average_moves():
     assert int(small.step) == 1
 
 
+def test_weight_decay_does_not_pass_through_adam():
+    """A frozen weight, whose gradient is 0, decays by lr wd w a step, as in flax, and not by lr."""
+    optimizer = train_state.get_optimizer(config(weight_decay=0.01))
+    state = train_state.create_train_state({"W": jnp.full((3,), 16.0)}, optimizer)
+    after = train_state.apply_gradients(state, {"W": jnp.zeros(3)}, optimizer, ema_rate=0.0)
+    np.testing.assert_allclose(after.params["W"], 16.0 * (1 - 1e-2 * 0.01), rtol=1e-6)
+
+
 def test_state_goes_to_plain_dicts_and_back():
     optimizer = train_state.get_optimizer(config())
     state = train_state.create_train_state({"a": {"w": jnp.ones(3)}}, optimizer)

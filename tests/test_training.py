@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from pds_jax import checkpoints, training
+from pds_jax import checkpoints, parallel, training
 from pds_jax.io import files
 from pds_jax.types import PdsError
 
@@ -124,6 +124,35 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
     config.optim.lr = 0.5
     with pytest.raises(PdsError, match="optim.lr.*workdir"):
         training.train(config, str(whole))
+    config = tiny.get_config()
+    config.seed = 7
+    with pytest.raises(PdsError, match="a training with seed=42, now it is 7"):
+        training.train(config, str(whole))
+
+
+def test_a_vp_network_is_trained_from_the_first_time_of_score_sde(tmp_path, monkeypatch):
+    seen = {}
+    loss_fn = training.losses.get_sde_loss_fn
+    monkeypatch.setattr(training.losses, "get_sde_loss_fn", lambda *a, **k: seen.update(k) or loss_fn(*a, **k))
+    config = tiny.get_config()
+    config.training.sde = "vpsde"
+    training.Trainer(config, str(tmp_path))
+    assert seen["eps"] == 1e-5
+
+
+def test_snapshots_that_do_not_fit_do_not_stop_a_training(tmp_path, monkeypatch):
+    config = tiny.get_config()
+    config.training.snapshot_sampling = True
+    sizes = []
+
+    def sample(sampler, keys, score_fn):
+        sizes.append(len(keys))
+        raise parallel.OutOfMemory("64 images do not fit")
+
+    monkeypatch.setattr(training.parallel, "sample", sample)
+    training.train(config, str(tmp_path))
+    assert set(sizes) == {config.training.batch_size}
+    assert checkpoints.TrainingFolder(tmp_path / "checkpoints", create=False).steps() == [8, 12]
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):

@@ -250,7 +250,7 @@ class Job:
         assert isinstance(score_fn, ModelScore)  # what assembly.load makes
         source, count = self._data("test")
         loss_fn = training.get_loss_fn(
-            config, self.trained.sde, score_fn.model, self.trained.sde.default_eps, self.trained.statistics, train=False
+            config, self.trained.sde, score_fn.model, training.FIRST_TIME, self.trained.statistics, train=False
         )
 
         def each(params: Any, batch: Any) -> Any:

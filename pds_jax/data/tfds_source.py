@@ -64,7 +64,8 @@ def open_source(config: Any, split: str) -> Any:
             f"tensorflow_datasets has no {builder!r} prepared for random access ({error}); prepare it once, where "
             f"there is a network, with: tfds build {builder} --file_format=array_record"
         ) from error
-    return RowSource(f"{builder}-{split}", rows, shape, crop)
+    smooth = "bicubic" if name == "LSUN" and 128 not in shape[:2] else "bilinear"  # as in score_sde
+    return RowSource(f"{builder}-{split}", rows, shape, crop, smooth)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +77,14 @@ class RowSource:
       rows: the sequence.
       shape: (H, W, C) to bring images to.
       crop: side of the central crop before resizing; 0 for the shorter side.
+      smooth: filter of the resizing, "bilinear" or "bicubic".
     """
 
     name: str
     rows: Any
     shape: tuple[int, int, int]
     crop: int = 0
+    smooth: str = "bilinear"
 
     @property
     def size(self) -> int:
@@ -98,17 +101,20 @@ class RowSource:
             wanted = f"uint8 (h, w, {self.shape[2]})"
             raise PdsError(f"{self.name}: image {index} is {pixels.dtype} {pixels.shape}, not {wanted}")
         if pixels.shape != self.shape:
-            pixels = center_resize(pixels, self.shape[:2], self.crop)
+            pixels = center_resize(pixels, self.shape[:2], self.crop, self.smooth)
         return pixels.astype(np.float32) / np.float32(255.0)
 
 
-def center_resize(pixels: np.ndarray, size: int | tuple[int, int], crop: int = 0) -> np.ndarray:
-    """Cut a central box and resize it by the bicubic filter with antialiasing.
+def center_resize(
+    pixels: np.ndarray, size: int | tuple[int, int], crop: int = 0, smooth: str = "bilinear"
+) -> np.ndarray:
+    """Cut a central box and resize it with antialiasing.
 
     Args:
       pixels: (h, w, C) uint8.
       size: side, or (H, W), wanted.
       crop: side of the square that is cut first; 0 for the largest box of the aspect ratio wanted.
+      smooth: filter, "bilinear" or "bicubic".
 
     Returns:
       (H, W, C) uint8.
@@ -117,7 +123,7 @@ def center_resize(pixels: np.ndarray, size: int | tuple[int, int], crop: int = 0
         side = min(crop, *pixels.shape[:2])
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
         pixels = pixels[top : top + side, left : left + side]
-    return fit(pixels, (size, size) if isinstance(size, int) else size, Image.Resampling.BICUBIC)
+    return fit(pixels, (size, size) if isinstance(size, int) else size, Image.Resampling[smooth.upper()])
 
 
 # --- TFRecord files --------------------------------------------------------------------------------------------

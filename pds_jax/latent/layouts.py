@@ -156,6 +156,11 @@ def _condition_sizes(f: _Fields) -> UNetSizes:
         raise ConversionError(f"{f.where}: cross_attention_dim={width!r} is not one number; {SUPPORTED}")
     # Despite its name, attention_head_dim is the number of heads in this class.
     heads = f.per_level("attention_head_dim")
+    if PIXELS in (*f.blocks("down_block_types", _DOWN), *f.blocks("up_block_types", _UP)):
+        raise ConversionError(
+            f"{f.where}: blocks that attend to their own pixels (Attn...Block2D) have other heads in a "
+            "UNet2DConditionModel; that is not supported"
+        )
     return _sizes(f, heads=heads, linear=f["use_linear_projection"], context_width=width)
 
 

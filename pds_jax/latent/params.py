@@ -50,7 +50,7 @@ def pairs_of(shapes: Mapping[str, Shape], prefix: str = "") -> list[Pair]:
         axes = {4: (2, 3, 1, 0), 2: (1, 0)}[len(shape)] if is_kernel else None
         aliases = [f"{prefix}{name}"] if prefix else []
         for new, old in _OLD_ATTENTION.items():
-            if f".attentions.0.{new}." in name:
+            if re.search(rf"\.attentions\.\d+\.{re.escape(new)}\.", name):
                 aliases.append(name.replace(f".{new}.", f".{old}."))
         pairs.append(Pair(path, name, axes, tuple(aliases)))
     return pairs

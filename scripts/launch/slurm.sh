@@ -3,7 +3,7 @@
 #   sbatch scripts/launch/slurm.sh --mode=train  --config=configs/photos.py --workdir=/shared/runs/photos
 #   sbatch scripts/launch/slurm.sh --mode=sample --checkpoint=/shared/runs/photos --workdir=/shared/out --seeds=0-49999
 # workdir must be a folder that all nodes see. SIGTERM comes 120 s before the time is up: the run saves and ends, and
-# the job is queued again; the same command goes on where it stopped.
+# the same command goes on where it stopped: submit it again. After a preemption or a lost node SLURM does so itself.
 #SBATCH --job-name=pds_jax
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -115,3 +115,17 @@ def test_damaged_tfrecords_are_named(tmp_path):
 def test_a_missing_path_of_tfrecords_is_asked_for():
     with pytest.raises(PdsError, match="data.tfrecords_path"):
         datasets.get_source(config(dataset="CelebAHQ"))
+
+
+@pytest.mark.parametrize(
+    "name, size, smooth",
+    [("CELEBA", 8, "bilinear"), ("LSUN", 8, "bicubic"), ("LSUN", 128, "bilinear"), ("CIFAR10", 8, "bilinear")],
+)
+def test_the_filter_is_that_of_score_sde(fake_tfds, name, size, smooth):
+    source = datasets.get_source(config(dataset=name, image_size=size, category="church_outdoor"), "train")
+    pixels = fake_tfds[1][0]["image"]
+    top = (len(pixels) - 12) // 2
+    expected = tfds_source.center_resize(pixels[top : top + 12], size, smooth=smooth)
+    np.testing.assert_array_equal(source.images(np.array([0]))[0], expected / np.float32(255))
+    other = "bicubic" if smooth == "bilinear" else "bilinear"
+    assert not np.array_equal(expected, tfds_source.center_resize(pixels[top : top + 12], size, smooth=other))

@@ -25,6 +25,7 @@ KL = {"_class_name": "AutoencoderKL", **SMALL, **VAES["kl"]}
         ({**SD1, "attention_head_dim": 5}, "do not split into 5 heads"),
         ({**SD1, "block_out_channels": 8}, "block_out_channels"),
         ({**SD1, "cross_attention_dim": [12, 12]}, "not one number"),
+        ({**SD1, "down_block_types": ["CrossAttnDownBlock2D", "AttnDownBlock2D"]}, "attend to their own pixels"),
         ({**SD1, "num_attention_heads": 8}, "num_attention_heads"),
         ({**SD1, "made_up_later": 3}, "made_up_later=3"),
         ({**LDM, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}, "cross attention"),
