@@ -22,7 +22,6 @@ CANDIDATES = (2.5, 4.0, 7.0, 15.0, math.inf)
 MOST_TRIALS = 2 * (len(CANDIDATES) + 2) - 1  # of alpha="tune": both kinds of M, which have α = ∞ in common
 TUNE_NFE = 40  # of the samples that alpha="tune" compares with
 TUNE_RULE = 2  # another rule of choosing, another number
-_NOISE = 0.1
 CHOSEN = ("auto", "tune")
 
 
@@ -105,16 +104,6 @@ def choose(errors: Mapping[float, float], slack: float = 0.15) -> float:
     if math.isinf(good[-1]):  # as good without M
         return math.inf
     return good[(len(good) - 1) // 2]
-
-
-def excess(distance: float, floor: float) -> float:
-    """d/d_0 − 1, at least 0.1: how much further samples are than those of the reference's own law.
-
-    Args:
-      distance: d of few samples from the reference.
-      floor: d_0 of as many samples of the reference's own law; a difference of a tenth of it is taken for noise.
-    """
-    return max(distance / floor - 1, _NOISE) if floor else distance
 
 
 def search(error: Callable[[float], float | None], alphas: Sequence[float] = CANDIDATES) -> float:

@@ -205,8 +205,7 @@ def tune_alpha(
 
     Nearest is the least ``metrics.simple.distance_from`` as many such samples, for M of the statistics and for
     M = c I with c = α/(α − 1), at the same strengths. Both are samples of the same network, so M is not made to
-    correct what the network itself gets wrong; the power spectrum alone does not see structure. The error is
-    ``alpha.excess``, with d_0 the distance of as many such samples of other seeds.
+    correct what the network itself gets wrong; the power spectrum alone does not see structure.
 
     Candidates that must diverge are passed over; the seeds of the samples are far from those of a run. Derived.
 
@@ -232,15 +231,13 @@ def tune_alpha(
     best = _planned(trained, _many_steps(trained, config), check=True)
     label = f"{best.nfe} NFE of DPM-Solver++(2M), to compare with"
     distance = distance_from(sample(best, first_seed + images, label))
-    floor = distance(sample(best, first_seed, label))
 
     def error(alpha: float, flat: bool) -> float | None:
         label = f"trying gain={alpha_lib.largest_gain(alpha):.3g}" if flat else f"trying alpha={alpha:g}"
         try:
-            found = distance(sample(planned(alpha, flat), first_seed, label))
+            return distance(sample(planned(alpha, flat), first_seed, label))
         except sampling.SamplingDiverged:
             return None
-        return alpha_lib.excess(found, floor)
 
     return alpha_lib.tune(error, alphas, kinds)
 

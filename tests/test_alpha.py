@@ -149,12 +149,6 @@ def test_no_m_is_chosen_where_it_is_as_good():
     assert alpha.tune(lambda strength, _: 0.1 if strength > 9 else 0.3).said == "no M"
 
 
-def test_the_excess_is_over_the_floor_and_its_noise_is_none():
-    assert alpha.excess(0.3, 0.1) == pytest.approx(2.0)
-    assert alpha.excess(0.105, 0.1) == alpha.excess(0.08, 0.1) == 0.1
-    assert alpha.excess(0.3, 0.0) == 0.3
-
-
 def test_auto_refuses_a_corrector_without_a_stationary_variance():
     with pytest.raises(PdsError, match="snr=1.2 have no stationary variance"):
         alpha.alpha_auto(sde_lib.VESDE(), 20, corrector=True, snr=1.2)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax import preconditioner, sampling, statistics, table
-from pds_jax.alpha import TUNE_NFE, alpha_auto, excess
+from pds_jax.alpha import TUNE_NFE, alpha_auto
 from pds_jax.correctors import get_corrector
 from pds_jax.data import datasets, photographs
 from pds_jax.metrics import simple
@@ -208,7 +208,7 @@ def tune_errors(problem: Problem, method: Method, iterations: int, count: int = 
       count: samples per α, of seeds that no other run uses.
 
     Returns:
-      α -> ``alpha.excess`` of the distance.
+      α -> distance.
 
     Raises:
       PdsError: every α diverges.
@@ -221,13 +221,11 @@ def tune_errors(problem: Problem, method: Method, iterations: int, count: int = 
 
     best = get_sampler(problem, METHODS["dpmpp_2m_matched"], TUNE_NFE)
     distance = simple.distance_from(sample(best, others))
-    floor = distance(sample(best, keys))
     for alpha in candidates(problem, method, iterations):
         try:
-            found = distance(sample(get_sampler(problem, method, iterations, alpha), keys))
+            errors[alpha] = distance(sample(get_sampler(problem, method, iterations, alpha), keys))
         except PdsError:
             continue  # diverges: no candidate
-        errors[alpha] = excess(found, floor)
     if not errors:
         raise PdsError(f"every alpha diverges with {iterations} iterations; use more")
     return errors

@@ -256,7 +256,7 @@ def pilot_evaluations(setting: Setting, made: assembly.Plan) -> int:
     count += teacher.EVALUATIONS if setting.get("grid") == "gits" else 0
     if setting.get("alpha") == "tune":
         count += alpha_lib.MOST_TRIALS * assembly.TUNE_IMAGES * int(made.nfe or 0)
-        count += 2 * assembly.TUNE_IMAGES * alpha_lib.TUNE_NFE
+        count += assembly.TUNE_IMAGES * alpha_lib.TUNE_NFE
     return count
 
 

@@ -208,28 +208,28 @@ def random_conv_frechet(images: Any, reference: Any) -> float:
 
 
 def distance_from(reference: Any) -> Callable[[Any], float]:
-    """A distance to reference images that sees layout and texture: √(d²_c d²_r), which has no unit to choose.
+    """A distance to reference images that sees layout, texture and spectrum: (d²_c d²_r e)^{1/3}, for any units.
 
     d²_c is :func:`patch_pca_frechet` of the images averaged over boxes to at most 64 pixels, whose components are the
-    low frequencies, and d²_r is :func:`random_conv_frechet`.
+    low frequencies, d²_r is :func:`random_conv_frechet`, and e is the :func:`spectrum_error`. Derived.
 
     Args:
       reference: (m, H, W, C).
 
     Returns:
-      images (n, H, W, C) -> √(d²_c d²_r).
+      images (n, H, W, C) -> the geometric mean of the three.
 
     Raises:
       PdsError: values that are not finite, now or then; then also another shape, or fewer than two images.
     """
     pca, texture = PatchPCA.fit(_averaged(reference)), random_conv_features(reference)
-    layout = pca.features(_averaged(reference))
+    layout, power = pca.features(_averaged(reference)), power_spectrum(reference)
 
     def distance(images: Any) -> float:
         _rows(images[:1], reference[:1])
         of_layout = frechet_distance_from_features(pca.features(_averaged(images)), layout)
         of_texture = frechet_distance_from_features(random_conv_features(images), texture)
-        return float(np.sqrt(max(of_layout, 0.0) * max(of_texture, 0.0)))
+        return float(np.cbrt(max(of_layout, 0.0) * max(of_texture, 0.0) * spectrum_error(images, power)))
 
     return distance
 

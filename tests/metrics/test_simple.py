@@ -121,7 +121,7 @@ def test_bad_input():
 
 
 @pytest.mark.parametrize("size", [8, 100])
-def test_distance_from_sees_layout_and_texture(size):
+def test_distance_from_sees_layout_texture_and_spectrum(size):
     generator = np.random.default_rng(0)
     x = generator.uniform(0.3, 0.7, size=(80, size, size, 1)).astype(np.float32)
     bright = x + generator.uniform(-0.2, 0.2, size=(80, 1, 1, 1)).astype(np.float32)  # the same texture
