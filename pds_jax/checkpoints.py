@@ -1,7 +1,7 @@
 """Checkpoints: training states (orbax) and finished models (safetensors, configuration, statistics).
 
 A finished model is a folder with ``model.safetensors`` (arrays named a/b/c), ``config.json``, and, where the data are
-known, ``statistics.npz``. ``fashion``, ``landscapes``, ``photos`` and ``digits`` are the names of the included models.
+known, ``statistics.npz``. The names of the included models are in ``SHIPPED``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Params = Any
 
 STATISTICS = safetensors_io.STATISTICS
 CONFIG = safetensors_io.CONFIG
-SHIPPED = ("fashion", "landscapes", "photos", "digits")
+SHIPPED = ("fashion", "landscapes", "photos", "digits", "fashion_small")
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 _SHIPPED_FOLDERS = (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints_shipped")
 _NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
@@ -253,7 +253,7 @@ def load_model(folder: str | os.PathLike[str], config: Any = None, *, use_ema: b
     """Read a finished model.
 
     Args:
-      folder: with ``model.safetensors`` and ``config.json``; or ``fashion``, ``landscapes``, ``photos`` or ``digits``.
+      folder: with ``model.safetensors`` and ``config.json``; or a name in ``SHIPPED``.
       config: configuration to use instead of the folder's.
 
     Returns:
@@ -287,7 +287,7 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
     """Read a model from any supported file or folder.
 
     Args:
-      checkpoint: ``fashion``, ``landscapes``, ``photos`` or ``digits``; a finished model's folder; a training
+      checkpoint: a name in ``SHIPPED``; a finished model's folder; a training
         workdir (its newest state) or one state in it (workdir/checkpoints/4000); or a file or folder of
         score_sde, score_sde_pytorch, diffusers, EDM or guided-diffusion.
       config: configuration; needed if none is saved with the weights.

@@ -80,7 +80,7 @@ def load(
     """Load a trained model.
 
     Args:
-      checkpoint: "fashion", "landscapes", "photos" or "digits"; a folder with model.safetensors and
+      checkpoint: a name in ``checkpoints.SHIPPED``; a folder with model.safetensors and
         config.json; a training workdir; a snapshot of EDM; or a file of score_sde, score_sde_pytorch, diffusers or
         guided-diffusion, which need ``config``.
       config: by default the one saved with the weights.

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 from absl import app, flags
 
-from pds_jax import assembly
+from pds_jax import assembly, checkpoints
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli.failures import one_line_errors, refuse_words
 from pds_jax.io import images
 
-_MODEL = flags.DEFINE_enum("model", "fashion", ["fashion", "landscapes", "photos", "digits"], "Which shipped model.")
+_MODEL = flags.DEFINE_enum("model", "fashion", checkpoints.SHIPPED, "Which shipped model.")
 _NFES = flags.DEFINE_list("nfe", ["20", "40"], "Numbers of network evaluations; predictor=auto also makes 5.")
 _COUNT = flags.DEFINE_integer("images", 64, "Images a cell; more makes the table's distances less noisy.")
-_ALPHA = flags.DEFINE_string("alpha", "tune", "Strength of PDS: a number, or tune (by the spectrum of a few samples).")
+_ALPHA = flags.DEFINE_string("alpha", "tune", "Strength of PDS: a number, or tune (by a few samples).")
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Where results go.")
 _SHOWN = 16
 
@@ -43,7 +43,8 @@ def main(argv: list[str]) -> None:
     """Sample, compare, draw."""
     refuse_words(argv)
     use_compilation_cache(None)
-    out, trained, judge = pathlib.Path(_OUT.value), assembly.load(_MODEL.value), quality.judge_for(_MODEL.value)
+    out, trained = pathlib.Path(_OUT.value), assembly.load(_MODEL.value)
+    judge = quality.judge_for(trained.config.data.dataset)
     cells: dict[str, dict[str, np.ndarray]] = {}
     table = []
     for label, options in rows().items():

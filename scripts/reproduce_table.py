@@ -12,9 +12,9 @@
 
 A row samples --images images for each of --ranges ranges of seeds and judges every range by itself; mean and minimum
 are given. What is there is not made again: images, features and rows lie in OUT/TABLE. A row whose setting must
-diverge says so. The tables of shipped models (fashion, photos, digits, landscapes) compare plain sampling, a flat M
-and PDS, cell by cell (pds_jax.bench.ablation). Official weights
-are not downloaded; rows of networks that no --checkpoint names are left out.
+diverge says so. The tables of shipped models (fashion, fashion_small, photos, digits, landscapes) compare plain
+sampling, a flat M and PDS, cell by cell (pds_jax.bench.ablation). Official weights are not downloaded; rows of
+networks that no --checkpoint names are left out.
 """
 
 from __future__ import annotations
@@ -571,7 +571,8 @@ def ablate(out: pathlib.Path) -> dict[str, Any]:
             evaluations += cell.iterations * each[cell.sampler] * images
         print(f"{len(work)} cells, {evaluations:,} network evaluations")
         return {"dry_run": True, "cells": len(work), "evaluations": evaluations}
-    trained, judge = assembly.load(_TABLE.value), quality.judge_for(_TABLE.value)
+    trained = assembly.load(_TABLE.value)
+    judge = quality.judge_for(trained.config.data.dataset)
     bench = cells.Cells(trained, judge, out, size.blocks, size.choosing, _BATCH.value or 256, _MINUTES.value)
     rows = ablation.run(bench, size)
     if rows:

@@ -157,7 +157,7 @@ def test_runlocal_keeps_own_data_that_need_no_download(name, size):
     assert count_parameters(name, "runlocal") < 700_000
 
 
-@pytest.mark.parametrize("name", [*NAMES, "digits", "fashion", "landscapes", "own", "photos"])
+@pytest.mark.parametrize("name", [*NAMES, "digits", "fashion", "fashion_small", "landscapes", "own", "photos"])
 @pytest.mark.parametrize("arg", ["", "runlocal"])
 def test_training_accepts_their_fields(name, arg):
     training.check_fields(get_config(name, arg))

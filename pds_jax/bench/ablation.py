@@ -64,6 +64,7 @@ PLANS = {
     "fashion": Plan(((40, 1024), (1000, 256))),
     "digits": Plan(((100, 1024), (1000, 256))),
     "landscapes": Plan(((40, 256),)),
+    "fashion_small": Plan(((40, 1024), (1000, 256))),
 }
 
 

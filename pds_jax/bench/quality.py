@@ -57,7 +57,7 @@ class Judge:
 
 
 def judge_for(name: str) -> Judge:
-    """The judge of a shipped model.
+    """The judge of a data set with a shipped model.
 
     Args:
       name: "fashion", "landscapes", "photos" or "digits".

@@ -75,10 +75,10 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
         Flag(
             "checkpoint",
             str,
-            "Trained model: fashion, landscapes, photos, digits, a folder with model.safetensors, a training workdir, "
-            "or an original file of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; Stable "
-            "Diffusion 1 and 2 too), EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a full training state of "
-            "score_sde or score_sde_pytorch to continue from.",
+            "Trained model: fashion, landscapes, photos, digits, fashion_small, a folder with model.safetensors, a "
+            "training workdir, or a file of score_sde (checkpoint_N), score_sde_pytorch (.pth), diffusers (folder; "
+            "Stable Diffusion 1 and 2 too), EDM (.pkl) or guided-diffusion (.pt). With --mode=train, a full training "
+            "state of score_sde or score_sde_pytorch to continue from.",
             "NAME|PATH",
             otherwise="the training in workdir",
             modes=(*_SAMPLES, "train"),

@@ -9,7 +9,7 @@ from pds_jax.cli import doctor
 def test_it_says_what_is_there_and_passes(capsys):
     assert doctor.doctor()
     said = capsys.readouterr().out
-    models = "shipped models     fashion, landscapes, photos, digits"
+    models = "shipped models     fashion, landscapes, photos, digits, fashion_small"
     for word in ("jax  ", "platform           cpu", "precision", "cache", models):
         assert word in said
     assert "self-test          passed in" in said.splitlines()[-1]
