@@ -52,6 +52,12 @@ def test_a_network_nearer_to_the_wiener_denoiser_uses_the_spectrum_for_longer():
         assert f"limit {28 if nfe < 16 else 15}%" in found[1].reasons[0]
 
 
+def test_a_network_further_than_any_denoiser_is_sampled_with_noise():
+    """For the true denoiser, the residual has at most the power of the data."""
+    wrong = choose.Measured((10.0, 1.0), (7.0, 0.1), 1.0)
+    assert choose.choose(wrong, 5, True).options["predictor"] == "sde_dpmpp_2m"
+
+
 def test_cost_is_the_integral_of_the_residual():
     """E‖R‖² = c s² has the rate c at every level; the first half nat of it stands for what is above."""
     measured = choose.Measured(LEVELS, tuple(0.1 * np.square(LEVELS)), 1.0)
