@@ -27,7 +27,6 @@ from pds_jax.train_state import TrainState, create_train_state, get_optimizer, r
 from pds_jax.types import Array, PdsError
 
 SNAPSHOTS = "snapshots"  # folder of the grids; "samples" is that of --mode=sample
-FIRST_TIME = 1e-5  # of the loss, as in score_sde; sampling ends at the SDE's own
 _STATISTICS_IMAGES = 20000
 _STATES_AT_LEAST = 3  # on disk: two to resume from and a snapshot
 _BEGUN = "begun_from.json"
@@ -120,7 +119,7 @@ class Trainer:
         self.sde, _ = sde_lib.get_sde(config)
         self.model = create_model(config)
         self.optimizer = get_optimizer(config)
-        self.loss_fn = get_loss_fn(config, self.sde, self.model, FIRST_TIME, self.statistics)
+        self.loss_fn = get_loss_fn(config, self.sde, self.model, self.statistics)
         self.key = jax.random.fold_in(make_key(config.seed), 1)
         self.meta = checkpoints.TrainingFolder(self.workdir / "checkpoints-meta", keep=2)
         self.snapshots = checkpoints.TrainingFolder(self.workdir / "checkpoints", keep=None)
@@ -136,9 +135,10 @@ class Trainer:
             there = files.read_json(path)
             for section in sorted((set(there) | set(now)) - set(_FREE_SECTIONS)):
                 old, new = there.get(section), now.get(section)
-                if section == "seed" and old != new:
+                if not isinstance(new, dict) and old != new:
                     raise PdsError(
-                        f"{self.workdir} holds a training with seed={old}, now it is {new}; choose another --workdir"
+                        f"{self.workdir} holds a training with {section}={old}, now it is {new}; choose another "
+                        "--workdir"
                     )
                 for field in sorted(set(old) | set(new)) if isinstance(old, dict) and isinstance(new, dict) else []:
                     default = _ABSENT.get(f"{section}.{field}")  # in folders of earlier versions
@@ -400,7 +400,7 @@ def check_loss(config: Any) -> None:
 
 
 def get_loss_fn(
-    config: Any, sde: Any, model: Any, eps: float, statistics: stats_lib.Statistics | None, train: bool = True
+    config: Any, sde: Any, model: Any, statistics: stats_lib.Statistics | None, train: bool = True
 ) -> losses.LossFn:
     """The training loss that a configuration describes.
 
@@ -408,7 +408,6 @@ def get_loss_fn(
       config: with training.{continuous, reduce_mean, likelihood_weighting, loss_weighting}, model.parametrisation.
       sde: forward SDE.
       model: network.
-      eps: smallest time.
       statistics: of the data, for the parametrisation "wiener" and loss weighting "unit".
       train: dropout on.
 
@@ -433,7 +432,6 @@ def get_loss_fn(
         reduce_mean=training.reduce_mean,
         continuous=True,
         likelihood_weighting=training.likelihood_weighting,
-        eps=eps,
         weight=weight,
         statistics=moments,
         **score_fns.model_options(config),

@@ -131,13 +131,17 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
 
 
 def test_a_vp_network_is_trained_from_the_first_time_of_score_sde(tmp_path, monkeypatch):
-    seen = {}
-    loss_fn = training.losses.get_sde_loss_fn
-    monkeypatch.setattr(training.losses, "get_sde_loss_fn", lambda *a, **k: seen.update(k) or loss_fn(*a, **k))
+    """From 1e-5, not from 1e-3, where sampling ends."""
+    seen = []
+    perturb = training.losses.perturb
+    monkeypatch.setattr(training.losses, "perturb", lambda sde, x, t, z: seen.append(t) or perturb(sde, x, t, z))
     config = tiny.get_config()
     config.training.sde = "vpsde"
-    training.Trainer(config, str(tmp_path))
-    assert seen["eps"] == 1e-5
+    trainer = training.Trainer(config, str(tmp_path))
+    keys = jax.random.split(jax.random.key(0), 4096)
+    with jax.disable_jit():
+        trainer.loss_fn(keys, trainer.state.params, np.zeros((4096, 8, 8, 1), np.float32))
+    assert 1e-5 <= float(seen[0].min()) < 9e-4
 
 
 def test_snapshots_that_do_not_fit_do_not_stop_a_training(tmp_path, monkeypatch):
@@ -252,7 +256,7 @@ def test_a_loss_that_there_is_not_is_refused(tmp_path, arg, message):
     with pytest.raises(PdsError, match=message):
         training.Trainer(config, str(tmp_path / "run"))
     with pytest.raises(PdsError, match=message):
-        training.get_loss_fn(config, None, None, 1e-5, None)
+        training.get_loss_fn(config, None, None, None)
     assert not (tmp_path / "run").exists()
 
 

@@ -249,9 +249,7 @@ class Job:
         config, score_fn = self.trained.config, self.trained.score_fn
         assert isinstance(score_fn, ModelScore)  # what assembly.load makes
         source, count = self._data("test")
-        loss_fn = training.get_loss_fn(
-            config, self.trained.sde, score_fn.model, training.FIRST_TIME, self.trained.statistics, train=False
-        )
+        loss_fn = training.get_loss_fn(config, self.trained.sde, score_fn.model, self.trained.statistics, train=False)
 
         def each(params: Any, batch: Any) -> Any:
             # One image at a time, so that the mean knows nothing of batches.

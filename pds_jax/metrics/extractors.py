@@ -224,8 +224,8 @@ def patches_extractor() -> Extractor:
         "patches",
         _identity("patches", **facts),
         functools.partial(network, params),
-        3,
-        source.shape[:2],
-        network,
-        params,
+        channels=3,
+        size=source.shape[:2],
+        network=network,
+        params=params,
     )
