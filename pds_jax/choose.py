@@ -11,7 +11,7 @@ unexplained = max E‖R‖² / Σ P over the levels is the largest share of the 
 is proportional to R, which it holds constant. Otherwise the spectrum does not explain the network, and the sampler is
 a DPM-Solver++(2M) without the options below: that of the flow below 8 evaluations, from there on that of the reverse
 SDE. If unexplained > 1 it is that of the reverse SDE at any n: for the true D, E‖R‖² ≤ Σ P, so this network is wrong at
-some level, and the noise of the reverse SDE makes the samples forget it.
+some level, and the noise of later steps can make up for it.
 
 The head start is at the least level whose cost is below 0.1 (5/n)² nats: leaving out the noisier levels changes the
 law of the results by at most that much. There is none above n = 20, where these levels cost little.
