@@ -103,9 +103,7 @@ def make_train_step(
     from pds_jax.train_state import apply_gradients  # sampling need not wait for optax
 
     def one(state: Any, batch: Array, key: Key) -> tuple[Any, Array]:
-        size = batch.shape[0]
-        index = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, state.step), index)
+        keys = _keys_here(jax.random.fold_in(key, state.step), len(batch))
         loss, grads = jax.value_and_grad(loss_fn, argnums=1)(keys, state.params, batch)
         if jax.device_count() > 1:  # over one device a pmean is the identity, and costs time on a CPU
             loss, grads = jax.lax.pmean((loss, grads), AXIS)
@@ -122,6 +120,33 @@ def make_train_step(
         return state, jnp.stack(losses)
 
     return jax.pmap(many, axis_name=AXIS, in_axes=(0, 0, None))
+
+
+def make_eval_step(
+    loss_fn: Callable[[Key, Any, Array], Array],
+) -> Callable[[Any, np.ndarray, Key], Array]:
+    """Compile the loss of the averaged parameters over all devices.
+
+    Args:
+      loss_fn: as in :func:`make_train_step`.
+
+    Returns:
+      evaluate(placed state, batches (D, 1, b, H, W, C), key) -> losses (D,), all the same. Image i after s steps draws
+      from fold_in(fold_in(key, s), i).
+    """
+
+    def mean(state: Any, batches: Array, key: Key) -> Array:
+        keys = _keys_here(jax.random.fold_in(key, state.step), batches.shape[1])
+        loss = loss_fn(keys, state.ema_params, batches[0])
+        return jax.lax.pmean(loss, AXIS) if jax.device_count() > 1 else loss
+
+    return jax.pmap(mean, axis_name=AXIS, in_axes=(0, 0, None))
+
+
+def _keys_here(key: Key, size: int) -> Key:
+    """The keys (size,) of this device's part of a batch: fold_in of an image's index in the whole batch."""
+    index = jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
 
 
 def place_state(state: Any) -> Any:

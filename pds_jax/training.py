@@ -1,9 +1,8 @@
-"""Training: the loop, its log, its snapshots, and resuming."""
+"""Training: the loop, its snapshots, and resuming."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -13,18 +12,18 @@ import jax
 import numpy as np
 from absl import logging
 
-from pds_jax import checkpoints, convert, losses, parallel, processes, sampling, sde_lib
+from pds_jax import checkpoints, convert, parallel, processes, sampling, sde_lib
 from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
 from pds_jax.data import datasets
-from pds_jax.data.shapes import image_size
 from pds_jax.denoisers import PARAMETRISATIONS
 from pds_jax.io import files, images, manifest
-from pds_jax.io.progress import Bar
 from pds_jax.keys import make_key
 from pds_jax.models import create_model, init_model
+from pds_jax.train_config import check_fields, get_loss_fn
+from pds_jax.train_log import Log, OnLog
 from pds_jax.train_state import TrainState, create_train_state, get_optimizer, resumed_state
-from pds_jax.types import Array, PdsError
+from pds_jax.types import PdsError
 
 SNAPSHOTS = "snapshots"  # folder of the grids; "samples" is that of --mode=sample
 _STATISTICS_IMAGES = 20000
@@ -40,27 +39,7 @@ _FREE_FIELDS = (
     "eval_freq",
     "snapshot_sampling",
 )
-# What a training needs of a field, and how that is said; fields that are not there are not checked.
-_NEEDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "training.batch_size": (lambda n: n >= 1, "at least 1"),
-    "training.n_iters": (lambda n: n >= 1, "at least 1"),
-    "training.n_jitted_steps": (lambda n: n >= 1, "at least 1"),
-    "optim.lr": (lambda rate: 0 < rate < math.inf, "positive and finite"),
-    "optim.beta1": (lambda beta: 0 <= beta < 1, "in [0, 1)"),
-    "optim.eps": (lambda eps: 0 < eps < math.inf, "positive and finite"),
-    "optim.weight_decay": (lambda decay: 0 <= decay < math.inf, "0 or more, and finite"),
-    "optim.warmup": (lambda steps: 0 <= steps < math.inf, "a number of steps, or 0 for no warm-up"),
-    "optim.cosine_steps": (lambda steps: 0 <= steps < math.inf, "a number of steps, or 0 for no decay"),
-    "optim.grad_clip": (lambda norm: norm < 0 or norm > 0, "the largest norm, or negative for no clipping"),
-    "optim.amsgrad": (lambda on: not on, "False: Adam is without AMSGrad here, as in score_sde"),
-    "model.ema_rate": (lambda rate: 0 <= rate < 1, "in [0, 1)"),
-    "model.conv_size": (lambda size: size == 3, "3, as in score_sde: no network reads it"),
-    "model.sigma_begin": (lambda sigma: sigma == 90, "90, as in score_sde: it is not read; set model.sigma_max"),
-}
 _ABSENT = {"data.resize": False, "data.convert_images": False, "data.range": []}
-
-
-OnLog = Callable[[int, dict[str, float]], None]  # (step, loss and steps per second since the last call)
 
 
 def train(config: Any, workdir: str, checkpoint: str | None = None, *, on_log: OnLog | None = None) -> None:
@@ -121,12 +100,33 @@ class Trainer:
         self.optimizer = get_optimizer(config)
         self.loss_fn = get_loss_fn(config, self.sde, self.model, self.statistics)
         self.key = jax.random.fold_in(make_key(config.seed), 1)
+        self.eval_stream = self._eval_stream()
         self.meta = checkpoints.TrainingFolder(self.workdir / "checkpoints-meta", keep=2)
         self.snapshots = checkpoints.TrainingFolder(self.workdir / "checkpoints", keep=None)
         self.state = self._restore()
         state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
         files.check_writable(self.workdir / "config.json", _STATES_AT_LEAST * state_bytes)
         self._stop = ""
+
+    def _eval_stream(self) -> datasets.Stream | None:
+        """Batches for the evaluation loss: of the test split, or of a path's images, which have no split."""
+        if self.config.training.eval_freq <= 0:
+            return None
+        source: datasets.Source = self.source
+        if not isinstance(source, datasets.PathSource):
+            try:
+                source = datasets.get_source(self.config, "test")
+            except PdsError as error:
+                raise PdsError(
+                    f"the evaluation loss needs test images: {error}; set config.training.eval_freq=0 to train "
+                    "without it"
+                ) from error
+        return datasets.Stream(
+            source,
+            self.batch_size,
+            self.config.seed,
+            uniform_dequantization=self.config.data.uniform_dequantization,
+        )
 
     def _keep_config(self) -> None:
         path = self.workdir / "config.json"
@@ -238,6 +238,8 @@ class Trainer:
             ema_rate=self.config.model.ema_rate,
             ema_warmup=bool(self.config.model.get("ema_warmup", False)),
         )
+        eval_fn = parallel.make_eval_step(get_loss_fn(self.config, self.sde, self.model, self.statistics, train=False))
+        eval_key = jax.random.fold_in(make_key(self.config.seed), 2)
         log = Log(self.workdir, int(self.state.step), training.n_iters, on_log)
         state = parallel.place_state(self.state)
         step = int(self.state.step)
@@ -250,15 +252,17 @@ class Trainer:
                 state, step_losses = step_fn(state, self._batches(step, count), self.key)
                 before, step = step, step + count
                 log.add(before, step_losses)
+                if self.eval_stream is not None and _passed(before, step, training.eval_freq):
+                    log.add_eval(step, eval_fn(state, self._eval_batch(step), eval_key))
                 if _passed(before, step, training.log_freq):
-                    log.write(training.log_freq)
+                    log.write()
                 if _passed(before, step, training.snapshot_freq_for_preemption):
                     log.check()
                     self.meta.save(step, parallel.unreplicate(state))
                 if _passed(before, step, training.snapshot_freq) or step == training.n_iters:
                     log.check()
                     self._snapshot(step, parallel.unreplicate(state))
-            log.check()
+            log.write()
             self.state = parallel.unreplicate(state)
             self.meta.save(step, self.state)
         finally:
@@ -297,9 +301,15 @@ class Trainer:
         print("\n".join(lines), flush=True)
 
     def _batches(self, step: int, count: int) -> np.ndarray:
-        scaler = datasets.get_data_scaler(self.config)
-        here = parallel.local_slice(self.batch_size)
-        return parallel.split(np.stack([scaler(self.stream.batch(step + i)[here]) for i in range(count)]))
+        return self._split([self.stream.batch(step + i) for i in range(count)])
+
+    def _eval_batch(self, step: int) -> np.ndarray:
+        assert self.eval_stream is not None
+        return self._split([self.eval_stream.batch(step // self.config.training.eval_freq)])
+
+    def _split(self, batches: list[np.ndarray]) -> np.ndarray:
+        scaler, here = datasets.get_data_scaler(self.config), parallel.local_slice(self.batch_size)
+        return parallel.split(np.stack([scaler(batch[here]) for batch in batches]))
 
     def _snapshot(self, step: int, state: TrainState) -> None:
         self.snapshots.save(step, state)
@@ -347,179 +357,3 @@ class Trainer:
 
 def _passed(before: int, after: int, every: int) -> bool:
     return every > 0 and before // every != after // every
-
-
-def check_fields(config: Any) -> None:
-    """Refuse numbers that no training can have, and options that nothing reads.
-
-    Args:
-      config: with training, optim and model.
-
-    Raises:
-      PdsError: see :func:`check_loss`, or names the field, its value and what it must be.
-    """
-    for path, (holds, needed) in _NEEDS.items():
-        section, field = path.split(".")
-        if field in config[section] and not holds(config[section][field]):
-            raise PdsError(f"config.{path}={config[section][field]!r} must be {needed}")
-    check_loss(config)
-
-
-def check_loss(config: Any) -> None:
-    """Refuse a weighting or a parametrisation that the training loss does not have.
-
-    Args:
-      config: see :func:`get_loss_fn`.
-
-    Raises:
-      PdsError: an unknown weighting, two at once, or one that the discrete losses (continuous=False) do not have.
-    """
-    training = config.training
-    weighting = training.get("loss_weighting", "sigma")
-    if weighting not in ("sigma", "unit"):
-        raise PdsError(f"training.loss_weighting={weighting!r} is unknown; known: sigma, unit")
-    likelihood = training.get("likelihood_weighting", False)
-    if likelihood and weighting != "sigma":
-        raise PdsError(
-            "config.training.likelihood_weighting=True and loss_weighting='unit' are two weightings: set "
-            "likelihood_weighting=False or loss_weighting='sigma'"
-        )
-    if training.continuous:
-        return
-    parametrisation = config.model.get("parametrisation", "score_sde")
-    for field, value, only in (
-        ("training.likelihood_weighting", likelihood, False),
-        ("training.loss_weighting", weighting, "sigma"),
-        ("model.parametrisation", parametrisation, "score_sde"),
-    ):
-        if value != only:
-            raise PdsError(
-                f"config.{field}={value!r} needs continuous times: set config.training.continuous=True or "
-                f"config.{field}={only!r}"
-            )
-
-
-def get_loss_fn(
-    config: Any, sde: Any, model: Any, statistics: stats_lib.Statistics | None, train: bool = True
-) -> losses.LossFn:
-    """The training loss that a configuration describes.
-
-    Args:
-      config: with training.{continuous, reduce_mean, likelihood_weighting, loss_weighting}, model.parametrisation.
-      sde: forward SDE.
-      model: network.
-      statistics: of the data, for the parametrisation "wiener" and loss weighting "unit".
-      train: dropout on.
-
-    Returns:
-      loss_fn(keys (B,), params, batch) -> scalar.
-
-    Raises:
-      PdsError: see :func:`check_loss`; or "unit" or "wiener" without statistics.
-    """
-    check_loss(config)
-    training = config.training
-    if not training.continuous:
-        get = losses.get_smld_loss_fn if training.sde.lower() == "vesde" else losses.get_ddpm_loss_fn
-        return get(sde, model, train=train, reduce_mean=training.reduce_mean)
-    moments = None if statistics is None else statistics.to_range(config.data.centered)
-    unit = training.get("loss_weighting", "sigma") == "unit"
-    weight = losses.unit_weight(sde, _output_scale(config, moments)) if unit else None
-    return losses.get_sde_loss_fn(
-        sde,
-        model,
-        train=train,
-        reduce_mean=training.reduce_mean,
-        continuous=True,
-        likelihood_weighting=training.likelihood_weighting,
-        weight=weight,
-        statistics=moments,
-        **score_fns.model_options(config),
-    )
-
-
-def _output_scale(config: Any, moments: Any) -> Callable[[Array], Array]:
-    """Scale of the network's output in the denoiser, of the noise level; of "score_sde" the one of "wiener"."""
-    if config.model.get("parametrisation", "score_sde") == "edm":
-        return lambda level: score_fns.edm_scales(config.model.sigma_data, level)[2]
-    if moments is None:
-        raise PdsError("training.loss_weighting='unit' needs the statistics of the training data")
-    return lambda level: score_fns.wiener_scales(moments[1], level, image_size(config)[1])[1]
-
-
-class Log:
-    """Losses on the screen, in log.jsonl and in TensorBoard; finds the first loss that is not finite."""
-
-    def __init__(self, workdir: pathlib.Path, step: int, total: int, on_log: OnLog | None = None):
-        """Open the log of a run of `total` steps, of which `step` are done."""
-        self._pending: list[tuple[int, Any]] = []
-        self._recent: list[float] = []
-        silent = not processes.is_first_process()
-        self._bar, self._on_log = Bar("training", "step", silent=silent), on_log
-        self._bar.start(total, step)
-        # Every process reads its losses, to stop at one that is no number; the first writes them.
-        self._file = None if silent else open(workdir / "log.jsonl", "a", buffering=1)
-        self._board = None if silent else _board(workdir / "tensorboard")
-        self._clock, self._last = time.monotonic(), step
-        self.step = step
-
-    def restart(self) -> None:
-        """Measure the rate from now on, compiling being over."""
-        self._bar.start(self._bar.total)
-        self._clock = time.monotonic()
-
-    def add(self, first: int, step_losses: Any) -> None:
-        """Note the losses (D, n) of n steps from ``first``; reads them one call later, so devices never wait."""
-        self._pending.append((first, step_losses))
-        while len(self._pending) > 1:
-            self._take()
-
-    def _take(self) -> None:
-        first, values = self._pending.pop(0)
-        host = np.asarray(parallel.unreplicate(values), np.float64)
-        bad = np.flatnonzero(~np.isfinite(host))
-        if bad.size:
-            raise FloatingPointError(
-                f"the loss is {host[bad[0]]} at step {first + int(bad[0])}; lower optim.lr or look at the data"
-            )
-        self._recent += host.tolist()
-        self.step = first + len(host)
-        self._bar.advance(len(host))
-
-    def check(self) -> None:
-        """Read every loss so far.
-
-        Raises:
-          FloatingPointError: one is not finite.
-        """
-        while self._pending:
-            self._take()
-
-    def write(self, every: int) -> None:
-        """Write the mean loss since the last writing."""
-        if not self._recent:
-            return
-        now = time.monotonic()
-        loss = float(np.mean(self._recent))
-        rate = (self.step - self._last) / max(now - self._clock, 1e-9)
-        if self._file is not None and self._board is not None:
-            self._file.write(f'{{"step": {self.step}, "loss": {loss:.8g}, "steps_per_second": {rate:.4g}}}\n')
-            self._board.add_scalar("loss", loss, self.step)
-            self._board.add_scalar("steps_per_second", rate, self.step)
-        if self._on_log is not None and processes.is_first_process():
-            self._on_log(self.step, {"loss": loss, "steps_per_second": rate})
-        self._bar.note(loss=f"{loss:.4f}")
-        self._recent, self._clock, self._last = [], now, self.step
-
-    def close(self) -> None:
-        """Flush and close."""
-        self._bar.close()
-        if self._file is not None and self._board is not None:
-            self._file.close()
-            self._board.close()
-
-
-def _board(folder: pathlib.Path) -> Any:
-    import tensorboardX
-
-    return tensorboardX.SummaryWriter(str(folder))

@@ -55,7 +55,10 @@ def main() -> None:
     log = read_log(workdir)
     if log:
         figures.curves(
-            {"training loss": [(row["step"], row["loss"]) for row in log]},
+            {
+                "training loss": [(row["step"], row["loss"]) for row in log],
+                "evaluation loss": [(row["step"], row["eval_loss"]) for row in log if "eval_loss" in row],
+            },
             out / "loss.png",
             xlabel="step",
             ylabel="loss",

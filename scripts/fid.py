@@ -68,6 +68,29 @@ _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at once; changes speed a
 _CACHE = flags.DEFINE_string("cache", None, "Folder for unfinished work and features; '' for none.")
 
 
+# (holds, why these flags have no effect where it does not, the flags)
+_USED_IF: tuple[tuple[Callable[[str], bool], str, tuple[str, ...]], ...] = (
+    (lambda verb: _CHECKPOINT.value is not None, "is for --checkpoint", ("config", "speed_up", "nfe", "alpha", "option")),
+    (lambda verb: _IMAGES.value is not None, "is for --images", ("convert_images", "range")),
+    (lambda verb: _EXTRACTOR.value == "inception", "is for --extractor=inception", ("weights", "resize")),
+    (lambda verb: "kid" in _METRICS.value, "is for --metrics=kid", ("kid_subset_size",)),
+    (lambda verb: verb == "ref", "is for fid.py ref", ("out", "keep_features")),
+    (lambda verb: verb == "calc", "is for fid.py calc", ("ref", "metrics", "allow_fewer", "kid_subset_size")),
+)
+
+
+def check_used(verb: str) -> None:
+    """Refuse flags that were given and that have no effect here.
+
+    Raises:
+      PdsError: names the first.
+    """
+    for holds, why, names in _USED_IF:
+        given = [name for name in names if flags.FLAGS[name].present]
+        if given and not holds(verb):
+            raise PdsError(f"--{given[0]} {why}, it has no effect here: leave it out")
+
+
 def cache_folder() -> str | None:
     """Where unfinished work is kept."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -206,6 +229,7 @@ def main(argv: list[str]) -> None:
     verbs: dict[str, Callable[[], dict[str, Any]]] = {"ref": ref, "calc": calc}
     if len(argv) != 2 or argv[1] not in verbs:
         raise app.UsageError("type fid.py ref ... or fid.py calc ...; extractors: " + ", ".join(sorted(EXTRACTORS)))
+    check_used(argv[1])
     use_compilation_cache(None)
     result = verbs[argv[1]]()
     print(json.dumps(result))

@@ -14,7 +14,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from pds_jax import training
+from pds_jax import train_config
 from pds_jax.models.utils import create_model, init_model
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
@@ -160,7 +160,7 @@ def test_runlocal_keeps_own_data_that_need_no_download(name, size):
 @pytest.mark.parametrize("name", [*NAMES, "digits", "fashion", "fashion_small", "landscapes", "own", "photos"])
 @pytest.mark.parametrize("arg", ["", "runlocal"])
 def test_training_accepts_their_fields(name, arg):
-    training.check_fields(get_config(name, arg))
+    train_config.check_fields(get_config(name, arg))
 
 
 @pytest.mark.parametrize("name", ["ve.church_ncsnpp_continuous", "vp.ddpm.cifar10", "ve.ncsnv2.cifar10"])

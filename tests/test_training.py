@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from pds_jax import checkpoints, parallel, training
+from pds_jax import checkpoints, losses, parallel, train_config, train_log, training
 from pds_jax.io import files
 from pds_jax.types import PdsError
 
@@ -73,16 +73,57 @@ def test_on_log_is_told_what_the_log_says(whole):
 
 def test_the_rate_is_that_of_the_steps_without_what_was_compiled_before(tmp_path, monkeypatch):
     now, told = [0.0], []
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
-    log = training.Log(tmp_path, 0, 10, lambda step, values: told.append(values["steps_per_second"]))
+    monkeypatch.setattr(train_log.time, "monotonic", lambda: now[0])
+    log = train_log.Log(tmp_path, 0, 10, lambda step, values: told.append(values["steps_per_second"]))
     now[0] = 100.0
     log.restart()
     now[0] = 101.0
     log.add(0, np.ones((1, 5)))
-    log.check()
-    log.write(5)
+    log.write()
     log.close()
     assert told == [5.0]
+
+
+def eval_losses(workdir):
+    rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    return {row["step"]: row["eval_loss"] for row in rows if "eval_loss" in row}
+
+
+def with_eval_freq(every):
+    config = tiny.get_config()
+    config.training.eval_freq = every
+    return config
+
+
+def test_the_evaluation_loss_is_of_the_averaged_weights_on_test_images(whole, tmp_path):
+    training.train(with_eval_freq(12), str(tmp_path))
+    assert_same(final_params(tmp_path, 12), final_params(whole, 12))  # evaluating changes nothing
+    config, trainer = tiny.get_config(), training.Trainer(with_eval_freq(12), str(tmp_path))
+    assert trainer.eval_stream.source.name == "digits-test"
+    loss_fn = train_config.get_loss_fn(config, trainer.sde, trainer.model, trainer.statistics, train=False)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 2), 12)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(8))
+    expected = loss_fn(keys, trainer.state.ema_params, trainer.eval_stream.batch(1))
+    assert eval_losses(tmp_path) == {12: pytest.approx(float(expected), rel=1e-5)}
+
+
+def test_the_evaluation_loss_is_measured_every_eval_freq_steps(tmp_path):
+    training.train(with_eval_freq(4), str(tmp_path))
+    assert sorted(eval_losses(tmp_path)) == [4, 8, 12]
+
+
+def test_data_without_test_images_cannot_be_evaluated(tmp_path, monkeypatch):
+    get_source = training.datasets.get_source
+
+    def only_train(config, split="train"):
+        if split == "test":
+            raise PdsError("digits has no test images")
+        return get_source(config, split)
+
+    monkeypatch.setattr(training.datasets, "get_source", only_train)
+    with pytest.raises(PdsError, match="digits has no test images; set config.training.eval_freq=0"):
+        training.Trainer(with_eval_freq(4), str(tmp_path))
+    training.Trainer(with_eval_freq(0), str(tmp_path))
 
 
 def test_the_step_is_traced_once(tmp_path):
@@ -133,8 +174,8 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
 def test_a_vp_network_is_trained_from_the_first_time_of_score_sde(tmp_path, monkeypatch):
     """From 1e-5, not from 1e-3, where sampling ends."""
     seen = []
-    perturb = training.losses.perturb
-    monkeypatch.setattr(training.losses, "perturb", lambda sde, x, t, z: seen.append(t) or perturb(sde, x, t, z))
+    perturb = losses.perturb
+    monkeypatch.setattr(losses, "perturb", lambda sde, x, t, z: seen.append(t) or perturb(sde, x, t, z))
     config = tiny.get_config()
     config.training.sde = "vpsde"
     trainer = training.Trainer(config, str(tmp_path))
@@ -256,7 +297,7 @@ def test_a_loss_that_there_is_not_is_refused(tmp_path, arg, message):
     with pytest.raises(PdsError, match=message):
         training.Trainer(config, str(tmp_path / "run"))
     with pytest.raises(PdsError, match=message):
-        training.get_loss_fn(config, None, None, None)
+        train_config.get_loss_fn(config, None, None, None)
     assert not (tmp_path / "run").exists()
 
 

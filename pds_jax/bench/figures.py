@@ -107,7 +107,7 @@ def curves(
     """Curves of a figure of merit, for instance Fréchet distance against NFE.
 
     Args:
-      lines: label -> points (x, y).
+      lines: label -> points (x, y); a line without points is left out.
       path: the PNG to write.
       xlabel: of the horizontal axis.
       ylabel: of the vertical axis.
@@ -118,7 +118,8 @@ def curves(
     """
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(7.2, 4.8))
-    for index, (label, points) in enumerate(lines.items()):
+    shown = {label: points for label, points in lines.items() if points}
+    for index, (label, points) in enumerate(shown.items()):
         xs, ys = zip(*sorted(points), strict=True)
         axis.plot(xs, ys, marker="osv^Dx*"[index % 7], label=label, linewidth=1.8, markersize=5)
     if len(floors):

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from pds_jax import assembly, checkpoints, likelihood, parallel, processes, training
+from pds_jax import assembly, checkpoints, likelihood, parallel, processes, train_config
 from pds_jax.bench import quality
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.options import RunOptions
@@ -249,7 +249,8 @@ class Job:
         config, score_fn = self.trained.config, self.trained.score_fn
         assert isinstance(score_fn, ModelScore)  # what assembly.load makes
         source, count = self._data("test")
-        loss_fn = training.get_loss_fn(config, self.trained.sde, score_fn.model, self.trained.statistics, train=False)
+        sde, statistics = self.trained.sde, self.trained.statistics
+        loss_fn = train_config.get_loss_fn(config, sde, score_fn.model, statistics, train=False)
 
         def each(params: Any, batch: Any) -> Any:
             # One image at a time, so that the mean knows nothing of batches.

@@ -98,3 +98,19 @@ def test_a_checkpoint_is_judged_without_saving_images(folder):
         assert first["fid"] == pytest.approx(second["fid"], rel=1e-4)
     assert [run["n"] for run in alone["runs"]] == [2, 4]
     assert not any((folder / "drawn").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("calc", ("--images=x", "--nfe=20"), "--nfe is for --checkpoint"),
+        ("calc", ("--images=x", "--option=snr=0.2"), "--option is for --checkpoint"),
+        ("calc", ("--checkpoint=digits", "--convert_images"), "--convert_images is for --images"),
+        ("calc", ("--images=x", "--extractor=pixels", "--resize=half_pixel"), "--resize is for --extractor=inception"),
+        ("calc", ("--images=x", "--kid_subset_size=10"), "--kid_subset_size is for --metrics=kid"),
+        ("calc", ("--images=x", "--out=y.npz"), "--out is for fid.py ref"),
+        ("ref", ("--images=x", "--metrics=kid"), "--metrics is for fid.py calc"),
+    ],
+)
+def test_flags_without_effect_are_refused(verb, words, message):
+    assert message in fid(verb, *words, ok=False)
