@@ -21,7 +21,10 @@ def finish(config: ml_collections.ConfigDict, arg: str = "") -> ml_collections.C
             key, text = (part.strip() for part in word.split("=", 1))
             _assign(config, _path(config, key), text)
         else:
-            raise ValueError(f"configuration argument {word!r}: write runlocal or key=value, separated by commas")
+            raise ValueError(
+                f"configuration argument {word!r}: write runlocal or key=value, separated by commas; a value that "
+                "holds a comma is written --config.section.field=value"
+            )
     return config
 
 

@@ -21,7 +21,7 @@ _ALPHAS = (*np.geomspace(1.5, 200, 60), math.inf)
 CANDIDATES = (2.5, 4.0, 7.0, 15.0, math.inf)
 MOST_TRIALS = 2 * (len(CANDIDATES) + 2) - 1  # of alpha="tune": both kinds of M, which have α = ∞ in common
 TUNE_NFE = 40  # of the samples that alpha="tune" compares with
-TUNE_RULE = 2  # another rule of choosing, another number
+TUNE_RULE = 2  # version of the rule; increase it when the rule changes, so that stored cells are measured again
 CHOSEN = ("auto", "tune")
 
 
@@ -31,8 +31,14 @@ def parse_alpha(value: float | str) -> float | str:
     >>> parse_alpha("5"), parse_alpha("inf"), parse_alpha("auto")
     (5.0, inf, 'auto')
 
+    Args:
+      value: a number, or text.
+
+    Returns:
+      The number, or "auto" or "tune".
+
     Raises:
-      PdsError: anything else.
+      PdsError: a number ≤ 1, NaN, or other text.
     """
     try:
         number = value if value in CHOSEN else float(value)
@@ -66,13 +72,13 @@ def alpha_auto(
       snr: signal-to-noise ratio of the Langevin steps.
       n_steps: Langevin steps per iteration.
       stats: statistics of the data, used for VP and subVP.
-      centered: whether the model works in [-1, 1]; used with VP and subVP.
+      centered: for VP and subVP: whether the model works in [-1, 1] instead of [0, 1]; ignored for VE.
 
     Returns:
       α > 1; infinity where M = I is best.
 
     Raises:
-      PdsError: N < 2, or a corrector with snr ≥ 1.
+      PdsError: N < 2, a corrector with snr ≥ 1, or VP or subVP with too few iterations for any α.
     """
     if corrector and snr >= 1:
         raise PdsError(f"alpha=auto: Langevin steps of snr={snr:g} have no stationary variance; use an snr below 1")
@@ -110,11 +116,14 @@ def search(error: Callable[[float], float | None], alphas: Sequence[float] = CAN
     """The α of least error: the candidates first, then those half way to the neighbours of the best (:func:`choose`).
 
     Args:
-      error: α -> error of its samples, or None if there is none.
+      error: α -> error of its samples, > 0, or None if the sampler diverges.
       alphas: candidates.
 
+    Returns:
+      α, by :func:`choose` of all that were tried.
+
     Raises:
-      PdsError: no candidate has an error.
+      PdsError: the sampler diverges with every candidate.
     """
     errors: dict[float, float] = {}
 
@@ -123,7 +132,7 @@ def search(error: Callable[[float], float | None], alphas: Sequence[float] = CAN
 
     attempt(alphas)
     if not errors:
-        raise PdsError("alpha=tune: every alpha diverges at this number of steps; use more steps")
+        raise PdsError("alpha=tune: the sampler diverges with every alpha; use more steps (a larger nfe)")
     attempt(between(errors, choose(errors)))
     return choose(errors)
 
@@ -151,12 +160,16 @@ def tune(
     """The better of the best α and the best flat M, the same strengths of both tried.
 
     Args:
-      error: α, whether M is flat, of the gain :func:`largest_gain` -> error of its samples, or None.
+      error: (α, whether M is flat) -> error of its samples, > 0, or None if the sampler diverges. A flat M has the gain
+        :func:`largest_gain` of α.
       alphas: candidates.
-      kinds: whether M is flat, of those considered.
+      kinds: the kinds of M to try: False for those of the statistics, True for flat ones.
+
+    Returns:
+      The choice, with its reason.
 
     Raises:
-      PdsError: none has an error.
+      PdsError: the sampler diverges with every candidate of a kind.
     """
     tried: dict[tuple[float, bool], float | None] = {}
 
@@ -186,6 +199,12 @@ def _named(alpha: float, flat: bool) -> str:
 def largest_gain(alpha: float) -> float:
     """α/(α − 1), the largest gain of a filter of strength α; as M = c I, the flat M of that strength.
 
+    Args:
+      alpha: α > 1, or infinity.
+
+    Returns:
+      The gain, ≥ 1.
+
     >>> largest_gain(5.0), largest_gain(math.inf)
     (1.25, 1.0)
     """
@@ -193,7 +212,17 @@ def largest_gain(alpha: float) -> float:
 
 
 def between(tried: Collection[float], best: float) -> list[float]:
-    """The strengths half way, in log(α − 1), from the best of those tried to its neighbours; none beyond the ends."""
+    """Midpoints, in log(α − 1), between the best of the tried strengths and its neighbours; none beyond the ends.
+
+    The neighbour ∞ has no midpoint: there α − 1 doubles.
+
+    Args:
+      tried: strengths, > 1.
+      best: one of them.
+
+    Returns:
+      Up to two strengths.
+    """
     ordered = sorted(tried)
     at = ordered.index(best)
     middle = []

@@ -26,8 +26,7 @@ from pds_jax.io.progress import Bar
 from pds_jax.keys import checked_seeds
 from pds_jax.loading import Trained, digest_of, load
 from pds_jax.preconditioner import Preconditioner
-from pds_jax.sampler_checks import is_number
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, is_number
 
 __all__ = ["Drawn", "Plan", "Trained", "draw", "labelled", "load", "plan", "tune_alpha"]
 
@@ -97,7 +96,7 @@ def plan(
         the configuration's; 5 with masks. The flat M (``filters="flat"``) and the two-number filter have no alpha.
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
       guidance_interval: guide only at noise levels std/m_t in (low, high], in the data's units.
-      check: raise an error for a setting that must diverge.
+      check: raise an error for a setting that is certain to diverge.
       given: as in :func:`draw`, for the options that are measured on samples: alpha="tune", predictor="auto",
         head_start="auto", grid="gits". By default, random classes, guided, for a network with classes.
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
@@ -120,7 +119,7 @@ def plan(
     if nfe is not None and speed_up is not None:
         raise PdsError(f"nfe={nfe} and speed_up={speed_up:g} both say how many iterations to run; give one of the two")
     options_lib.check_count(config, nfe, speed_up)
-    if config.sampling.method == "ode" and not nfe is speed_up is None:
+    if config.sampling.method == "ode" and (nfe is not None or speed_up is not None):
         name = "speed_up" if nfe is None else "nfe"
         raise PdsError(f"{name}: method 'ode' chooses its steps itself; leave {name} out, or use method 'pc'")
     options_lib.check_used({**options, "alpha": alpha}, trained.config)
@@ -143,9 +142,13 @@ def plan(
     kinds = [is_flat] if is_flat or "filters" in options else [False, True]
     made = _planned(trained, config, check, given, kinds)
     count = None if made.nfe is None else each * made.nfe
-    words: dict[str, Any] = {"guidance": float(guidance), "guidance_interval": guidance_interval}
-    words["reasons"] = (*reasons, *measured, *made.reasons)
-    return dataclasses.replace(made, nfe=count, **words)
+    return dataclasses.replace(
+        made,
+        nfe=count,
+        guidance=float(guidance),
+        guidance_interval=guidance_interval,
+        reasons=(*reasons, *measured, *made.reasons),
+    )
 
 
 def _of_random_classes(trained: Trained, weight: float, interval: classes.Interval, seeds: Sequence[int]) -> Any:
@@ -207,7 +210,7 @@ def tune_alpha(
     M = c I with c = α/(α − 1), at the same strengths. Both are samples of the same network, so M is not made to
     correct what the network itself gets wrong; the power spectrum alone does not see structure.
 
-    Candidates that must diverge are passed over; the seeds of the samples are far from those of a run. Derived.
+    Candidates that are certain to diverge are skipped; the seeds of the samples are far from those of a run. Derived.
 
     Raises:
       PdsError: no statistics, every α diverges, or what :func:`plan` and :func:`draw` refuse.

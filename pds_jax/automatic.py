@@ -1,4 +1,4 @@
-"""What predictor="auto", head_start="auto" and grid="gits" stand for, measured on the checkpoint."""
+"""Resolve predictor="auto", head_start="auto" and grid="gits" by measurements on the checkpoint."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measured(trained: Trained, config: ConfigDict, given: Given | None) -> tuple
 def _with_head_start(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, str]:
     """The configuration that head_start="auto" stands for, and why."""
     _needed_statistics(trained, config, "head_start=auto")
-    # The level of T is no head start, but refused where none can be, before the network runs.
+    # Plan with the level of T first: it checks the options before the network runs.
     top = float(levels(trained.sde, [trained.sde.T])[1][0])
     probe = with_options(config, {"head_start": top})
     nfe = checked_evaluations(trained, probe)
@@ -106,6 +106,6 @@ def _measures(
     moments = stats.to_range(config.data.centered)
     score_fn = _measured_score(trained, given, choose.IMAGES)
     measure = functools.partial(choose.measure, score_fn, trained.sde, moments, trained.shape)
-    # What a prompt or a class measures is not the checkpoint's.
+    # Measurements for a prompt or a class are not cached for the checkpoint.
     key = _decided_by(trained, digest_of(moments))
     return measure() if given else choose.remembered(trained.name, key, measure), stats

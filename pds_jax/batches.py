@@ -91,7 +91,7 @@ class Batches:
 
     @staticmethod
     def _check_solved(seeds: Sequence[int], run: sampling.Run) -> None:
-        """Refuse images that an adaptive solver gave up."""
+        """Raise if the adaptive solver did not finish an image."""
         solved = np.broadcast_to(np.asarray(run.nfe) >= 0, len(seeds))
         if not solved.all():
             raise sampling.SamplingDiverged(
@@ -100,7 +100,7 @@ class Batches:
             )
 
     def _prepare(self, keys: Any, score_fn: ScoreFn, condition: Any, count: int) -> None:
-        """Compile ahead of the clock, and say what the run will cost."""
+        """Compile before timing starts, and report the expected cost."""
         start = time.perf_counter()
         parallel.warm_up(self.sampler, keys, score_fn, condition)
         compiling = time.perf_counter() - start

@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +22,7 @@ from absl import logging
 
 from pds_jax import convert
 from pds_jax import statistics as statistics_lib
+from pds_jax.config_defaults import complete
 from pds_jax.convert import safetensors_io
 from pds_jax.convert.orbax_io import quiet
 from pds_jax.convert.tree import check_params, flatten, nest
@@ -39,7 +40,6 @@ CONFIG = safetensors_io.CONFIG
 SHIPPED = ("fashion", "landscapes", "photos", "digits", "fashion_small")
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 _SHIPPED_FOLDERS = (_PACKAGE.parent / "checkpoints", _PACKAGE / "checkpoints_shipped")
-_NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 
 
 # --- training states -------------------------------------------------------------------------------------------
@@ -268,19 +268,29 @@ def load_model(folder: str | os.PathLike[str], config: Any = None, *, use_ema: b
         place = place.parent
     if not (place / safetensors_io.MODEL).is_file():
         raise PdsError(f"{place} holds no {safetensors_io.MODEL}; give a model's folder, or one of {list(SHIPPED)}")
-    config = _copied(config) if config is not None else read_config(place / CONFIG)
+    config = complete(config) if config is not None else read_config(place / CONFIG)
     return _read(str(place), place, config, use_ema)
 
 
 def _read(name: str, folder: pathlib.Path | None, config: Any, use_ema: bool) -> Loaded:
     """A checkpoint and the statistics of its data, if they lie in its folder."""
     params, report = convert.load_checkpoint(name, config, use_ema=use_ema)
-    for note in report.notes:
-        level = logging.INFO if note.startswith("read the moving average") else logging.WARNING
-        logging.log(level, "%s: %s", name, note)
+    log_notes(name, report.notes)
     statistics = folder / STATISTICS if folder is not None else None
     stats = statistics_lib.load(statistics) if statistics is not None and statistics.is_file() else None
     return Loaded(params, config, stats, digest_of(params), name, tuple(report.notes))
+
+
+def log_notes(name: str, notes: Iterable[str]) -> None:
+    """Log what a user should know about how a checkpoint was read.
+
+    Args:
+      name: of the checkpoint.
+      notes: the messages.
+    """
+    for note in notes:
+        level = logging.INFO if note.startswith("read the moving average") else logging.WARNING
+        logging.log(level, "%s: %s", name, note)
 
 
 def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema: bool = True) -> Loaded:
@@ -322,11 +332,19 @@ def load_any(checkpoint: str | os.PathLike[str], config: Any = None, *, use_ema:
             f"{text} ({kind}) carries no configuration of pds_jax; give the one it was trained with, on the command "
             "line by --config=FILE.py"
         )
-    return _with_statistics_beside(_read(text, None, _copied(config), use_ema), place)
+    return with_statistics_beside(_read(text, None, complete(config), use_ema), place)
 
 
-def _with_statistics_beside(found: Loaded, place: pathlib.Path) -> Loaded:
-    """With the statistics that lie beside another program's file, if they are of this package and of its images."""
+def with_statistics_beside(found: Loaded, place: pathlib.Path) -> Loaded:
+    """Add the statistics that lie beside another program's file, if they are of this package and of its images.
+
+    Args:
+      found: what was read.
+      place: the file or the folder.
+
+    Returns:
+      The same with the statistics, and with a note on them or on why they are skipped.
+    """
     path = (place if place.is_dir() else place.parent) / STATISTICS
     if not path.is_file():
         return found
@@ -334,7 +352,7 @@ def _with_statistics_beside(found: Loaded, place: pathlib.Path) -> Loaded:
         stats = statistics_lib.load(path)
         stats.check_shape(image_shape(found.config))
     except PdsError as error:
-        note = f"{STATISTICS} beside it is passed over: {error}"
+        note = f"{STATISTICS} beside it is skipped: {error}"
         logging.warning("%s: %s", found.path, note)
         return dataclasses.replace(found, notes=(*found.notes, note))
     note = f"the statistics of its data are {STATISTICS} beside it"
@@ -380,7 +398,7 @@ def _training_state(place: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path, in
 
 
 def _load_training(workdir: pathlib.Path, folder: pathlib.Path, step: int | None, config: Any, use_ema: bool) -> Loaded:
-    config = _copied(config) if config is not None else read_config(workdir / CONFIG)
+    config = complete(config) if config is not None else read_config(workdir / CONFIG)
     states = TrainingFolder(folder, create=False)
     try:
         step = states.latest() if step is None else step
@@ -402,21 +420,16 @@ def _load_training(workdir: pathlib.Path, folder: pathlib.Path, step: int | None
 def read_config(path: pathlib.Path) -> ml_collections.ConfigDict:
     """Read a configuration from a file config.json that this package wrote.
 
+    Args:
+      path: of the file.
+
+    Returns:
+      The configuration.
+
     Raises:
       PdsError: it is missing or damaged.
     """
-    return ml_collections.ConfigDict(_with_numbers(safetensors_io.config_of(path.parent).to_dict()))
-
-
-def _copied(config: Any) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(config.to_dict())
-
-
-def _with_numbers(value: Any) -> Any:
-    """Undo that strict JSON holds no infinity."""
-    if isinstance(value, dict):
-        return {key: _with_numbers(item) for key, item in value.items()}
-    return _NUMBERS.get(value, value) if isinstance(value, str) else value
+    return complete(safetensors_io.config_of(path.parent))
 
 
 # --- other small networks --------------------------------------------------------------------------------------
@@ -457,7 +470,7 @@ def shipped_folder(name: str) -> pathlib.Path:
     """The folder of something that ships in checkpoints/, e.g. ``digits_classifier``.
 
     Raises:
-      PdsError: it is not there.
+      PdsError: there is no such folder.
     """
     for folder in _SHIPPED_FOLDERS:
         if (folder / name / safetensors_io.MODEL).is_file():

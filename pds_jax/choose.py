@@ -47,7 +47,7 @@ from pds_jax.spectral import Moments, matched_prior, noise_level, plane_mean, wi
 from pds_jax.types import Array, PdsError, ScoreFn
 
 IMAGES, LEVELS = 24, 16
-RULE = 1  # another rule of measuring, another number
+RULE = 1  # version of the measurement; increase it when the measurement changes
 _LOWEST = 0.02  # of the levels, in units of the data's deviation
 _FIRST_SEED = 2**31 + 2**21  # far from those of a run
 _UNEXPLAINED, _FAR, _POSSIBLE = 0.15, 0.28, 1.0
@@ -189,7 +189,7 @@ def head_start(measured: Measured, nfe: int) -> tuple[float | None, str]:
 
 
 def remembered(name: str, key: str, compute: Callable[[], Measured]) -> Measured:
-    """A measurement from a file beside the checkpoint, or in the cache folder where that cannot be written.
+    """A measurement cached in a file beside the checkpoint, or in the cache folder if that is not writable.
 
     Args:
       name: the checkpoint's file or folder; another name (a shipped model) has the cache folder alone.

@@ -1,4 +1,4 @@
-"""Which class each image of a run has, and the score function for some of its seeds."""
+"""Class labels per seed, and the class-conditional score function of a batch of seeds."""
 
 from __future__ import annotations
 
@@ -20,12 +20,21 @@ Labels = Sequence[int] | str | None
 
 
 def labels_of(labels: Labels, seeds: Sequence[int], num_classes: int, name: str) -> list[int] | None:
-    """The class of each seed, −1 for none; None for a network without classes.
+    """The class of each seed.
 
-    ``labels`` is one class for each seed, "random" (from the seed alone), or "none". ``name`` is the network's.
+    Args:
+      labels: one class for each seed, "random" (a function of the seed alone), or "none"; None for a network without
+        classes.
+      seeds: seeds of the images.
+      num_classes: of the network, 0 for a network without classes.
+      name: of the network, for messages.
 
-    Raises PdsError: labels for a network without classes, none for one with, another number of them than seeds, a
-    label that is no class, or two for one seed.
+    Returns:
+      A class for each seed, −1 for none; None for a network without classes.
+
+    Raises:
+      PdsError: labels for a network without classes, no labels for a network with classes, not one label for each
+        seed, a label that is not a class, or two labels for one seed.
     """
     if not num_classes:
         if labels is not None:
@@ -43,7 +52,7 @@ def labels_of(labels: Labels, seeds: Sequence[int], num_classes: int, name: str)
         raise PdsError(f"labels={labels!r}: give one class for each seed, 'random', or 'none'")
     if len(labels) != len(seeds):
         raise PdsError(f"{len(labels)} labels were given for {len(seeds)} seeds; give one each")
-    guidance.one_hot(np.asarray(labels), num_classes)  # refuses what is no class
+    guidance.one_hot(np.asarray(labels), num_classes)  # raises for a label that is not a class
     of = dict(zip(seeds, labels, strict=True))
     for seed, label in zip(seeds, labels, strict=True):
         if of[seed] != label:
@@ -62,7 +71,20 @@ def score_of(
 ) -> Callable[[Sequence[int]], tuple[None, ScoreFn]]:
     """What ``assembly.draw`` takes as ``given``: some seeds -> (None, the score of their classes, guided).
 
-    ``labels`` is what :func:`labels_of` found for the seeds; weight and interval as in ``guidance.classifier_free``.
+    Args:
+      score_fn: score function; with a method ``with_labels`` if there are labels.
+      sde: SDE of the score.
+      seeds: all seeds.
+      labels: of :func:`labels_of` for these seeds.
+      num_classes: of the network.
+      weight: see ``guidance.classifier_free``; 1 is no guidance.
+      interval: see ``guidance.classifier_free``.
+
+    Returns:
+      The function; it takes some of the seeds.
+
+    Raises:
+      PdsError: a label that is not a class; when it is called, what ``guidance.classifier_free`` raises.
     """
     if labels is None:
         return lambda some: (None, score_fn)
@@ -78,15 +100,27 @@ def score_of(
 
 
 def evaluations_of(weight: float, interval: Interval, model: Any, name: str) -> int:
-    """Network evaluations of a score guided with a weight, after refusing what cannot be guided.
+    """Network evaluations per call of a guided score; raises if the network cannot be guided like that.
 
-    ``model`` is the section of the configuration. Raises PdsError: a weight or an interval that is none, guidance of a
-    network without classes, or an interval without guidance.
+    Logs a warning for a network that was trained without label dropout.
+
+    Args:
+      weight: of the guidance; 1 is none.
+      interval: guided noise levels (low, high].
+      model: the section of the configuration.
+      name: of the network, for messages.
+
+    Returns:
+      1 without guidance, 2 with it.
+
+    Raises:
+      PdsError: a weight or an interval out of range, an interval without guidance, or guidance of a network without
+        classes and text.
     """
     guidance.check(weight, interval)
     if weight == 1:
         if interval != EVERYWHERE:
-            raise PdsError(f"guidance_interval={interval} limits guidance, which is 1: none")
+            raise PdsError(f"guidance_interval={interval} has no effect without guidance: leave it out or set guidance")
         return 1
     if model.get("context_dim", 0):  # of a text; such networks are trained with empty ones too
         return 2

@@ -302,7 +302,7 @@ def reconstruction_guidance(
     if not np.all(np.isfinite(power) & (power > 0)):
         raise PdsError("power must be finite and positive everywhere")
     if not 0 <= noise_std < np.inf or steps < 1:
-        raise PdsError(f"noise_std={noise_std} must not be negative, and steps={steps} at least 1")
+        raise PdsError(f"noise_std={noise_std}, steps={steps}: use a finite noise_std >= 0 and steps >= 1")
     return GuidedScore(
         score_fn=score_fn,
         sde=sde,
@@ -412,5 +412,5 @@ def _images(name: str, x: np.ndarray) -> np.ndarray:
 
 def _finite(name: str, x: Any) -> Any:
     if not np.all(np.isfinite(np.asarray(x))):
-        raise PdsError(f"{name} hold values that are not finite")
+        raise PdsError(f"{name} contain NaN or infinity; replace these values first")
     return x

@@ -1,4 +1,4 @@
-"""Correctors: Langevin steps at a fixed time t, whose stationary law is p_t for any M.
+"""Correctors: Langevin steps at a fixed time t, whose stationary distribution is p_t for any M.
 
     g = (M Mᵀ + S) s(x, t),  n = M z,  x_mean = x + ε g,  x = x_mean + √(2 ε) n
 
@@ -23,17 +23,17 @@ register_corrector, get_corrector = registrar(CORRECTORS), CORRECTORS.find
 _IDENTITY = identity()
 
 
-def own_norm(norm: Array) -> Array:
+def norm_per_image(norm: Array) -> Array:
     """Norm mode "sample": each image's own norm, so an image depends on its seed only."""
     return norm
 
 
-def batch_norm(norm: Array) -> Array:
+def mean_norm_over_batch(norm: Array) -> Array:
     """Norm mode "batch": the mean over the batch, as in the original codes."""
     return jnp.broadcast_to(jnp.mean(norm), norm.shape)
 
 
-NORMS: dict[str, Callable[[Array], Array]] = {"sample": own_norm, "batch": batch_norm}
+NORMS: dict[str, Callable[[Array], Array]] = {"sample": norm_per_image, "batch": mean_norm_over_batch}
 
 
 @register_corrector("langevin")
@@ -46,14 +46,15 @@ def langevin(
     score_fn: ScoreFn,
     preconditioner: Preconditioner = _IDENTITY,
     snr: float | Array,
-    mean_fn: Callable[[Array], Array] = own_norm,
+    mean_fn: Callable[[Array], Array] = norm_per_image,
 ) -> tuple[Array, Array]:
     """One Langevin step with ε = 2 a_t (snr ‖n‖/‖g‖)², norms taken after M.
 
     Args:
       x, t, z, sde, score_fn, preconditioner: see ``predictors.reverse_diffusion``.
       snr: signal-to-noise ratio, () float32.
-      mean_fn: function of the norms (B,): :func:`own_norm`, :func:`batch_norm`, or its mean over devices too.
+      mean_fn: function of the norms (B,): :func:`norm_per_image`, :func:`mean_norm_over_batch`, or the mean over
+        all devices.
 
     Returns:
       x and x_mean.
@@ -68,7 +69,10 @@ def langevin(
 def ald(
     x: Array, t: Array, z: Array, *, sde: SDE, score_fn: ScoreFn, preconditioner: Preconditioner = _IDENTITY, snr: Any
 ) -> tuple[Array, Array]:
-    """One step of annealed Langevin dynamics, ε = 2 a_t (snr std(t))²; Args and Returns as :func:`langevin`."""
+    """One step of annealed Langevin dynamics, ε = 2 a_t (snr std(t))²; Args and Returns as :func:`langevin`.
+
+    Source: Song and Ermon, NeurIPS 2019, algorithm 1, with the step size of score_sde.
+    """
     m = preconditioner
     epsilon = 2 * sde.alphas_at(t) * jnp.square(snr * sde.std(t))
     return _step(x, m.drift(score_fn(x, t)), m.apply(z), epsilon)

@@ -30,10 +30,20 @@ PARAMETRISATIONS = ("denoiser", "epsilon")
 
 
 def iddpm_levels(m: int, c_1: float, c_2: float) -> np.ndarray:
-    """Noise levels u_0 > ... > u_M = 0 of iDDPM's preconditioning, (M + 1,) float32.
+    """Noise levels u_0 > ... > u_M = 0 of iDDPM's preconditioning.
 
     u_{j−1}² + 1 = (u_j² + 1)/max(ᾱ_{j−1}/ᾱ_j, C_1) with ᾱ_j = sin²(π j/(2 M (C_2 + 1))), in float32 as the snapshots
-    hold them. Source: Karras et al., NeurIPS 2022, table 1.
+    hold them.
+
+    Args:
+      m: M.
+      c_1: C_1.
+      c_2: C_2.
+
+    Returns:
+      (M + 1,) float32.
+
+    Source: Karras et al., NeurIPS 2022, table 1.
     """
     j = np.arange(m + 1, dtype=np.float32)
     alpha_bar = np.square(np.sin(np.float32(0.5 * np.pi) * j / np.float32(m) / np.float32(c_2 + 1)))
@@ -106,7 +116,11 @@ class Denoiser:
         return levels[jnp.argmin(jnp.abs(sigma[:, None] - levels[None]), axis=1)]
 
     def with_labels(self, labels: Array | None) -> Denoiser:
-        """The same denoiser for other labels; PdsError if it takes none of their width."""
+        """The same denoiser for other labels (B, label_dim), None for the zero vector.
+
+        Raises:
+          PdsError: the network takes no labels, or labels of another width.
+        """
         _check_labels(self.model, labels)
         return self.replace(labels=labels)  # type: ignore[attr-defined,no-any-return]
 
@@ -130,7 +144,11 @@ class NoisePrediction:
         return _apply(self.model, self.params, x, time, self.labels)[..., : x.shape[-1]]
 
     def with_labels(self, labels: Array | None) -> NoisePrediction:
-        """The same network for other labels; PdsError if it takes none of their width."""
+        """The same network for other labels (B, label_dim), None for the zero vector.
+
+        Raises:
+          PdsError: the network takes no labels, or labels of another width.
+        """
         _check_labels(self.model, labels)
         return self.replace(labels=labels)  # type: ignore[attr-defined,no-any-return]
 
@@ -152,9 +170,18 @@ def _apply(model: Any, params: Any, x: Array, noise: Array, labels: Any, **given
 
 
 def get_denoiser(config: Any, model: Any, params: Any) -> Denoiser:
-    """Denoiser of a config with ``model.parametrisation = "denoiser"``; ``model.preconditioning`` says which.
+    """Denoiser of a config with ``model.parametrisation = "denoiser"``.
 
-    Raises PdsError for an unknown preconditioning.
+    Args:
+      config: with model.{preconditioning, sigma_data, beta_min, beta_max, levels}, and c_1, c_2 for "iddpm".
+      model: network.
+      params: its parameters.
+
+    Returns:
+      D, a pytree.
+
+    Raises:
+      PdsError: unknown preconditioning.
     """
     fields = config.model
     kind = fields.preconditioning
@@ -176,19 +203,49 @@ def get_denoiser(config: Any, model: Any, params: Any) -> Denoiser:
 def get_score(config: Any, sde: SDE, model: Any, params: Any) -> ScoreFn:
     """Score function of a denoiser or a noise prediction, as ``model.parametrisation`` says, under any SDE.
 
-    Raises PdsError for an unknown preconditioning or noise schedule.
+    Args:
+      config: see :func:`get_denoiser`; for a noise prediction with model.{noise_schedule, diffusion_steps} and, if it
+        takes other times than 0, 1, ..., model.rescale_timesteps.
+      sde: SDE to sample with.
+      model: network.
+      params: its parameters.
+
+    Returns:
+      score(x (B, H, W, C), t (B,)) -> (B, H, W, C) float32, a pytree.
+
+    Raises:
+      PdsError: unknown preconditioning or noise schedule.
     """
     if config.model.parametrisation == "denoiser":
         return adapters.from_denoiser(get_denoiser(config, model, params), sde)
-    table = adapters.ddpm_schedule(config.model.noise_schedule, config.model.diffusion_steps)
-    return adapters.from_epsilon(NoisePrediction(params, model=model), sde, alpha=table)
+    return adapters.from_epsilon(NoisePrediction(params, model=model), sde, alpha=_schedule(config))
+
+
+def _schedule(config: Any) -> adapters.Schedule:
+    """The schedule of a config's noise prediction or classifier."""
+    model = config.model
+    rescaled = bool(model.get("rescale_timesteps", False))
+    return adapters.ddpm_schedule(model.noise_schedule, model.diffusion_steps, rescale_timesteps=rescaled)
 
 
 def denoising_errors(score_fn: ScoreFn, sde: SDE, images: Array, levels: Sequence[float], seed: int = 0) -> np.ndarray:
-    """Mean squared error of a score's denoiser over that of doing nothing, E‖D(x_0 + σ ε; σ) − x_0‖²/(σ² dim), (L,).
+    """Mean squared error of a score's denoiser relative to the noise, E‖D(x_0 + σ ε; σ) − x_0‖²/(σ² dim).
 
-    ``images`` (B, H, W, C) are clean, in the model's range; ``levels`` (L,) are σ in that range. A trained network is
-    well below 1 everywhere; one that is used differently than in training is not. D = (x_t + std² s)/m_t.
+    D = (x_t + std² s)/m_t. A trained network is well below 1 everywhere; one that is used differently than in training
+    is not.
+
+    Args:
+      score_fn: score function, a pytree.
+      sde: SDE of the score.
+      images: (B, H, W, C) clean images in the model's range.
+      levels: (L,) noise levels σ in the units of that range.
+      seed: of the noise, the same at every level.
+
+    Returns:
+      (L,) float64.
+
+    Raises:
+      PdsError: a level that the SDE does not have between t = 0 and t = 1.
     """
     x0 = jnp.asarray(images, jnp.float32)
     noise = jax.random.normal(jax.random.key(seed), x0.shape)
@@ -203,7 +260,7 @@ def denoising_errors(score_fn: ScoreFn, sde: SDE, images: Array, levels: Sequenc
 
     times = np.asarray(sde.t_of_level(np.asarray(levels)), np.float32)
     if not ((times >= 0) & (times <= 1)).all():
-        raise PdsError(f"noise levels {list(levels)} are not all between those of the SDE's t = 0 and t = 1")
+        raise PdsError(f"noise levels {list(levels)}: use levels between those of the SDE at t = 0 and t = 1")
     return np.asarray([float(error(score_fn, t)) for t in times])
 
 
@@ -230,6 +287,17 @@ class NoisyLogits:
 
 
 def get_logits(config: Any, model: Any, params: Any) -> NoisyLogits:
-    """Logits of a config with ``model.name = "adm_classifier"``; PdsError for an unknown noise schedule."""
-    table = adapters.ddpm_schedule(config.model.noise_schedule, config.model.diffusion_steps)
-    return NoisyLogits(params, table, model)
+    """Logits of a config with ``model.name = "adm_classifier"``.
+
+    Args:
+      config: with model.{noise_schedule, diffusion_steps} and maybe model.rescale_timesteps.
+      model: classifier.
+      params: its parameters.
+
+    Returns:
+      logit_fn(x (B, H, W, C), σ (B,)) -> (B, K), a pytree.
+
+    Raises:
+      PdsError: unknown noise schedule.
+    """
+    return NoisyLogits(params, _schedule(config), model)

@@ -25,7 +25,19 @@ def float32(value: Any) -> Array:
 
 
 def frequency_filter(raw: np.ndarray, alpha: Array, recipe: str) -> Array:
-    """α / (r + α − 1), written so that α = ∞ gives exactly 1."""
+    """R = α / (r + α − 1) from a raw mask, r = r_f / max r_f for "ijcv2025"; exactly 1 for α = ∞.
+
+    Args:
+      raw: (H, W, C) r_f, ≥ 0.
+      alpha: () float32 α.
+      recipe: "ijcv2025" or "eccv2022".
+
+    Returns:
+      (H, W, C) float32.
+
+    Raises:
+      PdsError: the recipe is "ijcv2025" and the mask is 0 everywhere.
+    """
     largest = float(raw.max()) if recipe == "ijcv2025" else 1.0
     if not largest > 0:
         raise PdsError("the statistics are zero everywhere (all images black?), so no filter can be made of them")
@@ -33,7 +45,19 @@ def frequency_filter(raw: np.ndarray, alpha: Array, recipe: str) -> Array:
 
 
 def pixel_filter(raw: np.ndarray, alpha: Array, recipe: str) -> Array:
-    """A from the raw mean squares r_a (H, W, C); "eccv2022" takes 1 / r_a."""
+    """A from the raw mean squares: :func:`frequency_filter` of them for "ijcv2025", 1 / r_a for "eccv2022".
+
+    Args:
+      raw: (H, W, C) r_a, ≥ 0.
+      alpha: () float32 α; ∞ gives 1.
+      recipe: "ijcv2025" or "eccv2022".
+
+    Returns:
+      (H, W, C) float32.
+
+    Raises:
+      PdsError: r_a is 0 everywhere ("ijcv2025") or somewhere ("eccv2022").
+    """
     if recipe == "ijcv2025":
         return frequency_filter(raw, alpha, recipe)
     if not raw.min() > 0:
@@ -46,7 +70,19 @@ def pixel_filter(raw: np.ndarray, alpha: Array, recipe: str) -> Array:
 def raw_mask(
     mask: str | os.PathLike[str] | np.ndarray | None, what: str, shape: tuple[int, int, int] | None
 ) -> np.ndarray | None:
-    """An official raw mask (C, H, W), checked, as (H, W, C) float32."""
+    """A raw mask of the released code, checked.
+
+    Args:
+      mask: (C, H, W) floats, finite and ≥ 0, or the path of such a .npy; None or "" for none.
+      what: its name in messages.
+      shape: (H, W, C) that it must have, None for any.
+
+    Returns:
+      (H, W, C) float32, or None.
+
+    Raises:
+      PdsError: a file that cannot be read, or another dtype, shape or value.
+    """
     if mask is None or (isinstance(mask, str) and not mask):
         return None
     if isinstance(mask, str | os.PathLike):
@@ -55,7 +91,7 @@ def raw_mask(
         where, array = what, np.asarray(mask)
     if not np.issubdtype(array.dtype, np.floating):
         raise PdsError(
-            f"{where} is {array.dtype}; raw masks are averages of real numbers: save it as float32, or make it again "
+            f"{where} has dtype {array.dtype}; raw masks are floating point: save it as float32, or make it again "
             "with scripts/make_statistics.py --masks_dir"
         )
     if array.ndim != 3 or 0 in array.shape:
@@ -72,8 +108,41 @@ def raw_mask(
     return np.ascontiguousarray(array.transpose(1, 2, 0)).astype(np.float32)
 
 
+def check_even(values: np.ndarray, width: int, name: str) -> None:
+    """Check that a half plane of numbers is that of an even function, v(k) = v(−k), as a real operator needs.
+
+    Args:
+      values: (H, W // 2 + 1, C) or (H, W // 2 + 1, 1), laid out as by ``jnp.fft.rfft2``.
+      width: W.
+      name: of the values, for the error.
+
+    Raises:
+      PdsError: in a column that is its own reflection (0, and W/2 for even W), |v(k) − v(−k)| exceeds 1e-4 of the
+        largest value.
+    """
+    columns = [0, width // 2] if width % 2 == 0 else [0]
+    own = np.asarray(values, np.float64)[:, columns]
+    difference = np.abs(own - np.roll(own[::-1], 1, axis=0))
+    if difference.max() > _ASYMMETRY * np.abs(values).max():
+        h, w, c = (int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
+        raise PdsError(
+            f"{name} is not even: |v(k) - v(-k)| = {difference.max():.4g} at (h, w, c) = {(h, columns[w], c)}; average "
+            "v with its reflection in columns 0 and W/2, or compute it with jnp.fft.rfft2 from real images"
+        )
+
+
 def even(raw: np.ndarray) -> np.ndarray:
-    """The mask freed of rounding; R(k) = R(−k) must hold or M Mᵀ would not be what is applied."""
+    """A frequency mask without its rounding errors, (r(k) + r(−k))/2; M is symmetric only if R(k) = R(−k).
+
+    Args:
+      raw: (H, W, C), zero frequency first.
+
+    Returns:
+      (H, W, C).
+
+    Raises:
+      PdsError: |r(k) − r(−k)| exceeds 1e-4 of the largest value.
+    """
     difference = np.abs(raw - reflected(raw))
     if difference.max() > _ASYMMETRY * raw.max():
         h, w, c = (int(i) for i in np.unravel_index(difference.argmax(), raw.shape))
@@ -112,7 +181,14 @@ def largest_eigenvalue(freq: np.ndarray, space: np.ndarray) -> float:
 
 
 def check_alpha(alpha: float) -> None:
-    """Refuse α ≤ 1 and NaN."""
+    """Raise if a strength is out of range.
+
+    Args:
+      alpha: α.
+
+    Raises:
+      PdsError: α ≤ 1 or NaN.
+    """
     if not alpha > 1:
         raise PdsError(
             f"alpha={alpha}: use a number above 1 (5 is the paper's; the larger the weaker; inf switches PDS off)"
@@ -120,16 +196,32 @@ def check_alpha(alpha: float) -> None:
 
 
 def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the known ones."""
+    """Raise if a value is not one of the known ones.
+
+    Args:
+      name: of the option.
+      value: what was given.
+      known: all values.
+
+    Raises:
+      PdsError: the value is unknown.
+    """
     if value not in known:
         raise PdsError(f"unknown {name} {value!r}; known: {', '.join(known)}")
 
 
 def odd_half_plane(w: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray:
-    """(H, W // 2 + 1, C) of a real odd multiplier; by default w(k) = sin(2π(k_h / H + k_w / W)).
+    """Half plane of a real odd multiplier; by default w(k) = sin(2π(k_h / H + k_w / W)).
+
+    Args:
+      w: (H, W) or (H, W, C), zero frequency first; None for the default.
+      shape: (H, W, C).
+
+    Returns:
+      (H, W // 2 + 1, C) float64.
 
     Raises:
-      PdsError: w is not odd.
+      PdsError: w(−k) ≠ −w(k).
     """
     height, width, _ = shape
     if w is None:

@@ -50,7 +50,7 @@ def gits(sde: SDE, eps: float, N: int, *, cost: Any = None, teacher: Any = None,
     if not math.isclose(times[-1], eps, rel_tol=1e-5):
         raise PdsError(f"grid 'gits': the teacher's grid ends at {times[-1]:g}, the sampler's at eps={eps:g}")
     if np.shape(cost) != (len(times), len(times)):
-        raise PdsError(f"grid 'gits': cost is {np.shape(cost)}, of {len(times)} times; give both of one teacher")
+        raise PdsError(f"grid 'gits': cost is {np.shape(cost)} for {len(times)} times; pass both of one cost_matrix")
     return times[cheapest_path(cost, N, coeff)]
 
 
@@ -106,7 +106,7 @@ def cost_matrix(teacher: Any, noise: Array, score_fn: ScoreFn, metric: str = "de
     if metric not in METRICS:
         raise PdsError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
     table = teacher.table
-    if teacher.draws or np.any(table.rows.up != 0) or table.rows.t_next[-1] == 0:
+    if teacher.draws or np.any(table.rows.noise_before != 0) or table.rows.t_next[-1] == 0:
         raise PdsError("gits: the teacher must be a solver of the probability flow that has denoise=False")
     times = np.append(teacher.times, table.rows.t_next[-1])
     most = max(1, _VALUES // (len(times) * math.prod(noise.shape[1:])))

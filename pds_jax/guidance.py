@@ -23,7 +23,7 @@ import numpy as np
 from pds_jax.ops import batch_mul
 from pds_jax.scores import evaluations, lay_out
 from pds_jax.sde_lib import SDE
-from pds_jax.types import Array, PdsError, ScoreFn
+from pds_jax.types import Array, PdsError, ScoreFn, is_number
 
 Layout = Callable[[Any], Any]
 
@@ -37,9 +37,17 @@ class LabelledScore(ScoreFn, Protocol):
 
 
 def one_hot(labels: Any, num_classes: int) -> np.ndarray:
-    """Rows (B, num_classes) float32 of classes (B,); −1 is no class, a row of zeros.
+    """One-hot rows of classes; the class −1 is no class, a row of zeros.
 
-    Raises PdsError naming the first entry that is not a whole number from −1 to num_classes − 1.
+    Args:
+      labels: (B,) integers from −1 to num_classes − 1.
+      num_classes: number of classes, ≥ 1.
+
+    Returns:
+      (B, num_classes) float32.
+
+    Raises:
+      PdsError: num_classes below 1, labels that are not a list of integers, or one out of range.
     """
     array = np.asarray(labels)
     if num_classes < 1:
@@ -56,7 +64,15 @@ def one_hot(labels: Any, num_classes: int) -> np.ndarray:
 
 
 def random_classes(seeds: Any, num_classes: int) -> list[int]:
-    """A class for each seed, uniform, from the seed alone."""
+    """A uniformly random class for each seed, a function of the seed alone.
+
+    Args:
+      seeds: (B,) integers ≥ 0.
+      num_classes: number of classes, ≥ 1.
+
+    Returns:
+      B classes from 0 to num_classes − 1.
+    """
     return [int(np.random.default_rng([int(seed), num_classes]).integers(num_classes)) for seed in seeds]
 
 
@@ -88,9 +104,17 @@ class ConditionalScore:
 
 
 def conditional(score_fn: Any, labels: Any) -> ConditionalScore:
-    """Score for labels (B, label_dim), one-hot (:func:`one_hot`) or soft.
+    """Score of a labelled network for given labels, s_c(x, t) = s(x, t; c).
 
-    Raises PdsError if the score takes no labels or the labels are not finite rows.
+    Args:
+      score_fn: a score function with a method ``with_labels``.
+      labels: (B, label_dim) floats, one-hot (:func:`one_hot`) or soft, one row an image.
+
+    Returns:
+      score(x (B, H, W, C), t (B,)) -> (B, H, W, C), a pytree.
+
+    Raises:
+      PdsError: the score function takes no such labels, or the labels are not finite rows of floats.
     """
     rows = _rows(labels)
     return ConditionalScore(_labelled(score_fn, rows), rows)
@@ -159,17 +183,31 @@ def classifier_free(
     null: Any = None,
     interval: tuple[float, float] = (0.0, math.inf),
 ) -> ClassifierFreeScore:
-    """Classifier-free guidance by a network that was trained with and without labels.
+    """Classifier-free guidance by a network that was trained with and without labels, s = s_u + w (s_c − s_u).
 
-    ``labels`` (B, label_dim) of the images; ``null`` of the unguided score, zeros by default; ``interval`` of noise
-    levels std/m_t, in the data's units. Costs two network evaluations a call.
+    s_c is the score for ``labels``, s_u the one for ``null``. A call costs two evaluations of the network.
 
-    Raises PdsError: a score without labels, labels and null of unequal shapes, a weight or an interval that is none.
+    Args:
+      score_fn: a score function with a method ``with_labels``.
+      sde: SDE of the score.
+      labels: (B, label_dim) floats, one row an image.
+      weight: w, finite and ≥ 0; 1 is no guidance.
+      null: (B, label_dim) floats, the labels of s_u; None for zeros.
+      interval: noise levels std/m_t in (low, high], in the data's units, that are guided; elsewhere w = 1.
+
+    Returns:
+      The guided score, a pytree.
+
+    Raises:
+      PdsError: the score function takes no such labels, labels or null are not finite rows of floats of one shape, a
+        weight that is negative or not finite, or not 0 ≤ low < high.
+
+    Source: Ho and Salimans, 2022, arXiv 2207.12598, with the weight w − 1; Kynkäänniemi et al., NeurIPS 2024.
     """
     rows = _rows(labels)
     away = jnp.zeros_like(rows) if null is None else _rows(null)
     if away.shape != rows.shape:
-        raise PdsError(f"null has shape {away.shape}, labels {rows.shape}; they need one row an image each")
+        raise PdsError(f"null has shape {away.shape}, labels {rows.shape}; give both one row an image, of one length")
     low, high = _checked_interval(interval)
     limited = tuple(interval) != (0, math.inf)
     return ClassifierFreeScore(_labelled(score_fn, rows), rows, away, sde, _checked_weight(weight), low, high, limited)
@@ -177,7 +215,15 @@ def classifier_free(
 
 @flax.struct.dataclass
 class TwoNetworkScore:
-    """Guidance by a second score; made by :func:`away_from`. Attributes as of :class:`ClassifierFreeScore`."""
+    """Guidance by a second score; made by :func:`away_from`.
+
+    Attributes:
+      score_fn: the better score function.
+      worse: the score function that is guided away from.
+      sde: SDE of both.
+      weight: () w.
+      low, high: () the noise levels std/m_t in (low, high] are guided.
+    """
 
     score_fn: Any
     worse: Any
@@ -208,9 +254,22 @@ class TwoNetworkScore:
 def away_from(
     score_fn: ScoreFn, worse: ScoreFn, sde: SDE, *, weight: float, interval: tuple[float, float] = (0.0, math.inf)
 ) -> TwoNetworkScore:
-    """Guidance by two scores, s = worse + w (score − worse): an unconditional network, or a worse one.
+    """Guidance by a second network, without labels or worse: s = s_u + w (s_c − s_u), s_u the score of that network.
 
-    Both are pytrees and of one SDE. Raises PdsError for a weight or an interval that is none.
+    Args:
+      score_fn: s_c, a pytree.
+      worse: s_u, a pytree.
+      sde: SDE of both scores.
+      weight: w, finite and ≥ 0; 1 is no guidance.
+      interval: noise levels std/m_t in (low, high], in the data's units, that are guided; elsewhere w = 1.
+
+    Returns:
+      The guided score, a pytree; a call evaluates both networks.
+
+    Raises:
+      PdsError: a weight that is negative or not finite, or not 0 ≤ low < high.
+
+    Source: Karras et al., NeurIPS 2024, arXiv 2406.02507.
     """
     return TwoNetworkScore(score_fn, worse, sde, _checked_weight(weight), *_checked_interval(interval))
 
@@ -239,14 +298,22 @@ def _rows(labels: Any) -> Array:
 
 
 def check(weight: float, interval: tuple[float, float]) -> None:
-    """Raise PdsError unless the weight is a finite number of at least 0 and the interval 0 <= low < high."""
+    """Raise if a weight or an interval of guidance is out of range.
+
+    Args:
+      weight: w.
+      interval: (low, high) noise levels.
+
+    Raises:
+      PdsError: a weight that is negative or not finite, or not 0 ≤ low < high.
+    """
     _checked_weight(weight)
     _checked_interval(interval)
 
 
 def _checked_weight(weight: float) -> Array:
-    if not math.isfinite(weight) or weight < 0:
-        raise PdsError(f"guidance weight {weight} is not a number of at least 0; 1 is no guidance")
+    if not is_number(weight) or not math.isfinite(weight) or weight < 0:
+        raise PdsError(f"guidance weight {weight}: use a finite number >= 0; 1 is no guidance")
     return jnp.float32(weight)
 
 

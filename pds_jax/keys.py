@@ -19,7 +19,11 @@ GENERATOR = "threefry2x32"
 
 
 def generator() -> contextlib.AbstractContextManager[Any]:
-    """Compile what draws inside it with the partitionable form of the generator, whatever JAX's setting is."""
+    """Compile what draws inside it with the partitionable form of the generator, whatever JAX's setting is.
+
+    Returns:
+      A context manager.
+    """
     return jax.threefry_partitionable(True)
 
 
@@ -30,15 +34,28 @@ def use_generator() -> None:
 
 
 def make_key(seed: int) -> Key:
-    """A key of the named generator."""
+    """A key of the named generator.
+
+    Args:
+      seed: integer.
+
+    Returns:
+      () typed key.
+    """
     return jax.random.key(seed, impl=GENERATOR)
 
 
 def checked_seeds(seeds: Any) -> np.ndarray:
-    """(B,) uint32 seeds.
+    """Seeds of images, checked.
+
+    Args:
+      seeds: (B,) whole numbers from 0 to 2³² − 1.
+
+    Returns:
+      (B,) uint32.
 
     Raises:
-      PdsError: no list of whole numbers from 0 to 2^32 - 1.
+      PdsError: not a list of whole numbers, or one out of range.
     """
     try:
         found = np.asarray(seeds)
@@ -51,16 +68,33 @@ def checked_seeds(seeds: Any) -> np.ndarray:
 
 
 def image_keys(seeds: Sequence[int] | np.ndarray, seed: int = 0) -> Key:
-    """One key per image, fold_in(key(seed), s) for each s of `seeds`; (B,) typed keys. Raises as `checked_seeds`."""
+    """One key per image, fold_in(key(seed), s) for each s of ``seeds``.
+
+    Args:
+      seeds: (B,) whole numbers from 0 to 2³² − 1, one an image.
+      seed: of all images.
+
+    Returns:
+      (B,) typed keys.
+
+    Raises:
+      PdsError: ``seeds`` is not a list of whole numbers, or one is out of range.
+    """
     with generator():
         return fold_in(make_key(seed), jnp.asarray(checked_seeds(seeds)))
 
 
 def typed(keys: Key) -> Key:
-    """Keys (B,) as typed keys; those of ``jax.random.PRNGKey``, (B, 2) uint32, are taken too.
+    """Keys of images as typed keys.
+
+    Args:
+      keys: (B,) typed keys, or (B, 2) uint32 as from ``jax.random.PRNGKey``.
+
+    Returns:
+      (B,) typed keys.
 
     Raises:
-      PdsError: one key instead of a batch, or no keys at all.
+      PdsError: not keys, or one key instead of a batch.
     """
     if not hasattr(keys, "dtype"):
         raise PdsError(f"keys must be an array of keys, one an image (sampling.image_keys), not {type(keys).__name__}")
@@ -74,12 +108,30 @@ def typed(keys: Key) -> Key:
 
 
 def fold_in(keys: Key, data: Any) -> Key:
-    """``jax.random.fold_in`` for a batch of keys, of data, or of both."""
+    """``jax.random.fold_in`` for a batch of keys, of data, or of both.
+
+    Args:
+      keys: (B,) or () typed keys.
+      data: (B,) or () int32; at least one of the two has the axis B.
+
+    Returns:
+      (B,) typed keys.
+    """
     axes = (0 if keys.ndim else None, 0 if jnp.ndim(data) else None)
     return jax.vmap(jax.random.fold_in, axes)(keys, data)
 
 
 def normal(keys: Key, step: Any, draw: Any, shape: tuple[int, int, int]) -> Array:
-    """Draw number `draw` of an iteration for each image: (B, H, W, C) from keys (B,)."""
+    """Standard normal noise of each image, a function of its key, the iteration and the number of the draw.
+
+    Args:
+      keys: (B,) typed keys.
+      step: () int32, number of the iteration.
+      draw: () int32, number of the draw in it.
+      shape: (H, W, C).
+
+    Returns:
+      (B, H, W, C) float32.
+    """
     drawn = fold_in(fold_in(keys, step), draw)
     return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(drawn)

@@ -69,7 +69,8 @@ def get_likelihood_fn(
       likelihood_fn(key, score_fn, data, epsilon=None) -> (bpd, z, nfe).
 
     Raises:
-      PdsError: unknown method or type, tolerances that are not positive, or a preconditioner.
+      PdsError: unknown method or type, tolerances that are not positive, eps outside (0, 1), an inverse_scaler whose
+        slope is not positive, or a preconditioner.
     """
     if preconditioner is not None and not preconditioner.is_identity:
         raise PdsError(
@@ -82,8 +83,11 @@ def get_likelihood_fn(
         raise PdsError(
             f"likelihood: hutchinson_type={hutchinson_type!r} is unknown; known: {', '.join(HUTCHINSON_TYPES)}"
         )
-    if not (rtol > 0 and atol > 0 and 0 < eps < 1):
-        raise PdsError(f"likelihood: rtol={rtol}, atol={atol} must be positive and eps={eps} between 0 and 1")
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if not tolerance > 0:
+            raise PdsError(f"likelihood: {name}={tolerance} must be positive, for instance 1e-5")
+    if not 0 < eps < 1:
+        raise PdsError(f"likelihood: eps={eps} must lie between 0 and 1, for instance 1e-5")
     slope = float(jax.grad(lambda x: jnp.asarray(inverse_scaler(x)))(0.0))
     if not slope > 0:
         raise PdsError(f"likelihood: inverse_scaler has slope {slope} at 0; it must rise from the data to [0, 1]")
@@ -338,7 +342,7 @@ def evaluate_bpd(
             if progress is not None:
                 progress(count)
         if not row:
-            raise PdsError("bits/dim of an empty set: there are no images")
+            raise PdsError("bits/dim: the data set is empty")
         table.append(np.concatenate(row))
     bpds = np.stack(table)
     per_image = bpds.mean(0)
@@ -381,5 +385,5 @@ def _require_finite(bpd: np.ndarray, start: int) -> None:
     if bad.size:
         raise PdsError(
             f"likelihood: the ODE of image {start + int(bad[0])} did not reach T; raise max_steps or the tolerances, "
-            "or look at the score there"
+            "or check the score function on that image"
         )

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from pds_jax import checkpoints, denoisers, sde_lib
 from pds_jax import statistics as statistics_lib
 from pds_jax.batches import Decode
+from pds_jax.convert import diffusers
 from pds_jax.data.shapes import image_shape
 from pds_jax.models import create_model
 from pds_jax.score_fn import get_score_fn, model_options
@@ -30,7 +31,7 @@ class Trained:
       shape: (H, W, C) of one image.
       statistics: of its data, or None.
       digest: SHA-256 of the weights.
-      notes: what a user should know about how the weights were read, for example which of two sets.
+      notes: messages about how the weights were read, for example which of two sets.
       decode: arrays (n, H, W, C) of the sampler -> images (n, H', W', C') in [0, 1], on the host, if the model does not
         make images itself; by default their range is that of config.data.
       decoded_shape: (H', W', C'), with ``decode``.
@@ -62,7 +63,10 @@ class Trained:
         """What decides the score, for manifests: weights, network, SDE, the data's range, statistics in the network."""
         config = self.config
         options = {name: config.training.get(name) for name in ("sde", "continuous")} if "training" in config else {}
-        found = {"weights_sha256": self.digest, "model": config.model.to_dict(), **options}
+        model = config.model.to_dict()
+        if not model.get("rescale_timesteps", True):  # earlier versions had no such field, and their folders go on
+            del model["rescale_timesteps"]
+        found = {"weights_sha256": self.digest, "model": model, **options}
         found["centered"] = config.data.centered
         if config.model.get("parametrisation") == "wiener" and self.statistics is not None:
             found["network_statistics_sha256"] = digest_of(self.statistics.to_range(config.data.centered))
@@ -81,8 +85,8 @@ def load(
 
     Args:
       checkpoint: a name in ``checkpoints.SHIPPED``; a folder with model.safetensors and
-        config.json; a training workdir; a snapshot of EDM; or a file of score_sde, score_sde_pytorch, diffusers or
-        guided-diffusion, which need ``config``.
+        config.json; a training workdir; a snapshot of EDM; a folder of diffusers' DDPMPipeline; or a file of score_sde,
+        score_sde_pytorch, NCSN++ in diffusers or guided-diffusion, which need ``config``.
       config: by default the one saved with the weights.
       use_ema: read the moving average of the weights if there is one, not the raw weights.
       dtype: the network's dtype, instead of config.model.dtype; weights and scores stay float32.
@@ -98,17 +102,29 @@ def load(
         raise PdsError(
             f"{checkpoint} is a latent diffusion model: --mode=sample takes it, pds_jax.latent.trained.load reads it"
         )
+    unet = diffusers.pixel_unet(checkpoint, use_ema)
+    if unet is not None:
+        if config is not None:
+            raise PdsError(f"{checkpoint} says by itself what network it is: leave the configuration (--config) out")
+        return _pixel_model(str(checkpoint), unet, use_ema, dtype)
     found = checkpoints.load_any(checkpoint, config, use_ema=use_ema)
     config, stats = found.config, found.statistics
-    if "pds" in config and "solenoidal" not in config.pds:  # written before this option was
-        with config.unlocked():
-            config.pds.solenoidal = 0.0
     if dtype is not None:
         with config.unlocked():
             config.model.dtype = dtype
     sde, _ = sde_lib.get_sde(config)
     score_fn = _score_fn(config, sde, jax.device_put(found.params), stats)
     return Trained(str(checkpoint), config, sde, score_fn, image_shape(config), stats, found.digest, found.notes)
+
+
+def _pixel_model(checkpoint: str, folder: pathlib.Path, use_ema: bool, dtype: str | None) -> Trained:
+    """A UNet2DModel of plain blocks in a folder of diffusers."""
+    from pds_jax.latent.pixels import read
+
+    found, sde, score_fn = read(checkpoint, folder, use_ema=use_ema, dtype=dtype or "float32")
+    checkpoints.log_notes(checkpoint, found.notes)
+    shape = image_shape(found.config)
+    return Trained(checkpoint, found.config, sde, score_fn, shape, found.statistics, found.digest, found.notes)
 
 
 def _score_fn(config: ConfigDict, sde: sde_lib.SDE, params: Any, stats: Any) -> ScoreFn:

@@ -238,7 +238,22 @@ def ddpm_loss(
 
 
 def get_smld_loss_fn(vesde: Any, model: Any, *, train: bool, reduce_mean: bool = False) -> LossFn:
-    """Loss of NCSN at labels drawn uniformly; see :func:`smld_loss`."""
+    """Loss of NCSN, :func:`smld_loss`, at levels drawn uniformly from the N of the SDE.
+
+    Args:
+      vesde: VESDE.
+      model: network, conditioned on labels.
+      train: dropout on.
+      reduce_mean: mean over pixels instead of ½ Σ.
+
+    Returns:
+      loss_fn(keys (B,), params, batch (B, H, W, C)) -> scalar; one key an image.
+
+    Raises:
+      PdsError: another SDE than VE.
+
+    Source: Song and Ermon, NeurIPS 2019, equation 6.
+    """
     if not hasattr(vesde, "discrete_sigmas"):
         raise PdsError(f"SMLD training needs the VE SDE, not {type(vesde).__name__}")
 
@@ -252,7 +267,22 @@ def get_smld_loss_fn(vesde: Any, model: Any, *, train: bool, reduce_mean: bool =
 
 
 def get_ddpm_loss_fn(vpsde: Any, model: Any, *, train: bool, reduce_mean: bool = True) -> LossFn:
-    """Loss of DDPM at steps drawn uniformly; see :func:`ddpm_loss`."""
+    """Loss of DDPM, :func:`ddpm_loss`, at steps drawn uniformly from the N of the SDE.
+
+    Args:
+      vpsde: VPSDE.
+      model: network, conditioned on labels.
+      train: dropout on.
+      reduce_mean: mean over pixels instead of ½ Σ.
+
+    Returns:
+      loss_fn(keys (B,), params, batch (B, H, W, C)) -> scalar; one key an image.
+
+    Raises:
+      PdsError: another SDE than VP.
+
+    Source: Ho et al., NeurIPS 2020, equation 14.
+    """
     if not hasattr(vpsde, "sqrt_alphas_cumprod"):
         raise PdsError(f"DDPM training needs the VP SDE, not {type(vpsde).__name__}")
 

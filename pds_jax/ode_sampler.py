@@ -58,7 +58,7 @@ class ODESampler:
     @property
     def table(self) -> Table:
         """One row, from T to eps."""
-        row = {"step": 1, "t": self.sde.T, "t_next": self.eps}
+        row = {"iteration": 1, "t": self.sde.T, "t_next": self.eps}
         return from_rows([row], (Step("solver", "adaptive", adaptive, draws=0),), 0)
 
     def __call__(self, keys: Key, score_fn: ScoreFn) -> tuple[Array, Array]:

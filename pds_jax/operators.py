@@ -209,7 +209,7 @@ def block_mean(factor: int) -> BlockMean:
       PdsError: a factor below 2.
     """
     if int(factor) != factor or factor < 2:
-        raise PdsError(f"factor={factor}: a whole number from 2 on is needed")
+        raise PdsError(f"factor={factor}: use a whole number of at least 2")
     return BlockMean(int(factor))
 
 

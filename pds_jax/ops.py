@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 
 from pds_jax.types import Array
 
@@ -60,6 +61,24 @@ def irfft2(spectrum: Array, shape: tuple[int, int]) -> Array:
       (B, H, W, C) float32.
     """
     return _in_parts(lambda part: jnp.fft.irfft2(part, s=shape, axes=(1, 2)), spectrum)
+
+
+def half_plane_weights(width: int) -> np.ndarray:
+    """How often each column of the half plane of :func:`rfft2` occurs in the full plane.
+
+    Once for the zero frequency, and for W/2 if W is even; twice for the others, since k and −k share a column.
+
+    Args:
+      width: W.
+
+    Returns:
+      (W // 2 + 1,) float32.
+    """
+    weights = np.full(width // 2 + 1, 2.0, np.float32)
+    weights[0] = 1.0
+    if width % 2 == 0:
+        weights[-1] = 1.0
+    return weights
 
 
 def _in_parts(transform: Callable[[Array], Array], x: Array) -> Array:

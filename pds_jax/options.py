@@ -17,16 +17,26 @@ from pds_jax.correctors import get_corrector
 from pds_jax.loading import Trained
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
-from pds_jax.sampler_checks import is_number
 from pds_jax.steps import named_options
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, is_number
 
 _OF_CORRECTOR = ("snr", "n_steps_each", "norm", "corrector_levels")
 _OF_PC = ("predictor", "corrector", "grid", "variant", "solver_options", "pilot_gain", *_OF_CORRECTOR)
 
 
 def with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
-    """A copy of the configuration with fields of its sampling and pds sections replaced."""
+    """A copy of the configuration with fields of its sampling and pds sections replaced.
+
+    Args:
+      config: of a model.
+      options: field -> value; ``head_start="off"`` stands for None.
+
+    Returns:
+      The copy.
+
+    Raises:
+      PdsError: a field that neither section has and no sampler takes.
+    """
     changed = ConfigDict(config.to_dict())
     for name, value in options.items():
         value = value.tolist() if isinstance(value, np.ndarray) else value
@@ -45,18 +55,41 @@ def with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
 
 
 def check_count(config: ConfigDict, nfe: Any, speed_up: Any) -> None:
-    """Refuse a number of steps that is no number, or that stands beside times that have one of their own."""
+    """Raise if nfe or speed_up is not a number, or is given together with an explicit list of times.
+
+    Args:
+      config: with sampling.grid.
+      nfe, speed_up: what was given, or None.
+
+    Raises:
+      PdsError: one of the two is not a finite number, or the grid is a list of times.
+    """
     for name, value in (("nfe", nfe), ("speed_up", speed_up)):
         if value is None:
             continue
         if not is_number(value) or not math.isfinite(value):
             raise PdsError(f"{name}={value!r}: use a number, such as {name}=20")
+        if name == "nfe" and int(value) != value:
+            raise PdsError(f"nfe={value}: use a whole number, such as nfe={round(value)}")
         if not isinstance(config.sampling.get("grid", ""), str):
             raise PdsError(f"{name}={value:g}: a list of times says how many steps there are; leave one of the two out")
 
 
 def speed_up_of(trained: Trained, config: ConfigDict, nfe: int) -> float:
-    """The speed-up that leaves the iterations of an NFE."""
+    """The speed-up with which a sampler makes as many iterations as a number of evaluations allows.
+
+    Args:
+      trained: the model.
+      config: with the sampler's options.
+      nfe: network evaluations per image, an upper bound.
+
+    Returns:
+      The speed-up, ≥ 1.
+
+    Raises:
+      PdsError: too few evaluations for one iteration, more iterations than the model's num_scales, or
+        ``corrector_levels`` together with the grid "gits".
+    """
     options, scales = config.sampling, int(config.model.num_scales)
     steps = get_predictor(options.predictor), get_corrector(options.corrector)
     own = {name: options[name] for name in steps[0].options if name in options}
@@ -92,12 +125,34 @@ def _most_iterations(trained: Trained, config: ConfigDict, n: int, nfe: int) -> 
 
 
 def evaluations(trained: Trained, config: ConfigDict) -> int:
-    """Those of the sampler that a configuration describes, without M."""
+    """Network evaluations per image of the sampler that a configuration describes, without M.
+
+    Args:
+      trained: the model.
+      config: with the sampler's options.
+
+    Returns:
+      The NFE.
+
+    Raises:
+      PdsError: as ``sampling.get_sampling_fn``.
+    """
     return int(_sampler(trained, config).nfe)
 
 
 def checked_evaluations(trained: Trained, config: ConfigDict) -> int:
-    """The same; raises PdsError for an M that the sampler refuses too."""
+    """As :func:`evaluations`, and raise if the sampler does not take the configured M.
+
+    Args:
+      trained: the model.
+      config: with the sampler's options.
+
+    Returns:
+      The NFE.
+
+    Raises:
+      PdsError: as ``sampling.get_sampling_fn`` and ``strength.get_preconditioner``.
+    """
     stats, made = statistics_of(trained, config), _sampler(trained, config)
     alpha = strength.get_strength(config, trained.sde, made.steps, stats)
     if not isinstance(alpha, str):  # "tune"
@@ -111,7 +166,18 @@ def _sampler(trained: Trained, config: ConfigDict, m: Preconditioner | None = No
 
 
 def statistics_of(trained: Trained, config: ConfigDict) -> statistics_lib.Statistics | None:
-    """The statistics that a configuration names, else the model's; PdsError if they are of another shape."""
+    """The statistics that a configuration names, else the model's.
+
+    Args:
+      trained: the model.
+      config: with pds.statistics, a path or "".
+
+    Returns:
+      The statistics, or None.
+
+    Raises:
+      PdsError: a file that cannot be read, or statistics of images of another shape.
+    """
     path = config.pds.get("statistics", "")
     stats = statistics_lib.load(path) if path else trained.statistics
     if stats is not None:
@@ -120,7 +186,7 @@ def statistics_of(trained: Trained, config: ConfigDict) -> statistics_lib.Statis
 
 
 def of_alpha(alpha: float | str | None) -> dict[str, Any]:
-    """Options of a strength that was given: infinity turns masks off too, whose M has α = 5 unless one is given."""
+    """Options that set α; infinity also turns off masks, which otherwise default to α = 5."""
     if alpha is None:
         return {}
     masks = {"freq_mask_path": "", "space_mask_path": ""} if parse_alpha(alpha) == math.inf else {}
@@ -133,12 +199,12 @@ def flat(gain: float) -> dict[str, Any]:
 
 
 def of_strength(alpha: float, is_flat: bool) -> dict[str, Any]:
-    """Options of the M of a strength, or of the flat M of the same; infinity is no M, whatever the configuration is."""
+    """Options of the M of strength α, or of the flat M with the same largest gain; infinity turns M off."""
     return flat(largest_gain(alpha)) if is_flat or math.isinf(alpha) else of_alpha(alpha)
 
 
 def check_used(given: Mapping[str, Any], config: ConfigDict, mark: str = "") -> None:
-    """Refuse an option without effect, as far as that can be said before a plan is made, which may measure for long.
+    """Raise if an option has no effect, as far as that is known before a plan is made, which may measure for long.
 
     Args:
       given: field of config.sampling or config.pds -> value.
@@ -146,14 +212,23 @@ def check_used(given: Mapping[str, Any], config: ConfigDict, mark: str = "") -> 
       mark: what stands before a name in the error.
 
     Raises:
-      PdsError: names the first and says why.
+      PdsError: an option has no effect; names the first and the reason.
     """
     own = {name: value for name, value in given.items() if name not in ("nfe", "speed_up", "alpha")}
     refuse(given, without_effect(with_options(config, {**own, **of_alpha(given.get("alpha"))})), mark)
 
 
 def refuse(given: Mapping[str, Any], unused: Iterable[tuple[Collection[str], str]], mark: str = "") -> None:
-    """Raise an error for the first given option of those that do nothing, (fields, why)."""
+    """Raise if an option was given that has no effect.
+
+    Args:
+      given: option -> value, None where it was not given.
+      unused: (options, why they have no effect).
+      mark: what stands before a name in the error.
+
+    Raises:
+      PdsError: names the first such option and the reason.
+    """
     for names, reason in unused:
         for name in names:
             if given.get(name) is not None:
@@ -161,7 +236,7 @@ def refuse(given: Mapping[str, Any], unused: Iterable[tuple[Collection[str], str
 
 
 def without_effect(config: ConfigDict) -> Iterator[tuple[Collection[str], str]]:
-    """(fields, why they do nothing) with a configuration."""
+    """Yield (fields, why they have no effect) for the sampler of a configuration."""
     options, pds = config.sampling, config.pds
     if options.method == "ode":
         yield (*_OF_PC, *sorted(sampling.option_names())), "method 'ode' solves the flow adaptively"

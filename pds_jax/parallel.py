@@ -1,4 +1,4 @@
-"""Several devices; no other module uses them.
+"""Data parallelism over devices and processes; no other module handles devices.
 
 Data parallelism by ``jax.pmap``: every device runs the same program on its slice. Training averages gradients over
 all devices of all processes; sampling in norm mode "sample" never communicates.
@@ -45,7 +45,15 @@ def hardware() -> dict[str, str]:
 
 
 def replicate(tree: Any, count: int | None = None) -> Any:
-    """Give each leaf a leading axis with one copy a local device, all of them by default, on the host."""
+    """Give each leaf a leading axis with one copy for each local device, on the host.
+
+    Args:
+      tree: arrays.
+      count: number of devices D; None for all local ones.
+
+    Returns:
+      The tree with leaves (D, ...).
+    """
     copies = (count or jax.local_device_count(),)
     return jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), copies + np.shape(leaf)), tree)
 
@@ -62,14 +70,33 @@ def unreplicate(tree: Any) -> Any:
 
 
 def check_divides(batch_size: int, what: str) -> int:
-    """Images a device gets of a batch; refuses one that does not split over all devices of all processes."""
+    """Images a device gets of a batch; raises if the batch does not split over all devices of all processes.
+
+    Args:
+      batch_size: images of the batch.
+      what: its name in the message.
+
+    Returns:
+      Images a device.
+
+    Raises:
+      PdsError: the number of devices does not divide the batch.
+    """
     if batch_size % (count := jax.device_count()):
         raise PdsError(f"{what}={batch_size} does not split over {count} devices; use a multiple of {count}")
     return batch_size // count
 
 
 def check_last_batch(count: int, size: int) -> None:
-    """Refuse images whose last batch several processes cannot share, where a batch is made together."""
+    """Raise if several processes make a batch together and cannot share the last one.
+
+    Args:
+      count: images of the run.
+      size: images a batch.
+
+    Raises:
+      PdsError: there are several processes, and their devices do not divide the last batch.
+    """
     if jax.process_count() > 1:
         check_divides(count % size or size, "norm=batch: images of the last batch")
 
@@ -259,8 +286,9 @@ def _place(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) ->
             keys, condition = keys[here], jax.tree.map(lambda leaf: leaf[here], condition)
             size //= jax.process_count()
         count = math.gcd(size, jax.local_device_count())
-    if any(len(leaf) != size for leaf in jax.tree.leaves(condition)):
-        raise PdsError(f"the condition is not of {size} images: every leaf of it must begin with that number")
+    for leaf in jax.tree.leaves(condition):
+        if len(leaf) != size:
+            raise PdsError(f"the condition holds {len(leaf)} images, but there are {size} keys; make as many of both")
     split_images = functools.partial(_split_images, count=count)
     if own:
         placed = score_fn.lay_out(lambda tree: replicate(tree, count), split_images)  # type: ignore[attr-defined]
@@ -310,7 +338,7 @@ def sample(
 
     Raises:
       OutOfMemory: the batch is too large for the devices.
-      PdsError: no keys, a condition of other images, and what ``runner.run`` raises.
+      PdsError: no keys, a condition of other images than the keys, or as ``runner.run``.
     """
     if len(keys) == 0:
         raise PdsError("no images were asked for: the keys are empty")
@@ -336,7 +364,15 @@ def sample(
 
 
 def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> None:
-    """Compile what :func:`sample` with as many keys will run, by a chunk of no rows."""
+    """Compile what :func:`sample` with as many keys will run, by a chunk of no rows.
+
+    Args:
+      sampler, keys, score_fn, condition: see :func:`sample`.
+
+    Raises:
+      OutOfMemory: the batch is too large for the devices.
+      PdsError: a condition of other images than the keys.
+    """
     with _sampling(len(keys)):
         job = _place(sampler, keys, score_fn, condition)
         init, chunk, _ = _programs(job.count, job.everywhere, job.own)
@@ -346,15 +382,32 @@ def warm_up(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Expected cost of a batch; None where it is unknown."""
+    """Expected cost of a batch.
 
-    step_seconds: float | None  # of one step, measured
-    device_bytes: int | None  # of one device for weights, state and temporaries, by the compiler's account
-    compile_seconds: float = 0.0  # of what the batch runs, or of reading it from the cache
+    Attributes:
+      step_seconds: seconds of one step, measured; None for an adaptive solver.
+      device_bytes: bytes of one device for weights, state and temporaries, by the compiler's account; None if unknown.
+      compile_seconds: seconds to compile what the batch runs, or to read it from the cache.
+    """
+
+    step_seconds: float | None
+    device_bytes: int | None
+    compile_seconds: float = 0.0
 
 
 def cost(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> Cost:
-    """Time and memory of a batch, by one row of the program that :func:`warm_up` compiled."""
+    """Time and memory of a batch, by one row of the program that :func:`warm_up` compiled.
+
+    Args:
+      sampler, keys, score_fn, condition: see :func:`sample`.
+
+    Returns:
+      The cost, without the time to compile.
+
+    Raises:
+      OutOfMemory: the batch is too large for the devices.
+      PdsError: a condition of other images than the keys.
+    """
     if sampler.nfe is None:
         return Cost(None, None)
     with _sampling(len(keys)):
@@ -378,8 +431,12 @@ def cost(sampler: Any, keys: Key, score_fn: ScoreFn, condition: Any = None) -> C
 def data_parallel(fn: Callable[[Any, Any], Any], shared: Any) -> Callable[[Any], Any]:
     """Let all local devices compute fn(shared, batch) -> outputs, both of which begin with the images.
 
-    `shared`, such as parameters, is copied to every device once; a batch that does not divide is filled up with its
-    last image and cut again. Outputs come to the host.
+    Args:
+      fn: pure function; (shared, batch) -> outputs.
+      shared: arrays that all images share, such as parameters; copied to every device once.
+
+    Returns:
+      batch -> outputs on the host. A batch that does not divide is filled up with its last image and cut again.
     """
     count = jax.local_device_count()
     program = jax.pmap(fn, AXIS, in_axes=(None, 0), devices=_chosen(count, False))
@@ -396,7 +453,12 @@ def data_parallel(fn: Callable[[Any, Any], Any], shared: Any) -> Callable[[Any],
 def data_parallel_everywhere(fn: Callable[[Any, Any], Any], shared: Any) -> Callable[[Any], Any]:
     """Like :func:`data_parallel`, over all devices of all processes, which must all call it with the same batch.
 
-    Each process computes an equal part, and all get the outputs of the whole batch.
+    Args:
+      fn: see :func:`data_parallel`.
+      shared: see :func:`data_parallel`.
+
+    Returns:
+      batch -> outputs of the whole batch, in every process; each computes an equal part.
     """
     here, (index, count) = data_parallel(fn, shared), process_share()
     if count == 1:
@@ -423,7 +485,12 @@ def _sums_program() -> Callable[..., Any]:
 def sums_fn(images: np.ndarray, weights: np.ndarray) -> statistics.Sums:
     """Sums of one block over all devices of all processes, for ``statistics.compute_statistics(sums_fn=...)``.
 
-    Images (B, H, W, C) in [0, 1] and weights (B,), 0 for padding, are the same in every process, and so are the sums.
+    Args:
+      images: (B, H, W, C) float32 in [0, 1], the same in every process.
+      weights: (B,) float32, 1 for an image and 0 for padding, the same in every process.
+
+    Returns:
+      The sums, on the host, the same in every process.
     """
     missing = -len(images) % jax.device_count()
     images, weights = (np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)]) for a in (images, weights))

@@ -13,7 +13,6 @@ applies the same gains to every image: one table, traced. It needs P and no imag
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -21,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.keys import image_keys
-from pds_jax.ops import batch_mul
+from pds_jax.ops import batch_mul, half_plane_weights
 from pds_jax.sampling import PCSampler
 from pds_jax.scores import as_pytree
-from pds_jax.spectral import from_modes, noise_level, parts, times, to_modes
+from pds_jax.spectral import from_modes, modewise, noise_level, parts, times, to_modes
 from pds_jax.spectral_steps import eigenvalues, ring_gains, rings
 from pds_jax.types import Array, PdsError, ScoreFn
 
@@ -38,6 +37,16 @@ def with_gains(
     sampler: Any, score_fn: ScoreFn, images: int = IMAGES, batch_size: int = 64, first_seed: int = _FIRST_SEED
 ) -> PCSampler:
     """The sampler with the gains of a pilot run, which costs `images` times its NFE evaluations.
+
+    Args:
+      sampler: of ``get_pc_sampler`` with predictor "spectral" alone.
+      score_fn: score function.
+      images: of the pilot run.
+      batch_size: most images at once.
+      first_seed: the pilot's images have the seeds from this one on.
+
+    Returns:
+      The sampler; its rows hold the gains g, (rows, rings) float32.
 
     Raises:
       PdsError: a sampler of other steps than ``spectral``, or a pilot that is not finite.
@@ -112,28 +121,19 @@ def _expected(sampler: PCSampler, row: Any) -> Array:
     power = parts(sampler.moments)[1]
     own = {**sampler.numbers, **dict(sampler.choices)}
     lam = own["stochasticity"]
-    lam = eigenvalues(sampler.preconditioner) if isinstance(lam, str) else _modewise(lam)
-    share = _modewise(own["spectrum"]) * power
+    lam = eigenvalues(sampler.preconditioner) if isinstance(lam, str) else modewise(lam)
+    share = modewise(own["spectrum"]) * power
     level, below, _ = _levels(sampler, row)
     q = (share + below**2) / (share + level**2)
     added = (share + below**2) * (1 - jnp.maximum(q, 1e-34) ** lam)
     return _counted(sampler, jnp.broadcast_to(power + below**2 - added, power.shape)[0])
 
 
-def _modewise(value: Any) -> Array:
-    array = jnp.asarray(value)
-    return array[None] if array.ndim == 3 else array
-
-
 def _counted(sampler: PCSampler, half: Array) -> Array:
-    weight = np.full(half.shape[1], 2.0, np.float32)
-    weight[0] = 1.0
-    if sampler.shape[1] % 2 == 0:
-        weight[-1] = 1.0
-    return half * weight[None, :, None]
+    return half * half_plane_weights(sampler.shape[1])[None, :, None]
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _corrected(sampler: PCSampler, carry: Any, row: Any, gains: Array) -> Any:
     """The images as the sampler with these gains would have made them."""
     basis = parts(sampler.moments)[2]

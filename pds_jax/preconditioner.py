@@ -24,9 +24,8 @@ import numpy as np
 
 from pds_jax import filters as raw
 from pds_jax import ops
-from pds_jax.alpha import alpha_auto  # noqa: F401
 from pds_jax.filters import check_choice, float32
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, PdsError, is_number
 
 FILTERS = ("freq", "space", "both")
 
@@ -67,7 +66,13 @@ class Preconditioner:
         return self.freq is None and self.space is None and self.skew is None
 
     def apply(self, z: Array) -> Array:
-        """M z = F⁻¹[R ⊙ F[A ⊙ z]] of z (B, H, W, C); float32, but z itself if M is the identity.
+        """M z = F⁻¹[R ⊙ F[A ⊙ z]].
+
+        Args:
+          z: (B, H, W, C).
+
+        Returns:
+          (B, H, W, C) float32; z itself if M is the identity.
 
         Raises:
           PdsError: z is of another shape than the filters.
@@ -116,10 +121,13 @@ class Preconditioner:
         return self.gram(g) + self._filter(g, jax.lax.complex(jnp.zeros_like(self.skew), self.skew))
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuse images of another shape (H, W, C) than the filters'.
+        """Raise if images are of another shape than the filters.
+
+        Args:
+          shape: (H, W, C) of the images.
 
         Raises:
-          PdsError: names both shapes.
+          PdsError: the shapes differ.
         """
         if self.shape is not None and tuple(shape) != self.shape:
             raise PdsError(
@@ -155,19 +163,29 @@ class Preconditioner:
 
 
 def identity() -> Preconditioner:
-    """M = I: the sampler without PDS, bit for bit and without a transform."""
+    """M = I, with which a sampler is the one without PDS, bit for bit and without a transform.
+
+    Returns:
+      M without filters.
+    """
     return Preconditioner()
 
 
 def flat(gain: float) -> Preconditioner:
     """M = c I: noise times c, drift times c², no transform and no data.
 
-    A baseline for PDS: the same gain at every frequency. c = 1 is the identity.
+    A baseline for PDS: the same gain at every frequency.
+
+    Args:
+      gain: c, finite and > 0; 1 gives the identity.
+
+    Returns:
+      M, for images of any shape; its pixel filter is (1, 1, 1).
 
     Raises:
       PdsError: c not positive or not finite.
     """
-    if not (math.isfinite(gain) and gain > 0):
+    if not (is_number(gain) and math.isfinite(gain) and gain > 0):
         raise PdsError(f"flat gain c={gain}: use a finite number > 0, for instance 1.15")
     if gain == 1:
         return identity()
@@ -195,11 +213,18 @@ def from_statistics(
       filters: "freq" (R only), "space" (A only) or "both".
       recipe: "ijcv2025" or "eccv2022".
 
+    Returns:
+      M for images of the statistics' shape.
+
     Raises:
       PdsError: alpha ≤ 1 or NaN, unknown filters or recipe, unusable statistics.
     """
-    if isinstance(alpha, str):
+    if alpha is None or isinstance(alpha, str):
         raise PdsError(f"alpha={alpha!r}: use a number here; auto and tune need a sampler, see pds_jax.plan")
+    if not (hasattr(stats, "r_f") and hasattr(stats, "r_a")):
+        raise PdsError(
+            f"stats is a {type(stats).__name__}: use a Statistics, for instance pds_jax.statistics.load(path)"
+        )
     check_choice("filters", filters, FILTERS)
     return _from_raw(
         np.asarray(stats.r_f) if filters in ("freq", "both") else None,
@@ -216,12 +241,23 @@ def from_masks(
     recipe: str = "ijcv2025",
     shape: tuple[int, int, int] | None = None,
 ) -> Preconditioner:
-    """M from the raw masks (C, H, W) of the PyTorch release, r_f and r_a, as in :func:`from_statistics`.
+    """M from the raw masks of the PyTorch release, r_f and r_a, with the equations of :func:`from_statistics`.
 
-    A mask is an array or a .npy path, None or "" for none; `shape` (H, W, C) of the images is checked if given.
+    Args:
+      freq: r_f, (C, H, W) floats, finite and ≥ 0, zero frequency first, or the path of its .npy; None or "" for none.
+      space: r_a, likewise.
+      alpha: strength, > 1; a larger value is weaker, infinity gives the identity. May be a traced scalar.
+      recipe: "ijcv2025" or "eccv2022".
+      shape: (H, W, C) that the masks must have, None for any.
+
+    Returns:
+      M for images of the masks' shape; the identity without masks.
 
     Raises:
-      PdsError: a file or values that are no raw mask, an asymmetric frequency mask, or a bad alpha or recipe.
+      PdsError: a file that cannot be read, masks of other shapes, dtypes or values, a frequency mask with
+        r_f(k) ≠ r_f(−k), alpha ≤ 1 or NaN, or an unknown recipe.
+
+    Source: the masks that mask_gen_demo.py of the released code writes.
     """
     masks = raw.raw_mask(freq, "frequency mask", shape), raw.raw_mask(space, "space mask", shape)
     return _from_raw(*masks, alpha, recipe)
@@ -239,15 +275,20 @@ def from_radius(shape: tuple[int, int, int], r: float, lam: float) -> Preconditi
       r: radius in frequency bins, ≥ 0, for instance 0.1 H.
       lam: gain of M outside the radius, λ in the source, > 0, for instance 1.6; 1 gives the identity.
 
+    Returns:
+      M for images of the shape.
+
     Raises:
       PdsError: r negative, λ not positive, or either not finite.
     """
-    if not (math.isfinite(r) and r >= 0):
+    if not (is_number(r) and math.isfinite(r) and r >= 0):
         raise PdsError(f"radius r={r}: use a finite number of frequency bins >= 0, for instance 0.1 * H")
-    if not (math.isfinite(lam) and lam > 0):
+    if not (is_number(lam) and math.isfinite(lam) and lam > 0):
         raise PdsError(f"gain lambda={lam}: use a finite number > 0, for instance 1.6")
     if lam == 1:
         return identity()
+    if len(shape) != 3:
+        raise PdsError(f"shape={tuple(shape)}: use the (H, W, C) of the images")
     height, width, channels = shape
     freq = np.where(raw.squared_frequency(height, width) <= 2 * r * r, 1.0, lam)[:, : width // 2 + 1, None]
     return Preconditioner(
@@ -263,13 +304,20 @@ def chain(first: Preconditioner, second: Preconditioner) -> Preconditioner:
 
     The solenoidal terms are added.
 
+    Args:
+      first: M₁.
+      second: M₂.
+
+    Returns:
+      M; its filters are the products R₁ R₂ and A₁ A₂.
+
     Raises:
       PdsError: M₁ has a pixel filter and M₂ a frequency filter, or their shapes differ.
     """
     if first.is_identity or second.is_identity:
         return second if first.is_identity else first
     if None not in (first.shape, second.shape) and first.shape != second.shape:
-        raise PdsError(f"cannot chain preconditioners of shapes {first.shape} and {second.shape}")
+        raise PdsError(f"chain: M₁ is for images {first.shape}, M₂ for {second.shape}; build both for one (H, W, C)")
     if first.shape is not None and first.space is not None and second.freq is not None:
         raise PdsError(
             "cannot chain a pixel filter after a frequency filter: M is a frequency filter after a pixel filter; put "
@@ -290,7 +338,14 @@ def chain(first: Preconditioner, second: Preconditioner) -> Preconditioner:
 
 
 def lambda_max(m: Preconditioner) -> Array:
-    """Largest eigenvalue of M Mᵀ, () float32."""
+    """Largest eigenvalue of M Mᵀ.
+
+    Args:
+      m: M, with concrete filters if it has both.
+
+    Returns:
+      () float32.
+    """
     return raw.largest_gain(m.freq, m.space)
 
 

@@ -30,7 +30,16 @@ _IDENTITY = identity()
 
 
 def score_drift(s: Array, m: Preconditioner, variant: str, probability_flow: bool) -> Array:
-    """The score's share of a reverse step, see the top of this module; shaped as s (B, H, W, C).
+    """The score's share of the drift of a reverse step, by the table at the top of this module.
+
+    Args:
+      s: (B, H, W, C) float32 scores.
+      m: M.
+      variant: "paper" or "exact".
+      probability_flow: whether the step is one of the ODE, without noise.
+
+    Returns:
+      (B, H, W, C) float32.
 
     Raises:
       PdsError: unknown variant, or M in an exact probability flow.
@@ -77,7 +86,7 @@ def reverse_diffusion(
       x and x_mean, one level below.
 
     Raises:
-      PdsError: see :func:`score_drift`.
+      PdsError: unknown variant, or M in the probability flow of the variant "exact".
     """
     m = preconditioner
     if variant == "paper":
@@ -129,7 +138,12 @@ def ancestral_sampling(
     VE: x_mean = x + (σ_i² − σ_{i−1}²) M Mᵀ s, noise of deviation √(σ_{i−1}² (σ_i² − σ_{i−1}²)/σ_i²);
     VP: x_mean = (x + β_i M Mᵀ s)/√(1 − β_i), noise of deviation √β_i; the noise is M z.
 
-    Args, Returns and Raises as :func:`reverse_diffusion`; an SDE without ancestral sampling (subVP) is refused.
+    Args and Returns as :func:`reverse_diffusion`.
+
+    Raises:
+      PdsError: as :func:`score_drift`, or an SDE that has no ancestral sampling (subVP).
+
+    Source: Song et al., ICLR 2021, appendix F (VE); Ho et al., NeurIPS 2020, algorithm 2 (VP).
     """
     m = preconditioner
     gap, shrink, deviation = sde.ancestral(t)

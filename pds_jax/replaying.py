@@ -43,7 +43,8 @@ def replay(sampler: Any, noise: Array, score_fn: ScoreFn, condition: Any = None)
     # A corrector's state is that of its last row, or without one that before the predictor.
     corrections = sum(kind.kind == "corrector" for kind in sampler.kinds)
     last = table.ends - 1
-    before = np.array([max(np.flatnonzero((table.rows.step == i + 1) & (table.rows.kind < corrections)), default=end)
+    iteration, is_correction = table.rows.iteration, table.rows.kind < corrections
+    before = np.array([max(np.flatnonzero((iteration == i + 1) & is_correction), default=end)
                        for i, end in enumerate(np.concatenate([[-1], last[:-1]]))])  # fmt: skip
     pick = {"x_corr": (states, before + 1), "x_corr_mean": (means, before + 1), "x_pred": (states, last + 1)}
     return x, {name: of[rows] for name, (of, rows) in {**pick, "x_pred_mean": (means, last + 1)}.items()}

@@ -14,13 +14,13 @@ import numpy as np
 from pds_jax.keys import generator
 from pds_jax.scores import as_pytree
 from pds_jax.table import CHUNK
-from pds_jax.types import Array, Key, PdsError, ScoreFn
+from pds_jax.types import Array, Key, PdsError, ScoreFn, is_number
 
-PACE = 1.0  # seconds from one report of progress to the next, where a row takes less
+PACE = 1.0  # target seconds between two progress reports
 
 
 class SamplingDiverged(PdsError, FloatingPointError):
-    """A sample stopped being finite, or must; the message says where, and what to do."""
+    """A sample became NaN or infinite, or is certain to; the message names the step and a remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,10 @@ def run(
       SamplingDiverged: a sample is NaN or infinite; names the image, the step and its time.
       PdsError: the score function returns another shape.
     """
+    if not (is_number(trajectory_every) and int(trajectory_every) == trajectory_every >= 0):
+        raise PdsError(f"trajectory_every={trajectory_every!r}: use a whole number of at least 0")
+    if not len(keys):
+        raise PdsError("no keys were given; give one per image, see pds_jax.image_keys")
     init_fn, chunk_fn, score_fn = init_fn or _init, chunk_fn or _run_chunk, as_pytree(score_fn)
     ends = sampler.table.ends
     each = int(np.max(np.diff(ends, prepend=0)))
@@ -103,7 +107,7 @@ def run(
 
 
 def _advance(sampler: Any, carry: Any, rows: int, score_fn: ScoreFn, chunk_fn: Any) -> Any:
-    """As many rows, in calls of at most CHUNK."""
+    """Advance by `rows` rows, in calls of at most CHUNK."""
     while rows > 0:
         carry = chunk_fn(sampler, carry, jnp.int32(min(rows, CHUNK)), score_fn)
         rows -= CHUNK
@@ -122,7 +126,7 @@ def check_finite(sampler: Any, carry: Any, done: int) -> None:
     image, table = int(np.argmin(finite)), sampler.table
     row = max(int(finite[image]), 0)
     raise SamplingDiverged(
-        f"image {image} of {finite.size} became NaN or infinite at step {table.rows.step[row] - 1} of "
+        f"image {image} of {finite.size} became NaN or infinite at step {table.rows.iteration[row] - 1} of "
         f"{len(table.ends)}, t={table.rows.t[row]:.5g}: either the score function returned it, or the steps are too "
         "large for this M (use a larger alpha, more steps or a smaller snr)"
     )

@@ -6,16 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from pds_jax.correctors import NORMS
+from pds_jax.filters import check_even
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import VARIANTS
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import in_colours
 from pds_jax.steps import Step
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, is_number
 
 PRIORS = ("standard", "matched")
 
@@ -54,10 +54,10 @@ def check_options(
     _check_preconditioner(preconditioner, predictor, options)
     _check_levels(predictor, corrector, prior, head_start, corrector_levels)
     for step in (predictor, corrector):
-        if step.refuse is not None:
-            step.refuse({**step.options, **options}, preconditioner, shape)
-    if int(sde.N) < predictor.least_steps:
-        raise PdsError(f"predictor {predictor.name!r} needs N >= {predictor.least_steps} iterations, got N={sde.N}")
+        if step.validate is not None:
+            step.validate({**step.options, **options}, preconditioner, shape)
+    if int(sde.N) < predictor.min_steps:
+        raise PdsError(f"predictor {predictor.name!r} needs N >= {predictor.min_steps} iterations, got N={sde.N}")
     sde.check(predictor.name, corrector.name)
 
 
@@ -121,11 +121,6 @@ def needed_moments(
     return mean, *in_colours(power, cross, shape[1])
 
 
-def is_number(value: Any) -> bool:
-    """Whether an option is traced: a number or an array of them."""
-    return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
-
-
 def _is_zero(value: Any) -> bool:
     return value is not None and np.ndim(value) == 0 and float(value) == 0
 
@@ -153,7 +148,8 @@ def checked_moments(statistics: Any, shape: tuple[int, int, int]) -> tuple[np.nd
     if mean.shape != shape or power.shape != (height, width // 2 + 1, channels):
         raise PdsError(f"the statistics are of images {mean.shape} with power {power.shape}, the sampler makes {shape}")
     if not (np.isfinite(mean).all() and np.isfinite(power).all() and power.min() > 0):
-        raise PdsError("the statistics must be finite, and the power positive")
+        raise PdsError("statistics: mean and power must be finite, power > 0; run scripts/make_statistics.py again")
+    check_even(power, width, "statistics: the power")
     return mean, power
 
 
@@ -164,8 +160,8 @@ def _check_steps(predictor: Step, corrector: Step, options: dict[str, Any], grid
         )
     if predictor.build is not None and corrector.name != "none":
         raise PdsError(
-            f"predictor {predictor.name!r} lays out its own evaluations, between which corrector {corrector.name!r} "
-            "has no place: use corrector 'none', or a predictor of one step (ddim, heun, spectral_ddim)"
+            f"predictor {predictor.name!r} defines its own evaluations and takes no corrector, not {corrector.name!r}: "
+            "use corrector 'none', or a predictor of one step (ddim, heun, spectral_ddim)"
         )
     remembers = predictor.multistep and options.get("kappa") != 0
     if remembers and corrector.name != "none" and predictor.second is None:

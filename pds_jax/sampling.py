@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax import gits, spectral_steps, time_grids  # noqa: F401
+from pds_jax import gits, spectral_steps, time_grids  # noqa: F401  gits and spectral_steps register themselves
 from pds_jax import table as tables
 from pds_jax.correctors import CORRECTORS, NORMS, get_corrector
 from pds_jax.keys import image_keys, normal, typed
@@ -34,7 +34,7 @@ from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.predictors import PREDICTORS, get_predictor
 from pds_jax.replaying import replay  # noqa: F401
 from pds_jax.runner import PACE, Run, SamplingDiverged, check_finite, run  # noqa: F401
-from pds_jax.sampler_checks import check_options, checked_moments, image_shape, is_number, needed_moments
+from pds_jax.sampler_checks import check_options, checked_moments, image_shape, needed_moments
 from pds_jax.scores import checked, finite, known
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers import Memory
@@ -42,7 +42,7 @@ from pds_jax.spectral import matched_prior
 from pds_jax.stability import check_stability
 from pds_jax.steps import Step, named_options
 from pds_jax.table import CHUNK, Carry, Row, Table
-from pds_jax.types import Array, Key, PdsError, ScoreFn
+from pds_jax.types import Array, Key, PdsError, ScoreFn, is_number
 
 static = functools.partial(flax.struct.field, pytree_node=False)
 _FIELDS = ("snr", "probability_flow", "variant", "norm", "grid", "head_start", "corrector_levels", "colours")
@@ -51,21 +51,39 @@ Noise = Callable[[Any, Any], Array]  # (iteration, draw) -> (B, H, W, C)
 
 @flax.struct.dataclass
 class PCSampler:
-    """A sampler made by :func:`get_pc_sampler`; call it, or run it in chunks with :func:`run`."""
+    """A sampler made by :func:`get_pc_sampler`; call it, or run it in chunks with :func:`run`.
 
-    sde: SDE  # with the sampler's N levels
+    Attributes:
+      sde: SDE with the sampler's N levels.
+      preconditioner: M.
+      rows: the table, padded.
+      count: () int32, rows of the table without padding.
+      first: () float32, time of the prior.
+      numbers: options of the steps that are numbers; traced.
+      moments: (mean (H, W, C), power (H, W // 2 + 1, C), …) of the data in the model's range, if needed.
+      shape: (H, W, C).
+      kinds: the steps that ``rows.kind`` counts in.
+      choices: options of the steps that are not numbers.
+      draws: noise draws per iteration.
+      adds_noise_before: whether rows scale x or add noise before the evaluation.
+      denoise: return the last x_mean instead of x.
+      variant, prior: see :func:`get_pc_sampler`.
+      mean_fn: function of the norms (B,) in Langevin steps, see ``correctors``.
+    """
+
+    sde: SDE
     preconditioner: Preconditioner
-    rows: Row  # the table, padded
-    count: Any  # () int32 rows in it
-    first: Any  # () time of the prior
-    numbers: dict[str, Any]  # options of the steps that are numbers, traced
-    moments: Any = None  # (mean (H, W, C), power (H, W // 2 + 1, C)) of the data in the model's range
-    shape: tuple[int, int, int] = static(default=(0, 0, 0))  # (H, W, C)
-    kinds: tuple[Step, ...] = static(default=())  # the steps that rows name
-    choices: tuple[tuple[str, Any], ...] = static(default=())  # options of the steps that are not numbers
-    draws: int = static(default=1)  # noise draws per iteration
-    rises: bool = static(default=False)  # whether rows add noise before the evaluation
-    denoise: bool = static(default=True)  # whether the result is the last x_mean
+    rows: Row
+    count: Any
+    first: Any
+    numbers: dict[str, Any]
+    moments: Any = None
+    shape: tuple[int, int, int] = static(default=(0, 0, 0))
+    kinds: tuple[Step, ...] = static(default=())
+    choices: tuple[tuple[str, Any], ...] = static(default=())
+    draws: int = static(default=1)
+    adds_noise_before: bool = static(default=False)
+    denoise: bool = static(default=True)
     variant: str = static(default="paper")
     prior: str = static(default="standard")
     mean_fn: Callable[[Array], Array] = static(default=NORMS["sample"])
@@ -75,11 +93,30 @@ class PCSampler:
         """The rows, on the host; printing it shows what the sampler does."""
         return tables.unpadded(self.rows, int(self.count), self.kinds, self.draws)
 
-    nfe = property(lambda self: self.count, doc="Score evaluations per image: the number of rows.")
-    steps = property(lambda self: len(self.table.ends), doc="Iterations.")
-    times = property(lambda self: self.table.times, doc="(N,) time of the first row of each iteration.")
-    predictor = property(lambda self: self.table.name_of("predictor"), doc="Name of the predictor.")
-    corrector = property(lambda self: self.table.name_of("corrector"), doc="Name of the corrector.")
+    @property
+    def nfe(self) -> Any:
+        """Score evaluations per image: the number of rows."""
+        return self.count
+
+    @property
+    def steps(self) -> int:
+        """Iterations."""
+        return len(self.table.ends)
+
+    @property
+    def times(self) -> np.ndarray:
+        """(N,) time of the first row of each iteration."""
+        return self.table.times
+
+    @property
+    def predictor(self) -> str:
+        """Name of the predictor."""
+        return self.table.name_of("predictor")
+
+    @property
+    def corrector(self) -> str:
+        """Name of the corrector."""
+        return self.table.name_of("corrector")
 
     def __call__(self, keys: Key, score_fn: ScoreFn, condition: Any = None) -> tuple[Array, Array]:
         """Sample one image per key (B,), in one go; pure, so it may be jitted.
@@ -105,7 +142,8 @@ class PCSampler:
             x = x * (self.sde.std(first) / self.sde.std(jnp.float32(self.sde.T)))  # 1 but for times that begin below T
         if condition is not None:
             x = condition.start(x, jnp.full(x.shape[:1], first), z, self.sde)
-        memory = next((step.start or Memory.empty for step in self.kinds if step.multistep), lambda x: None)(x)
+        starts = [step.init_memory or Memory.empty for step in self.kinds if step.multistep]
+        memory = starts[0](x) if starts else None
         keys = image_keys(range(z.shape[0])) if keys is None else keys
         return Carry(x, x, keys, jnp.int32(0), finite(x) - 1, condition, memory)
 
@@ -138,31 +176,34 @@ class PCSampler:
         """Process one row: add noise if it says so, evaluate the score, take its step, pin the known part."""
         row: Row = jax.tree.map(lambda column: jnp.asarray(column)[carry.row], self.rows)
         t, t_next = (jnp.full(carry.x.shape[:1], time) for time in (row.t, row.t_next))
-        known_part, x = carry.condition, carry.x
-        shift = 0 if known_part is None else row.given
-        if self.rises:
-            x = row.shrink * x + row.up * self.preconditioner.apply(noise(row.step, row.rise + shift))
-        if known_part is not None:
+        condition, x = carry.condition, carry.x
+        offset = 0 if condition is None else row.condition_offset
+        if self.adds_noise_before:
+            before = self.preconditioner.apply(noise(row.iteration, row.draw_before + offset))
+            x = row.scale_before * x + row.noise_before * before
+        if condition is not None:
             x = self._pinned(carry, row.pin_before, (x, x), t, noise, row)[0]
         s = checked(score_fn)(x, t)
-        z = noise(row.step, row.draw + shift) if any(step.draws for step in self.kinds) else None
-        words = {"sde": self.sde, "score_fn": known(s), "preconditioner": self.preconditioner, "t_next": t_next,
-                 "moments": self.moments, "memory": carry.memory, "row": row, "mean_fn": self.mean_fn}  # fmt: skip
-        branches = [lambda step=step: self._take(step, x, t, z, words) for step in self.kinds]
+        z = noise(row.iteration, row.draw + offset) if any(step.draws for step in self.kinds) else None
+        inputs = {"sde": self.sde, "score_fn": known(s), "preconditioner": self.preconditioner, "t_next": t_next,
+                  "moments": self.moments, "memory": carry.memory, "row": row, "mean_fn": self.mean_fn}  # fmt: skip
+        branches = [lambda step=step: self._take(step, x, t, z, inputs) for step in self.kinds]
         x, x_mean, memory = branches[0]() if len(branches) == 1 else jax.lax.switch(row.kind, branches)
-        if known_part is not None:
-            x, x_mean = self._pinned(carry, row.pin_after, (x, x_mean), known_part.time(t, t_next), noise, row)
+        if condition is not None:
+            x, x_mean = self._pinned(carry, row.pin_after, (x, x_mean), condition.time(t, t_next), noise, row)
         done = carry.row + 1
-        still = jnp.where((carry.finite == carry.row) & (finite(x) == 1), done, carry.finite)
-        return Carry(x, x_mean, carry.keys, done, still, known_part, memory)
+        still_finite = jnp.where((carry.finite == carry.row) & (finite(x) == 1), done, carry.finite)
+        return Carry(x, x_mean, carry.keys, done, still_finite, condition, memory)
 
-    def _take(self, step: Step, x: Array, t: Array, z: Array | None, words: dict[str, Any]) -> tuple[Array, Array, Any]:
-        own = {name: value for name, value in (*self.numbers.items(), *self.choices) if name in step.options}
-        x, x_mean, *kept = step(x, t, z if step.draws else None, **words, **own)
-        return x, x_mean, kept[0] if kept else words["memory"]
+    def _take(
+        self, step: Step, x: Array, t: Array, z: Array | None, inputs: dict[str, Any]
+    ) -> tuple[Array, Array, Any]:
+        options = {name: value for name, value in (*self.numbers.items(), *self.choices) if name in step.options}
+        x, x_mean, *memory = step(x, t, z if step.draws else None, **inputs, **options)
+        return x, x_mean, memory[0] if memory else inputs["memory"]
 
     def _pinned(self, carry: Carry, draw: Array, state: Any, t: Array, noise: Noise, row: Row) -> Any:
-        pin = lambda: carry.condition.pin(*state, t, noise(row.step, draw), self.sde)  # noqa: E731
+        pin = lambda: carry.condition.pin(*state, t, noise(row.iteration, draw), self.sde)  # noqa: E731
         return jax.lax.cond(draw >= 0, pin, lambda: state)
 
     def result(self, carry: Carry) -> Array:
@@ -217,7 +258,7 @@ def get_pc_sampler(
       corrector_levels: lowest and highest noise level with corrector rows, by default all.
       colours: where prior and steps use the spectrum P, use that along the principal axes of the colours.
       statistics: ``Statistics.moments(config.data.centered)``, or its (mean, power), if needed.
-      check: raise an error if the predictor must diverge.
+      check: raise an error if the predictor is certain to diverge.
       **options: options of predictor, corrector and grid by their own names.
 
     Returns:
@@ -226,7 +267,7 @@ def get_pc_sampler(
 
     Raises:
       PdsError: unknown names, values out of range or of another shape, an option that predictor, corrector or SDE
-        does not support, or a setting that must diverge.
+        does not support, or a setting that is certain to diverge.
     """
     of_image, m = image_shape(shape), preconditioner or identity()
     m.check_shape(of_image)
@@ -237,9 +278,7 @@ def get_pc_sampler(
     check_options(sde, *steps, given, snr=snr, n_steps=n_steps, preconditioner=m, prior=prior, norm=norm, grid=grid,
                   shape=of_image, head_start=head_start, corrector_levels=corrector_levels)  # fmt: skip
     table = tables.build(sde, times, *steps, int(n_steps), bool(denoise), given, corrector_levels)
-    defaults = {k: v for step in table.kinds for k, v in step.options.items() if step.takes(k)}
-    own = {name: {**given, "snr": snr}.get(name, value) for name, value in defaults.items()}
-    numbers = {name: np.float32(value) for name, value in own.items() if is_number(value)}
+    numbers, choices = _step_options(table.kinds, {**given, "snr": snr})
     sampler = PCSampler(
         sde=sde,
         preconditioner=m,
@@ -250,17 +289,34 @@ def get_pc_sampler(
         moments=needed_moments(statistics, of_image, table.kinds, given, prior, colours),
         shape=of_image,
         kinds=table.kinds,
-        choices=tuple(sorted((name, value) for name, value in own.items() if name not in numbers)),
+        choices=choices,
         draws=table.draws,
-        rises=bool(np.any(table.rows.up != 0) or np.any(table.rows.shrink != 1)),
+        adds_noise_before=bool(np.any(table.rows.noise_before != 0) or np.any(table.rows.scale_before != 1)),
         denoise=bool(denoise) and predictor != "none",  # without one there is no x_mean, as in score_sde
-        variant=variant if steps[0].limited else "exact",
+        variant=variant if steps[0].has_stability_limit else "exact",
         prior=prior,
         mean_fn=mean_fn or NORMS[norm],
     )
-    if check and steps[0].draws and steps[0].uses_M and steps[0].limited:
+    if check and steps[0].draws and steps[0].uses_M and steps[0].has_stability_limit:
         check_stability(sampler, statistics)
     return sampler
+
+
+def _step_options(
+    kinds: Sequence[Step], given: dict[str, Any]
+) -> tuple[dict[str, np.float32], tuple[tuple[str, Any], ...]]:
+    """Options of the steps, given or by default: those that are numbers, to be traced, and the others."""
+    numbers: dict[str, np.float32] = {}
+    choices: dict[str, Any] = {}
+    for step in kinds:
+        for name, default in step.options.items():
+            if step.takes(name):
+                value = given.get(name, default)
+                if is_number(value):
+                    numbers[name] = np.float32(value)
+                else:
+                    choices[name] = value
+    return numbers, tuple(sorted(choices.items()))
 
 
 def option_names() -> set[str]:
@@ -290,6 +346,9 @@ def get_sampling_fn(
       preconditioner, mean_fn, check: see :func:`get_pc_sampler`.
       eps: last time without speed-up, by default the SDE's.
       statistics: (mean, power) in the model's range, or a ``Statistics``.
+
+    Returns:
+      ``sampler(keys (B,), score_fn) -> (x, nfe)``, x (B, H, W, C) float32 in the model's range, not clipped.
 
     Raises:
       PdsError: unknown method, or what :func:`get_pc_sampler` and :func:`get_ode_sampler` refuse.
@@ -322,7 +381,7 @@ def _solver_options(options: Any, own: dict[str, Any]) -> dict[str, Any]:
     found = named_options(options.get("solver_options", ""))
     for name in found:
         if name in inspect.signature(get_pc_sampler).parameters:
-            raise PdsError(f"solver_options: {name} is no option of a predictor or a grid; give it by itself")
+            raise PdsError(f"solver_options: {name} is not an option of a predictor or a grid; pass it directly")
         if name in own:
-            raise PdsError(f"{name} is given by itself and in solver_options; leave one of the two out")
+            raise PdsError(f"{name} is given both as an option and in solver_options; remove one of them")
     return found

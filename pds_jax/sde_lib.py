@@ -24,6 +24,7 @@ from pds_jax.ops import batch_mul
 from pds_jax.types import Array, Key, PdsError, Registry, ScoreFn
 
 TABLE_BLOCK = 1024
+_USE_ALPHA = ("langevin", "ald")  # the correctors whose step size has 1 − β_i in it
 _LOG_2PI = math.log(2 * math.pi)
 _REGISTERED: set[type] = set()
 _LEAVES = "_leaves"  # names of the leaves, kept by an SDE that JAX put together
@@ -62,16 +63,16 @@ class SDE(abc.ABC):
         Raises:
           PdsError: a field is missing.
         """
-        words: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         for name, parameter in inspect.signature(cls).parameters.items():
             if name == "N":
-                words[name] = N
+                arguments[name] = N
             elif hasattr(model, name):
-                words[name] = getattr(model, name)
+                arguments[name] = getattr(model, name)
             elif parameter.default is inspect.Parameter.empty:
                 raise PdsError(f"config.model.{name} is missing: {cls.__name__} needs it")
-        made = cls(**words)
-        return made if "N" in words else made.with_num_scales(N)
+        made = cls(**arguments)
+        return made if "N" in arguments else made.with_num_scales(N)
 
     def tables(self, N: int) -> dict[str, np.ndarray]:  # noqa: ARG002, N803
         """Attributes that hold one value a level, of N levels; none by default."""
@@ -367,12 +368,12 @@ class _LinearBeta(SDE):
         """Refuse β_i > 1 where 1 − β_i is used; at β_i = 1 ancestral sampling alone divides by zero."""
         SDE.check(self, predictor, corrector)
         largest = float(np.asarray(self.discrete_betas).max())
-        needed = uses_alpha or corrector != "none"
+        needed = uses_alpha or corrector in _USE_ALPHA
         if (needed and largest > 1) or (predictor == "ancestral_sampling" and largest >= 1):
             raise PdsError(
                 f"{type(self).__name__} with N={int(self.N)} levels has beta_max/N = {largest:.3g}, but predictor "
                 f"{predictor!r} with corrector {corrector!r} needs 1 - beta_i: use more steps (a smaller speed_up, N > "
-                f"{float(self.beta_1):g}), or predictor euler_maruyama with corrector none"
+                f"{float(self.beta_1):g}), corrector none, or another predictor such as euler_maruyama or ddim"
             )
 
     def beta(self, t: Array) -> Array:

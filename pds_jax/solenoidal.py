@@ -26,6 +26,9 @@ def with_solenoidal(
       shape: (H, W, C), needed only where M is the identity.
       w: (H, W) or (H, W, C) real odd function of frequency, zero frequency first, instead of the sine.
 
+    Returns:
+      M with w added to ``skew``, (H, W // 2 + 1, C) float32; m itself if the strength is 0.
+
     Raises:
       PdsError: strength not finite, shape missing, or w not odd.
     """

@@ -45,11 +45,7 @@ def in_colours(power: np.ndarray, cross: np.ndarray, width: int) -> tuple[np.nda
     full = np.zeros((*power.shape[:2], channels, channels))
     full[..., first, second] = full[..., second, first] = cross
     full[..., np.arange(channels), np.arange(channels)] = power
-    weight = np.full(power.shape[1], 2.0)
-    weight[0] = 1.0
-    if width % 2 == 0:
-        weight[-1] = 1.0
-    basis = np.linalg.eigh(np.einsum("hwij,w->ij", full, weight))[1][:, ::-1]
+    basis = np.linalg.eigh(np.einsum("hwij,w->ij", full, ops.half_plane_weights(width)))[1][:, ::-1]
     rotated = np.einsum("hwij,ic,jc->hwc", full, basis, basis)
     # Rounding may exceed the power of a colour that hardly occurs.
     floor = 1e-6 * power.mean(axis=-1, keepdims=True)
@@ -96,12 +92,8 @@ def plane_mean(half: Array, width: int) -> Array:
     Returns:
       (...) means.
     """
-    columns = half.shape[-2]
-    weight = jnp.full((columns,), 2.0, jnp.float32).at[0].set(1.0)
-    if width % 2 == 0:
-        weight = weight.at[-1].set(1.0)
-    axes = (*range(half.ndim - 2), half.ndim - 1)
-    total = jnp.sum(half * jnp.expand_dims(weight, axes), axis=(-3, -2, -1))
+    weights = jnp.asarray(ops.half_plane_weights(width))[:, None]
+    total = jnp.sum(half * jnp.broadcast_to(weights, half.shape), axis=(-3, -2, -1))
     return total / (half.shape[-3] * half.shape[-1] * width)
 
 
@@ -115,6 +107,12 @@ def noise_level(sde: SDE, t: Array) -> tuple[Array, Array]:
 def per_mode(level: Array) -> Array:
     """(B,) -> (B, 1, 1, 1), to stand beside a spectrum."""
     return level[:, None, None, None]
+
+
+def modewise(value: float | Array) -> Array:
+    """A number, or an array (H, W // 2 + 1, C) with an axis of images in front; float32, to stand beside a spectrum."""
+    array = jnp.asarray(value, jnp.float32)
+    return array[None] if array.ndim == 3 else array
 
 
 def wiener_denoiser(x_bar: Array, level: Array, moments: Moments) -> Array:

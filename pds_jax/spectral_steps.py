@@ -29,17 +29,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.correctors import register_corrector
+from pds_jax.filters import check_even
 from pds_jax.ops import batch_mul
 from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.predictors import register_predictor, score_drift
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers import Memory
-from pds_jax.spectral import Moments, from_modes, noise_level, parts, per_mode, times, to_modes
+from pds_jax.spectral import Moments, from_modes, modewise, noise_level, parts, per_mode, times, to_modes
 from pds_jax.table import Row
 from pds_jax.types import Array, PdsError, ScoreFn
 
 _IDENTITY = identity()
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+_PANEL = 24.0  # largest (1+λ) h of a panel of the quadrature, which then errs by less than float32 does
 _SMALLEST = 1e-34  # stands for q = 0, of a mode without data in the step to the data
 
 
@@ -95,7 +97,7 @@ def _evaluated(
     return _State(y, residual, p, mean, basis, level, below, m_next)
 
 
-@register_predictor("spectral", limited=False, refuse=lambda *a: _refuse(*a))
+@register_predictor("spectral", has_stability_limit=False, validate=lambda *a: _refuse(*a))
 def spectral(
     x: Array,
     t: Array,
@@ -132,8 +134,8 @@ def spectral(
     Returns:
       x and x_mean at t_next, and the memory.
     """
-    at = _evaluated(x, t, t_next, sde, score_fn, moments, _modewise(spectrum))
-    lam = eigenvalues(preconditioner) if isinstance(stochasticity, str) else _modewise(stochasticity)
+    at = _evaluated(x, t, t_next, sde, score_fn, moments, modewise(spectrum))
+    lam = eigenvalues(preconditioner) if isinstance(stochasticity, str) else modewise(stochasticity)
     guess, memory = _extrapolated(at, memory, kappa)
     moved = _moved(at, lam, times(_weights(at, lam)[0], guess))
     if row is not None and row.coefficients.shape[-1]:
@@ -203,7 +205,7 @@ def spectral_ancestral(
     return x_mean + m_op.apply(noise), x_mean
 
 
-@register_corrector("langevin_exact", refuse=lambda *a: _refuse(*a))
+@register_corrector("langevin_exact", validate=lambda *a: _refuse(*a))
 def langevin_exact(
     x: Array,
     t: Array,
@@ -226,7 +228,7 @@ def langevin_exact(
     Args:
       snr: signal-to-noise ratio, () float32.
     """
-    at = _evaluated(x, t, t, sde, score_fn, moments, _modewise(spectrum))
+    at = _evaluated(x, t, t, sde, score_fn, moments, modewise(spectrum))
     total = at.p + per_mode(at.level) ** 2
     keep = per_mode(at.level) ** 2 / total
     log_a = -2 * jnp.square(snr) * eigenvalues(preconditioner) * keep
@@ -266,6 +268,8 @@ def _refuse(options: dict[str, Any], m: Preconditioner, shape: tuple[int, int, i
         if not of_mode or not np.all((array >= low) & (array <= high) & np.isfinite(array)):
             shapes = "one" if name == "kappa" else f"one, or {plane}"
             raise PdsError(f"{name}={value}: use finite numbers ({shapes}) from {low} to {high}")
+        if array.ndim:
+            check_even(array, shape[1], name)
 
 
 def rings(plane: tuple[int, ...]) -> np.ndarray:
@@ -278,11 +282,6 @@ def ring_gains(gains: Array, plane: tuple[int, ...]) -> Array:
     """(K,) gains per ring -> (1, H, W // 2 + 1, 1); rings beyond the last have the last one's."""
     which = np.minimum(rings(plane), gains.shape[0] - 1)
     return gains[which][None, :, :, None]
-
-
-def _modewise(value: float | Array) -> Array:
-    array = jnp.asarray(value, jnp.float32)
-    return array[None] if array.ndim == 3 else array
 
 
 def _moved(at: _State, lam: Array | float, pull: Array) -> Array:
@@ -318,8 +317,8 @@ def _weights(at: _State, lam: Array | float) -> tuple[Array, Array]:
 def integrals(p: Array, level: Array, below: Array, lam: Array | float) -> tuple[Array, Array]:
     """(1+λ) ∫ ((P + s'²)/(P + e^{2u}))^((1+λ)/2) (log s − u)^k du over log s' < u < log s for k = 0, 1.
 
-    Gauss–Legendre quadrature. For k = 0, λ = 0 it is √((P + s'²)/P) (asinh(√P/s') − asinh(√P/s)), for λ = 1
-    (P + s'²)/P log(s² (P + s'²)/(s'² (P + s²))).
+    Gauss–Legendre quadrature over v = u − log s', in as many panels as a large λ needs. For k = 0, λ = 0 it is
+    √((P + s'²)/P) (asinh(√P/s') − asinh(√P/s)), for λ = 1 (P + s'²)/P log(s² (P + s'²)/(s'² (P + s²))).
 
     Args:
       p: (B or 1, H, W // 2 + 1, C) P.
@@ -330,15 +329,18 @@ def integrals(p: Array, level: Array, below: Array, lam: Array | float) -> tuple
     Returns:
       Both, (B, H, W // 2 + 1, C).
     """
-    top, h = jnp.log(level), jnp.log(level / below)
-    end = jnp.log(p + per_mode(below) ** 2)
-
-    def add(total: Any, node: Any) -> tuple[Any, None]:
-        depth = h * node[0]
-        inside = jnp.exp((1 + lam) / 2 * (end - jnp.log(p + per_mode(jnp.exp(2 * (top - depth))))))
-        value = (1 + lam) * per_mode(h * node[1]) * inside
-        return (total[0] + value, total[1] + value * per_mode(depth)), None
-
-    zero = jnp.zeros(jnp.broadcast_shapes(end.shape, jnp.shape(lam)), jnp.float32)
+    h, share = jnp.log(level / below), per_mode(below) ** 2 / (p + per_mode(below) ** 2)
+    panels = jnp.maximum(jnp.ceil((1 + jnp.max(jnp.asarray(lam))) * jnp.max(h) / _PANEL), 1)
     nodes = jnp.asarray((_NODES + 1) / 2, jnp.float32), jnp.asarray(_WEIGHTS / 2, jnp.float32)
-    return jax.lax.scan(add, (zero, zero), nodes)[0]
+
+    def add_panel(panel: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
+        def add(total: Any, node: Any) -> tuple[Any, None]:
+            v = per_mode(h * ((panel + node[0]) / panels))
+            inside = jnp.exp(-(1 + lam) / 2 * jnp.log1p(share * jnp.expm1(2 * v)))
+            value = (1 + lam) * per_mode(h * (node[1] / panels)) * inside
+            return (total[0] + value, total[1] + value * (per_mode(h) - v)), None
+
+        return jax.lax.scan(add, total, nodes)[0]
+
+    zero = jnp.zeros(jnp.broadcast_shapes(share.shape, jnp.shape(lam)), jnp.float32)
+    return jax.lax.fori_loop(0, panels.astype(jnp.int32), add_panel, (zero, zero))

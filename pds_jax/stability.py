@@ -1,4 +1,4 @@
-"""Settings that must diverge, found before any long work."""
+"""Check before sampling whether a setting is certain to diverge."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pds_jax.types import Array
 
 
 def step_limit(m: Preconditioner) -> Array:
-    """What stands for λ_max in the stability limit of a step: max (λ² + w²)/λ with a solenoidal term i w.
+    """The value that replaces λ_max in the stability limit of a step: max (λ² + w²)/λ with a solenoidal term i w.
 
     |1 − q (λ + i w)| ≤ 1 iff q (λ² + w²)/λ ≤ 2. Beside a pixel filter, with which S does not commute, w is left out,
-    so that a setting is refused only if it must diverge. Derived, see docs/theory.md.
+    so that a setting is refused only if it is certain to diverge. Derived, see docs/theory.md.
 
     Args:
       m: M.
@@ -37,7 +37,7 @@ def step_limit(m: Preconditioner) -> Array:
 
 
 def check_stability(sampler: Any, statistics: Any = None) -> float:
-    """Refuse a sampler whose predictor must diverge.
+    """Raise if the predictor of a sampler is certain to diverge.
 
     A step multiplies the error of a mode by 1 − q; for reverse diffusion of VE, variant "paper",
     q = λ_max(M Mᵀ) G²/(σ² + v) with v the mode's data variance. |1 − q| > 1 iff q > 2. The predictor itself is asked
@@ -50,10 +50,10 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
       statistics: (mean, power) in the model's range, or None.
 
     Returns:
-      The number.
+      The number q.
 
     Raises:
-      SamplingDiverged: it exceeds 2.
+      SamplingDiverged: q exceeds 2.
     """
     largest = float(step_limit(sampler.preconditioner))
     times = np.append(sampler.times, np.float32(0)) if len(sampler.times) == sampler.steps else sampler.times
@@ -64,8 +64,9 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
     number = float(np.quantile(q[: max(sampler.steps - 1, 1)], 0.75))
     if number > 2:
         raise SamplingDiverged(
-            f"this setting diverges: lambda_max(M M^T) G^2 / (sigma^2 + v) = {number:.3g} exceeds 2 (lambda_max = "
-            f"{largest:.3g}, N = {sampler.steps}, predictor {step.name}); use a larger alpha or more steps"
+            f"this setting diverges: with N={sampler.steps}, predictor {step.name!r} multiplies errors by "
+            f"{number - 1:.3g} or more in a quarter of its steps (M amplifies the drift up to {largest:.3g} times); "
+            "use more steps, or a weaker M (a larger alpha)"
         )
     return number
 
@@ -105,7 +106,7 @@ def _amplification(
         preconditioner=_Gain(lam),
         t_next=jnp.asarray(times)[1:],
         moments=(0 * ones[0], variance * ones[0]),
-        memory=(step.start or Memory.empty)(ones),
+        memory=(step.init_memory or Memory.empty)(ones),
         **{name: value for name, value in options if name in step.options},
     )[1]
     return x_mean[:, 0, 0, 0]

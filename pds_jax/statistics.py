@@ -121,7 +121,7 @@ class Statistics:
 
     @property
     def pixel_moments(self) -> tuple[float, float]:
-        """Mean and deviation of all pixels of all images."""
+        """Mean and standard deviation of all pixels of all images, in units of the range [0, 1]."""
         mean = float(self.mean.mean(dtype=np.float64))
         return mean, float(np.sqrt(max(self.r_a.mean(dtype=np.float64) - mean**2, 0.0)))
 
@@ -139,16 +139,26 @@ class Statistics:
         return np.float32(2) * self.mean - np.float32(1), np.float32(4) * self.power
 
     def moments(self, centered: bool) -> tuple[np.ndarray, ...]:
-        """Mean, power and, where the file holds them, cross-spectra in the range that a model works in."""
+        """Mean, power and, where the file holds them, cross-spectra in the range that a model works in.
+
+        Args:
+          centered: True for [-1, 1] (``config.data.centered``), False for [0, 1].
+
+        Returns:
+          (mean (H, W, C), power (H, W // 2 + 1, C)[, cross (H, W // 2 + 1, C (C − 1)/2)]) float32.
+        """
         if self.cross is None:
             return self.to_range(centered)
         return *self.to_range(centered), np.float32(4 if centered else 1) * self.cross
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
-        """Refuse statistics of images of another shape than (H, W, C).
+        """Raise if images are of another shape than those of the statistics.
+
+        Args:
+          shape: (H, W, C) of the images.
 
         Raises:
-          PdsError: names both shapes.
+          PdsError: the shapes differ.
         """
         if tuple(shape) != self.shape:
             raise PdsError(
@@ -481,7 +491,7 @@ def _read_record(stored: np.ndarray | None, path: str | os.PathLike[str]) -> dic
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], record: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Refuse arrays that do not belong to their record."""
+    """Raise if arrays do not belong to their record."""
     try:
         height, width, channels = (int(n) for n in record["shape"])
         count = record["count"]

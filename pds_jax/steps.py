@@ -1,7 +1,7 @@
 """Records of predictors and correctors, made from the signatures of their functions.
 
-A step is a pure function ``fn(x, t, z, *, ...) -> (x, x_mean)``, or ``(x, x_mean, memory)``. Of the keywords, those in
-:data:`INPUTS` are filled by the loop; all others are options of the step. An option that a step does not have is an
+A step is a pure function ``fn(x, t, z, *, ...) -> (x, x_mean)``, or ``(x, x_mean, memory)``. Its keywords that are in
+:data:`INPUTS` are supplied by the loop; all others are options of the step. An option that a step lacks raises an
 error that names it.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from pds_jax.types import Array, PdsError, Registry
 
-# What a step may ask for: the SDE; the score at (x, t); M; the time to step to; (mean, power) of the data; what it kept
+# Inputs a step can request: the SDE; the score at (x, t); M; the time to step to; (mean, power) of the data; the memory
 # from its last row; the row of the table; the mean of norms over images (``correctors.NORMS``).
 INPUTS = ("sde", "score_fn", "preconditioner", "t_next", "moments", "memory", "row", "mean_fn")
 _WORDS = {"inf": math.inf, "true": True, "false": False}  # in text, beside Python's own True, False and None
@@ -35,18 +35,18 @@ class Step:
       fn: the function.
       draws: noise draws a row, 0 or 1; z is None where it is 0.
       second: a second stage, a row of its own at t_next, left out where t_next is the data.
-      single: options -> whether `second` is left out of every step; None for never.
+      is_single_stage: options -> whether every step omits `second`; None for never.
       coefficients: (sde, times (N,), options) -> (N, K) float64, weights computed on the host, for
         ``row.coefficients``.
       build: (sde, times, step, options) -> ``table.Table``, for a method whose rows are not one per time; else None.
-      extra: options -> rows of its table in addition to those of its steps; None for none.
-      start: x -> value of ``memory`` before the first row.
-      planned: options that `coefficients` and `build` read, on the host, and the function does not -> their defaults.
-      least_steps: fewest steps that the method is defined for.
-      limited: whether M has a stability limit in it.
-      refuse: (options, M, shape) -> None, raises an error for options that the step cannot use.
+      extra_rows: options -> rows of its table in addition to those of its steps; None for none.
+      init_memory: x -> value of ``memory`` before the first row.
+      host_options: options read on the host by `coefficients` and `build` only -> their defaults.
+      min_steps: fewest steps that the method is defined for.
+      has_stability_limit: whether the step diverges for a large M (``stability.check_stability``).
+      validate: (options, M, shape) -> None, raises an error for options that the step cannot use.
       inputs: those of :data:`INPUTS` that it takes.
-      options: its own keywords, and those planned -> their defaults.
+      options: its own keywords, and those of `host_options` -> their defaults.
     """
 
     kind: str
@@ -54,42 +54,42 @@ class Step:
     fn: Callable[..., tuple[Any, ...]]
     draws: int = 1
     second: Step | None = None
-    single: Callable[[dict[str, Any]], bool] | None = None
+    is_single_stage: Callable[[dict[str, Any]], bool] | None = None
     coefficients: Callable[..., np.ndarray] | None = None
     build: Callable[..., Any] | None = None
-    extra: Callable[[dict[str, Any]], int] | None = None
-    start: Callable[[Array], Any] | None = None
-    planned: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
-    least_steps: int = 2
-    limited: bool = True
-    refuse: Callable[..., None] | None = None
+    extra_rows: Callable[[dict[str, Any]], int] | None = None
+    init_memory: Callable[[Array], Any] | None = None
+    host_options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
+    min_steps: int = 2
+    has_stability_limit: bool = True
+    validate: Callable[..., None] | None = None
     inputs: tuple[str, ...] = ()
     options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False, compare=False)
 
     def __post_init__(self) -> None:
         parameters = inspect.signature(self.fn).parameters.values()
-        words = [p for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY]
-        object.__setattr__(self, "inputs", tuple(p.name for p in words if p.name in INPUTS))
-        own = {p.name: p.default for p in words if p.name not in INPUTS}
-        object.__setattr__(self, "options", {**own, **self.planned})
+        keywords = [p for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY]
+        object.__setattr__(self, "inputs", tuple(p.name for p in keywords if p.name in INPUTS))
+        own = {p.name: p.default for p in keywords if p.name not in INPUTS}
+        object.__setattr__(self, "options", {**own, **self.host_options})
 
-    def __call__(self, x: Array, t: Array, z: Array | None, **words: Any) -> tuple[Any, ...]:
-        """Take the step; unused inputs are left out, unknown options are refused.
+    def __call__(self, x: Array, t: Array, z: Array | None, **kwargs: Any) -> tuple[Any, ...]:
+        """Take the step; inputs that the function does not take are dropped, unknown options raise an error.
 
         Raises:
           PdsError: an option, or M, that the step does not take.
         """
-        self.check({name: value for name, value in words.items() if name not in INPUTS})
-        if not self.uses_M and not getattr(words.get("preconditioner"), "is_identity", True):
+        self.check({name: value for name, value in kwargs.items() if name not in INPUTS})
+        if not self.uses_M and not getattr(kwargs.get("preconditioner"), "is_identity", True):
             raise PdsError(f"{self.kind} {self.name!r} does not apply M; leave it out")
-        taken = {name: value for name, value in words.items() if name in self.inputs or self.takes(name)}
+        taken = {name: value for name, value in kwargs.items() if name in self.inputs or self.takes(name)}
         if taken.get("preconditioner", self) is None:
             del taken["preconditioner"]
         return self.fn(x, t, z, **taken)
 
     def takes(self, name: str) -> bool:
         """Whether an option is a keyword of the function."""
-        return name in self.options and name not in self.planned
+        return name in self.options and name not in self.host_options
 
     def check(self, options: dict[str, Any]) -> None:
         """Refuse an option that this step does not take.
@@ -175,7 +175,7 @@ def named_options(given: Any) -> dict[str, Any]:
 
 
 def number(value: Any) -> float:
-    """An option as a float; NaN, which every check of a range refuses, where it is no number."""
+    """An option as a float; NaN, which fails every range check, if it is not a number."""
     try:
         return math.nan if isinstance(value, str | bool) or np.ndim(value) else float(value)
     except (TypeError, ValueError):
@@ -191,7 +191,7 @@ def numbers(value: Any, count: int) -> tuple[float, ...]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """A number or a tuple of numbers; a name stands for itself, but inf, True, true, None … for what they are."""
+    """A number, a tuple of numbers, or a name as a string; inf, true, false, True, False and None are converted."""
     if isinstance(node, ast.Name):
         return _WORDS.get(node.id, node.id)
     return ast.literal_eval(node)

@@ -1,4 +1,4 @@
-"""The M of a configuration, from its section ``pds``.
+"""Build the M that a configuration's section ``pds`` describes.
 
 M is made from the data's statistics and a strength α, from the masks of the released PDS code and α, or from a radius
 and a gain, without data and α.
@@ -22,7 +22,7 @@ _ALPHA_OF_THE_PAPERS = 5.0
 
 
 def check(pds: Any, given: Collection[str]) -> None:
-    """Refuse names that M does not have, a radius or a gain that says nothing, and fields given that M is not made of.
+    """Check the section ``pds``: unknown names, a radius or gain without effect, and fields that M does not use.
 
     Args:
       pds: the section of a configuration.

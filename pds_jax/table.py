@@ -1,6 +1,6 @@
 """The table of a sampler: each row is one evaluation of the score and the step that uses it.
 
-    x ← shrink · x + up · M z₀                 if the table has `up`: noise added before the evaluation
+    x ← scale_before · x + noise_before · M z₀    where noise is added before the evaluation
     s = score(x, t)
     x, x_mean ← step(x, t → t_next, s, z)
 
@@ -30,49 +30,59 @@ class Row:
 
     Attributes:
       kind: int32, which of the sampler's kinds of step.
-      step: int32, iteration from 1; noise is drawn from fold_in(fold_in(key, step), draw).
+      iteration: int32, from 1; noise is drawn from fold_in(fold_in(key, iteration), draw).
       draw: int32, number of the row's draw within its iteration.
-      rise: int32, number of the draw of the noise added before the evaluation.
+      draw_before: int32, index of the draw for the noise added before the evaluation.
       draws: int32, noise draws of its iteration, without a condition's.
-      given: int32, what a condition adds to `draw`, which has draws of its own.
+      condition_offset: int32, offset added to `draw` when there is a condition, which draws noise of its own.
       pin_before, pin_after: int32, number of the draw with which a condition pins the state before and after the row;
         −1 where it does not.
       t: float32 time of the evaluation.
       t_next: float32 time that x is at afterwards; 0 stands for the data.
-      up: float32 deviation of the noise added before the evaluation.
-      shrink: float32 what x is multiplied by before that.
+      noise_before: float32 deviation of the noise added before the evaluation.
+      scale_before: float32 factor of x before that.
       coefficients: (K,) float32 weights of a step that has them.
     """
 
     kind: Any
-    step: Any
+    iteration: Any
     draw: Any
-    rise: Any
+    draw_before: Any
     draws: Any
-    given: Any
+    condition_offset: Any
     pin_before: Any
     pin_after: Any
     t: Any
     t_next: Any
-    up: Any
-    shrink: Any
+    noise_before: Any
+    scale_before: Any
     coefficients: Any
 
 
 @flax.struct.dataclass
 class Carry:
-    """The state of the loop between rows."""
+    """The state of the loop between rows.
 
-    x: Array  # (B, H, W, C) images
-    x_mean: Array  # (B, H, W, C) images before the last noise was added
-    keys: Key  # (B,) one key an image
-    row: Array  # () int32 rows done
-    finite: Array  # (B,) int32 rows after which the image was still finite
-    condition: Any = None  # what is known of the images, of ``controllable_generation``
-    memory: Any = None  # of a multistep predictor
+    Attributes:
+      x: (B, H, W, C) images.
+      x_mean: (B, H, W, C) images before the last noise was added.
+      keys: (B,) one key per image.
+      row: () int32 rows done.
+      finite: (B,) int32 rows after which the image was still finite.
+      condition: a ``controllable_generation.Known``, or None.
+      memory: of a multistep predictor, or None.
+    """
+
+    x: Array
+    x_mean: Array
+    keys: Key
+    row: Array
+    finite: Array
+    condition: Any = None
+    memory: Any = None
 
 
-_WHOLE = ("kind", "step", "draw", "rise", "draws", "given", "pin_before", "pin_after")
+_WHOLE = ("kind", "iteration", "draw", "draw_before", "draws", "condition_offset", "pin_before", "pin_after")
 FIELDS = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -97,7 +107,7 @@ class Table:
     @property
     def ends(self) -> np.ndarray:
         """(N,) rows done after each iteration."""
-        return np.flatnonzero(np.diff(self.rows.step, append=self.rows.step[-1] + 1)) + 1
+        return np.flatnonzero(np.diff(self.rows.iteration, append=self.rows.iteration[-1] + 1)) + 1
 
     @property
     def times(self) -> np.ndarray:
@@ -114,14 +124,14 @@ class Table:
         lines = [f"{len(self)} evaluations in {len(self.ends)} iterations"]
         lines.append("  row iteration step                 t -> t_next")
         for i in range(len(self)):
-            extra = f"  up {rows.up[i]:.4g}" if rows.up[i] else ""
+            extra = f"  noise before {rows.noise_before[i]:.4g}" if rows.noise_before[i] else ""
             name = self.kinds[int(rows.kind[i])].name
             at = f"{rows.t[i]:.6g} -> {rows.t_next[i]:.6g}"
-            lines.append(f"{i + 1:5d} {rows.step[i]:9d} {name:20s} {at}{extra}")
+            lines.append(f"{i + 1:5d} {rows.iteration[i]:9d} {name:20s} {at}{extra}")
         return "\n".join(lines)
 
     def padded(self) -> Row:
-        """The rows with as many that do nothing as make whole blocks, so that another number compiles nothing."""
+        """The rows, padded with no-op rows to a multiple of BLOCK, so that another number does not recompile."""
         missing = -len(self) % BLOCK
 
         def pad(column: np.ndarray) -> np.ndarray:
@@ -136,8 +146,11 @@ def unpadded(rows: Row, count: int, kinds: tuple[Step, ...], draws: int) -> Tabl
 
 
 def from_rows(rows: list[dict[str, Any]], kinds: tuple[Step, ...], draws: int) -> Table:
-    """A table of rows given one by one; fields left out are 0, but `shrink` 1, the pins −1 and `draws` the table's."""
-    blank = {**dict.fromkeys(FIELDS, 0), "shrink": 1.0, "pin_before": -1, "pin_after": -1, "draws": draws}
+    """A table from a list of rows.
+
+    Missing fields are 0, but `scale_before` 1, the pins −1, and `draws` the argument.
+    """
+    blank = {**dict.fromkeys(FIELDS, 0), "scale_before": 1.0, "pin_before": -1, "pin_after": -1, "draws": draws}
     widest = max((len(row.get("coefficients", ())) for row in rows), default=0)
     columns: dict[str, np.ndarray] = {}
     for name in FIELDS:
@@ -190,7 +203,7 @@ def pc(
             if number and t_next == 0:
                 continue
             at = {"t": t if number == 0 else t_next, "t_next": t_next}
-            own.append({"kind": kinds.index(stage), "draw": corrections, "given": 1, **at})
+            own.append({"kind": kinds.index(stage), "draw": corrections, "condition_offset": 1, **at})
             if coefficients is not None:
                 own[-1]["coefficients"] = coefficients[i]
         # A condition has a draw after the corrector's, or before all, and one after the predictor's.
@@ -200,7 +213,7 @@ def pc(
             own[0]["pin_before"] = 0
         if own:
             own[-1]["pin_after"] = corrections + 1 + (predictor.draws if stages else 0)
-        rows += [{"step": i + 1, **row} for row in own]
+        rows += [{"iteration": i + 1, **row} for row in own]
     return from_rows(rows, kinds, corrections + (predictor.draws if stages else 0))
 
 
@@ -255,12 +268,12 @@ def iterations(
       PdsError: too few for one iteration of the two, or for the predictor's order.
     """
     options = {**predictor.options, **(options or {})}
-    stages = 1 if predictor.single is not None and predictor.single(options) else predictor.stages
+    stages = 1 if predictor.is_single_stage is not None and predictor.is_single_stage(options) else predictor.stages
     each = stages + (n_steps if corrector.stages else 0)
     saved = stages - 1 if predictor.second is not None and to_data else 0
-    saved -= 0 if predictor.extra is None else predictor.extra(options)
+    saved -= 0 if predictor.extra_rows is None else predictor.extra_rows(options)
     n = (int(nfe) + saved) // max(each, 1) + (predictor.any_grid and not to_data)
-    least = max(predictor.least_steps, 2)
+    least = max(predictor.min_steps, 2)
     if n < least:
         raise PdsError(
             f"nfe={nfe}: predictor {predictor.name!r} with corrector {corrector.name!r} needs at least "

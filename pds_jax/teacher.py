@@ -1,4 +1,4 @@
-"""The grid "gits" of a checkpoint: its own probability flow, in many steps, says at which times few steps go."""
+"""Costs for the grid "gits": computed from a long run of the checkpoint's probability flow (the teacher)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def costs(sde: SDE, shape: tuple[int, int, int], eps: float, score_fn: ScoreFn, 
       shape: (H, W, C) of an image.
       eps: last time of the grid.
       score_fn: score function of the checkpoint.
-      key: what decides the score, to remember the costs by; empty forgets them.
+      key: cache key that identifies the score; empty disables caching.
 
     Returns:
       cost (61, 61) and teacher (61,).

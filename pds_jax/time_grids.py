@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from pds_jax.levels import VPTime, levels
+from pds_jax.ops import half_plane_weights
 from pds_jax.sde_lib import SDE
 from pds_jax.steps import number
 from pds_jax.types import PdsError, Registry
@@ -88,10 +89,20 @@ def _uniform(sde: SDE, eps: float, N: int, *, first: float | None = None) -> np.
 def edm_rho(sde: SDE, eps: float, N: int, *, rho: float = 7.0, first: float | None = None) -> np.ndarray:  # noqa: N803
     """Times whose noise levels satisfy σ_i^{1/ρ} linear in i; a larger ρ puts more times at low noise.
 
-    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, equation 5.
+    Args:
+      sde: SDE.
+      eps: last time, 0 < eps < the first time.
+      N: number of times, ≥ 2.
+      rho: ρ, finite and > 0.
+      first: first time; None for T.
+
+    Returns:
+      (N,) float32 times, decreasing.
 
     Raises:
-      PdsError: N < 2, eps outside (0, 1), or ρ ≤ 0.
+      PdsError: N < 2, not 0 < eps < the first time, or ρ not finite and positive.
+
+    Source: Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022, equation 5.
     """
     high, low = _ends(sde, eps, N, first)
     if not 0 < number(rho) < math.inf:
@@ -101,7 +112,22 @@ def edm_rho(sde: SDE, eps: float, N: int, *, rho: float = 7.0, first: float | No
 
 @register_grid("log_sigma")
 def log_sigma(sde: SDE, eps: float, N: int, *, first: float | None = None) -> np.ndarray:  # noqa: N803
-    """Times whose noise levels are a geometric sequence: "logSNR" in DPM-Solver. Raises as :func:`edm_rho`."""
+    """Times whose noise levels are a geometric sequence, log σ_i linear in i; "logSNR" in DPM-Solver.
+
+    Args:
+      sde: SDE.
+      eps: last time, 0 < eps < the first time.
+      N: number of times, ≥ 2.
+      first: first time; None for T.
+
+    Returns:
+      (N,) float32 times, decreasing.
+
+    Raises:
+      PdsError: N < 2, or not 0 < eps < the first time.
+
+    Source: Lu et al., "DPM-Solver", NeurIPS 2022.
+    """
     return at_levels(sde, eps, np.geomspace(*_ends(sde, eps, N, first), N), first)
 
 
@@ -109,10 +135,20 @@ def log_sigma(sde: SDE, eps: float, N: int, *, first: float | None = None) -> np
 def quadratic(sde: SDE, eps: float, N: int, *, power: float = 2.0, first: float | None = None) -> np.ndarray:  # noqa: N803
     """t^{1/power} linear in i, in the SDE's own time where its mean shrinks, for VE in that of a VP SDE of its levels.
 
-    Source: Song et al., "Denoising Diffusion Implicit Models", 2021, appendix D.3; :class:`VPTime`.
+    Args:
+      sde: SDE.
+      eps: last time, 0 < eps < the first time.
+      N: number of times, ≥ 2.
+      power: finite and > 0; 2 is quadratic.
+      first: first time; None for T.
+
+    Returns:
+      (N,) float32 times, decreasing.
 
     Raises:
-      PdsError: N < 2, eps outside (0, 1), or power ≤ 0.
+      PdsError: N < 2, not 0 < eps < the first time, or a power that is not finite and positive.
+
+    Source: Song et al., "Denoising Diffusion Implicit Models", 2021, appendix D.3; ``levels.VPTime``.
     """
     high, low = _ends(sde, eps, N, first)
     if not 0 < number(power) < math.inf:
@@ -128,16 +164,23 @@ def quadratic(sde: SDE, eps: float, N: int, *, power: float = 2.0, first: float 
 def spectrum(sde: SDE, eps: float, N: int, *, moments: Any, first: float | None = None) -> np.ndarray:  # noqa: N803
     """Equal changes of c(σ) = Σ_k log(P_k + σ²), which measures how much of Gaussian data of spectrum P is resolved.
 
-    It is like log σ while all frequencies are noise, and sparse below the level at which they emerge. Derived here.
+    It equals log σ while noise dominates all frequencies, and is sparse below the level at which they emerge. Derived.
+
+    Args:
+      sde: SDE.
+      eps: last time, 0 < eps < the first time.
+      N: number of times, ≥ 2.
+      moments: mean (H, W, C) and power (H, W // 2 + 1, C) of the data in the model's range.
+      first: first time; None for T.
+
+    Returns:
+      (N,) float32 times, decreasing.
 
     Raises:
-      PdsError: N < 2, or eps outside (0, 1).
+      PdsError: N < 2, or not 0 < eps < the first time.
     """
     mean, power = (np.asarray(value, np.float64) for value in moments)
-    weights = np.full(power.shape[1], 2.0)
-    weights[0] = 1.0
-    if mean.shape[1] % 2 == 0:
-        weights[-1] = 1.0
+    weights = half_plane_weights(mean.shape[1])
     sigma = np.geomspace(*_ends(sde, eps, N, first), _FINE)
     change = np.zeros(_FINE)
     for column, weight in enumerate(weights):
@@ -147,10 +190,20 @@ def spectrum(sde: SDE, eps: float, N: int, *, moments: Any, first: float | None 
 
 
 def get_grid(name: str, sde: SDE, eps: float, N: int, **options: Any) -> np.ndarray:  # noqa: N803
-    """The grid called `name`; (N,) float32.
+    """Times of a registered grid.
+
+    Args:
+      name: of the grid.
+      sde: SDE.
+      eps: last time.
+      N: number of times.
+      **options: of the grid, and ``moments`` and ``first`` where it takes them.
+
+    Returns:
+      (N,) float32 times, decreasing.
 
     Raises:
-      PdsError: unknown name, a bad argument of the grid, or an option that it does not have.
+      PdsError: unknown name, an option that the grid does not have, or a value that the grid rejects.
     """
     grid = GRIDS.find(name)
     known = _options(grid)
@@ -182,7 +235,8 @@ def plan(
       The SDE, the times (N,) float32, and the options left.
 
     Raises:
-      PdsError: what :func:`get_grid` and :func:`start_of` refuse, or a head start where the first time is given.
+      PdsError: as :func:`get_grid`, :func:`checked_times` and :func:`start_of`, or a head start with a grid that has
+        a first time of its own.
     """
     known = _options(GRIDS.find(grid)) if isinstance(grid, str) else []
     if head_start is not None and "first" not in known:
@@ -202,10 +256,18 @@ def plan(
 
 
 def start_of(sde: SDE, eps: float, head_start: float) -> float:
-    """The time whose noise level std/m_t is `head_start`.
+    """The time at which the noise level std/m_t is a given one.
+
+    Args:
+      sde: SDE.
+      eps: last time of the grid.
+      head_start: noise level, above that of eps and at most that of T.
+
+    Returns:
+      The time, in (eps, T].
 
     Raises:
-      PdsError: no number, or not between the levels of eps and T.
+      PdsError: a word, or a level out of range.
     """
     if isinstance(head_start, str):
         raise PdsError(
@@ -218,31 +280,50 @@ def start_of(sde: SDE, eps: float, head_start: float) -> float:
 
 
 def checked_times(sde: SDE, times: Any) -> np.ndarray:
-    """(N,) float32 times, N ≥ 2, decreasing, from at most T to above 0.
+    """Times given by the user, checked.
+
+    Args:
+      sde: SDE.
+      times: (N,) times, N ≥ 2, decreasing, in (0, T].
+
+    Returns:
+      (N,) float32.
 
     Raises:
-      PdsError: they are not.
+      PdsError: fewer than two times, times that do not decrease, or one outside (0, T].
     """
     given = np.asarray(times, np.float32)
     inside = given.ndim == 1 and len(given) > 1 and np.isfinite(given).all() and 0 < given[-1] and given[0] <= sde.T
     if not inside or np.any(np.diff(given) >= 0):
-        raise PdsError(f"grid={times}: use a name ({', '.join(GRIDS)}), or N >= 2 decreasing times in (0, {sde.T:g}]")
+        ends = f" from {given[0]:g} to {given[-1]:g}" if given.ndim == 1 and len(given) else ""
+        what = f"times of shape {given.shape}{ends}"
+        raise PdsError(f"grid: {what}; give a name ({', '.join(GRIDS)}), or N >= 2 decreasing times in (0, {sde.T:g}]")
     return given
 
 
 def at_levels(sde: SDE, eps: float, sigma: np.ndarray, first: float | None = None) -> np.ndarray:
-    """(N,) float32 times of noise levels, the first and the last exactly `first`, by default T, and eps."""
+    """Times of noise levels, with exact ends.
+
+    Args:
+      sde: SDE.
+      eps: last time, in place of that of the last level.
+      sigma: (N,) noise levels std/m_t, decreasing.
+      first: first time, in place of that of the first level; None for T.
+
+    Returns:
+      (N,) float32 times.
+    """
     return _closed(sde, eps, sde.t_of_level(sigma), first)
 
 
 def option_names() -> set[str]:
-    """Options of all grids, as a user gives them."""
+    """Names of the options of all grids that a user can give."""
     return {name for grid in GRIDS.values() for name in _options(grid)} - {"first", "moments"}
 
 
 def _options(grid: Callable[..., Any]) -> list[str]:
-    words = inspect.signature(grid).parameters.values()
-    return [p.name for p in words if p.kind == inspect.Parameter.KEYWORD_ONLY]
+    parameters = inspect.signature(grid).parameters.values()
+    return [p.name for p in parameters if p.kind == inspect.Parameter.KEYWORD_ONLY]
 
 
 def _closed(sde: SDE, eps: float, t: np.ndarray, first: float | None = None) -> np.ndarray:
@@ -261,6 +342,6 @@ def _ends(sde: SDE, eps: float, N: int, first: float | None = None) -> tuple[flo
 
 def _check(T: float, eps: float, N: int) -> None:  # noqa: N803
     if int(N) != N or N < 2:
-        raise PdsError(f"a time grid needs an integer N >= 2 times, got N={N}")
+        raise PdsError(f"N={N}: use a whole number of times, N >= 2")
     if not 0 < eps < T:
-        raise PdsError(f"a time grid needs 0 < eps < T={T:g}, got eps={eps}")
+        raise PdsError(f"eps={eps}: use 0 < eps < {T:g}, the first time (the default is 1e-5 for VE, 1e-3 for VP)")

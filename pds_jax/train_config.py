@@ -1,4 +1,4 @@
-"""What a configuration says about training: fields that are refused, and the loss."""
+"""What a configuration says about training: checks of its fields, and the loss."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from pds_jax import losses
 from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
 from pds_jax.data.shapes import image_size
+from pds_jax.models import create_model
 from pds_jax.types import Array, PdsError
 
+# Fields without which no training is described; none has a default.
+_REQUIRED = (
+    "training.sde training.continuous training.batch_size training.n_iters training.reduce_mean training.snapshot_freq "
+    "training.snapshot_freq_for_preemption training.log_freq training.eval_freq training.snapshot_sampling "
+    "training.likelihood_weighting data.dataset data.random_flip data.uniform_dequantization model.ema_rate "
+    "optim.optimizer optim.lr optim.beta1 optim.eps optim.warmup optim.grad_clip optim.weight_decay"
+).split()
 # What a training needs of a field, and how that is said; fields that are not there are not checked.
 _NEEDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "training.batch_size": (lambda n: n >= 1, "at least 1"),
@@ -32,23 +40,29 @@ _NEEDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_fields(config: Any) -> None:
-    """Refuse numbers that no training can have, and options that nothing reads.
+    """Raise if a field is missing, a number is one that no training can have, or an option is set that nothing reads.
 
     Args:
       config: with training, optim and model.
 
     Raises:
-      PdsError: see :func:`check_loss`, or names the field, its value and what it must be.
+      PdsError: a missing field; one out of range, with its value and what it must be; or as ``create_model`` and
+        :func:`check_loss`.
     """
+    for path in _REQUIRED:
+        section, field = path.split(".")
+        if field not in config.get(section, {}):
+            raise PdsError(f"config.{path} is missing: a training needs it, add it to the configuration's file")
     for path, (holds, needed) in _NEEDS.items():
         section, field = path.split(".")
         if field in config[section] and not holds(config[section][field]):
             raise PdsError(f"config.{path}={config[section][field]!r} must be {needed}")
+    create_model(config)  # refuses options that its network does not have
     check_loss(config)
 
 
 def check_loss(config: Any) -> None:
-    """Refuse a weighting or a parametrisation that the training loss does not have.
+    """Raise if the training loss does not have the weighting or the parametrisation.
 
     Args:
       config: see :func:`get_loss_fn`.
@@ -97,7 +111,8 @@ def get_loss_fn(
       loss_fn(keys (B,), params, batch) -> scalar.
 
     Raises:
-      PdsError: see :func:`check_loss`; or "unit" or "wiener" without statistics.
+      PdsError: as :func:`check_loss`; another SDE than the discrete losses need; or "unit" without statistics, unless
+        the parametrisation is "edm".
     """
     check_loss(config)
     training = config.training
@@ -125,5 +140,8 @@ def _output_scale(config: Any, moments: Any) -> Callable[[Array], Array]:
     if config.model.get("parametrisation", "score_sde") == "edm":
         return lambda level: score_fns.edm_scales(config.model.sigma_data, level)[2]
     if moments is None:
-        raise PdsError("training.loss_weighting='unit' needs the statistics of the training data")
+        raise PdsError(
+            "training.loss_weighting='unit' needs the statistics of the training data: pass them, or set "
+            "loss_weighting='sigma'"
+        )
     return lambda level: score_fns.wiener_scales(moments[1], level, image_size(config)[1])[1]

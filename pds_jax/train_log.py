@@ -55,7 +55,8 @@ class Log:
         bad = np.flatnonzero(~np.isfinite(host))
         if bad.size:
             raise FloatingPointError(
-                f"the loss is {host[bad[0]]} at step {first + int(bad[0])}; lower optim.lr or look at the data"
+                f"the loss is {host[bad[0]]} at step {first + int(bad[0])}: lower optim.lr, or check the training "
+                "images for NaN or a wrong range; states saved before this step are kept"
             )
         self._recent += host.tolist()
         self.step = first + len(host)
@@ -99,7 +100,8 @@ class Log:
         value = float(parallel.unreplicate(losses))
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"the evaluation loss is {value} at step {step}; lower optim.lr or look at the test images"
+                f"the evaluation loss is {value} at step {step}: lower optim.lr, or check the test images for NaN or a "
+                "wrong range; states saved before this step are kept"
             )
         return {"eval_loss": value}
 

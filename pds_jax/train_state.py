@@ -129,13 +129,11 @@ def get_optimizer(config: Any) -> optax.GradientTransformation:
       The optax transformation.
 
     Raises:
-      PdsError: an optimiser other than Adam, or a rate that is not positive.
+      PdsError: an optimiser other than Adam. Numbers are checked by ``train_config.check_fields``.
     """
     optim = config.optim
     if optim.optimizer != "Adam":
         raise PdsError(f"optim.optimizer={optim.optimizer!r} is unknown; known: Adam")
-    if not optim.lr > 0:
-        raise PdsError(f"optim.lr={optim.lr} must be positive")
     parts = []
     if optim.grad_clip >= 0:
         parts.append(optax.clip_by_global_norm(optim.grad_clip))

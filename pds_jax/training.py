@@ -15,6 +15,7 @@ from absl import logging
 from pds_jax import checkpoints, convert, parallel, processes, sampling, sde_lib
 from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
+from pds_jax.config_defaults import complete
 from pds_jax.data import datasets
 from pds_jax.denoisers import PARAMETRISATIONS
 from pds_jax.io import files, images, manifest
@@ -74,6 +75,7 @@ class Trainer:
 
     def __init__(self, config: Any, workdir: str, checkpoint: str | None = None):
         """Build or restore everything; nothing is trained yet."""
+        config = complete(config)
         if config.model.get("parametrisation") in PARAMETRISATIONS:
             raise PdsError(
                 f"the configuration describes a network of another program (model.name={config.model.name!r}, "
@@ -82,6 +84,9 @@ class Trainer:
             )
         check_fields(config)
         self.config, self.workdir = config, pathlib.Path(workdir)
+        if not (isinstance(config.seed, int) and config.seed >= 0):
+            raise PdsError(f"config.seed={config.seed!r} must be a whole number of at least 0")
+        self.resumes = self._holds_states()
         self.begun = self._begun_elsewhere(checkpoint)
         self.source = datasets.get_source(config, "train")
         self.batch_size = config.training.batch_size
@@ -93,14 +98,15 @@ class Trainer:
             random_flip=config.data.random_flip,
             uniform_dequantization=config.data.uniform_dequantization,
         )
-        self._keep_config()
-        self.statistics = self._statistics()
         self.sde, _ = sde_lib.get_sde(config)
         self.model = create_model(config)
         self.optimizer = get_optimizer(config)
+        self.eval_stream = self._eval_stream()
+        jax.eval_shape(lambda: init_model(make_key(0), config))  # a network that cannot be made is refused here
+        self._keep_config()
+        self.statistics = self._statistics()
         self.loss_fn = get_loss_fn(config, self.sde, self.model, self.statistics)
         self.key = jax.random.fold_in(make_key(config.seed), 1)
-        self.eval_stream = self._eval_stream()
         self.meta = checkpoints.TrainingFolder(self.workdir / "checkpoints-meta", keep=2)
         self.snapshots = checkpoints.TrainingFolder(self.workdir / "checkpoints", keep=None)
         self.state = self._restore()
@@ -128,10 +134,15 @@ class Trainer:
             uniform_dequantization=self.config.data.uniform_dequantization,
         )
 
+    def _holds_states(self) -> bool:
+        """Whether the workdir holds a state to resume from; without one, nothing in it binds a new training."""
+        folders = (self.workdir / name for name in ("checkpoints-meta", "checkpoints"))
+        return any(child.name.isdigit() for folder in folders if folder.is_dir() for child in folder.iterdir())
+
     def _keep_config(self) -> None:
         path = self.workdir / "config.json"
         now = manifest.plain(self.config.to_dict())
-        if path.exists():
+        if self.resumes and path.exists():
             there = files.read_json(path)
             for section in sorted((set(there) | set(now)) - set(_FREE_SECTIONS)):
                 old, new = there.get(section), now.get(section)
@@ -153,7 +164,7 @@ class Trainer:
 
     def _statistics(self) -> stats_lib.Statistics:
         path = self.workdir / "statistics.npz"
-        if processes.is_first_process() and not path.exists():
+        if processes.is_first_process() and not (self.resumes and path.exists()):
             count = min(self.source.size or _STATISTICS_IMAGES, _STATISTICS_IMAGES)
             record = getattr(self.source, "record", {"data_set": self.source.name})
             stats_lib.compute_statistics(datasets.iterate(self.source, 256, count), source=record).save(path)
@@ -192,7 +203,7 @@ class Trainer:
         for note in state.report.notes:
             logging.info("%s: %s", checkpoint, note)
         digest = checkpoints.digest_of(state.params)
-        if (self.workdir / checkpoints.CONFIG).exists():
+        if self.resumes:
             begun = files.read_json(record) if record.exists() else {}
             if begun.get("sha256_of_parameters") != digest:
                 raise PdsError(f"{self.workdir} holds a training that did not start from {checkpoint}; choose another")
@@ -274,31 +285,37 @@ class Trainer:
 
     def _announce(self, step_fn: Callable[..., Any], state: Any, step: int) -> None:
         """Print what is trained on what, how fast, until when; tries the first step twice and forgets it."""
-        training, model = self.config.training, self.config.model
+        training, first = self.config.training, processes.is_first_process()
+        if first:
+            print("\n".join(self._description(step)), flush=True)
         count = min(training.n_jitted_steps, training.n_iters - step)
         seconds = []
         for _ in range(2):  # the first compiles
             start = time.monotonic()
             jax.block_until_ready(step_fn(state, self._batches(step, count), self.key))
             seconds.append(time.monotonic() - start)
-        if not processes.is_first_process():
-            return
-        images, total = self.batch_size * count / seconds[1], self.batch_size * training.n_iters
-        left = (training.n_iters - step) * seconds[1] / count
-        size = self.source.size
+        if first:
+            images, left = self.batch_size * count / seconds[1], (training.n_iters - step) * seconds[1] / count
+            end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
+            print(
+                f"Speed: {images:.3g} images per second after {seconds[0] - seconds[1]:.0f} s of compilation; "
+                f"expected end in {left / 3600:.2g} hours, {end}",
+                flush=True,
+            )
+
+    def _description(self, step: int) -> tuple[str, ...]:
+        """What is trained on what, for how long."""
+        training, model, size = self.config.training, self.config.model, self.source.size
+        total = self.batch_size * training.n_iters
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + left))
-        lines = (
+        return (
             f"Data: {self.source.name}, {'endless' if size is None else f'{size:,}'} images {tuple(self.source.shape)}",
             f"Network: {model.name}, {parameters:,} parameters ({parameters * 4 / 1e6:.1f} MB), parametrisation "
             f"{model.get('parametrisation', 'score_sde')}, loss weighting {training.get('loss_weighting', 'sigma')}",
             f"Steps: {step:,} of {training.n_iters:,} are done, {self.batch_size} images each: {total:,} images in all"
             + ("" if size is None else f", {total / size:.1f} epochs"),
-            f"Speed: {images:.3g} images a second after {seconds[0] - seconds[1]:.0f} s of compiling; so it "
-            f"ends in {left / 3600:.2g} hours, {end}",
-            f"Saved every {training.snapshot_freq_for_preemption:,} steps: the same command goes on after any stop",
+            f"A state is saved every {training.snapshot_freq_for_preemption:,} steps; run the same command to resume",
         )
-        print("\n".join(lines), flush=True)
 
     def _batches(self, step: int, count: int) -> np.ndarray:
         return self._split([self.stream.batch(step + i) for i in range(count)])

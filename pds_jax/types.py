@@ -1,12 +1,13 @@
-"""Types shared by the whole package: aliases, the two protocols of the sampler, and the error class."""
+"""Types shared by the whole package: array aliases, the registry, the score-function protocol and the error class."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
+import numpy as np
 
 _Entry = TypeVar("_Entry")
 Array = jax.Array
@@ -79,18 +80,6 @@ class ScoreFn(Protocol):
         ...
 
 
-@runtime_checkable
-class PreconditionerLike(Protocol):
-    """The linear operator M of preconditioned diffusion sampling, on float32 images (B, H, W, C)."""
-
-    def apply(self, z: Array) -> Array:
-        """Return M z."""
-        ...
-
-    def transpose(self, g: Array) -> Array:
-        """Return Mᵀ g."""
-        ...
-
-    def gram(self, g: Array) -> Array:
-        """Return M Mᵀ g."""
-        ...
+def is_number(value: Any) -> bool:
+    """Whether an option is traced: a number or an array of them."""
+    return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)

@@ -23,10 +23,10 @@ export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 "$venv/bin/python" -m pytest -q -n 2 --dist loadfile ${slow[@]+"${slow[@]}"}
 "$venv/bin/python" -m pytest -q -n 2 --doctest-modules pds_jax
 "$venv/bin/sphinx-build" -W -q -b html docs docs/_build
-# Users arrive on the newest; the oldest must still do the main job.
+# The newest JAX is what users install; the oldest supported one must pass the smoke test.
 bash scripts/check_jax_versions.sh newest
 bash scripts/check_jax_versions.sh --smoke oldest
-# Known holes in dependencies are told, not fatal: they are mended upstream.
+# Known vulnerabilities in dependencies are reported, not fatal: they are fixed upstream.
 audit="$("$venv/bin/pip-audit" --progress-spinner off --skip-editable 2>&1 || true)"
 grep -v 'could not be audited' <<<"$audit" || true
 echo "pip-audit: $(grep -c 'could not be audited' <<<"$audit" || true) packages could not be looked up"

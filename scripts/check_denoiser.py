@@ -1,10 +1,10 @@
-"""Whether a network denoises images as a trained one does; finds a wrong attention order, schedule or range.
+"""Check that a checkpoint denoises images; detects a wrong attention order, noise schedule or image range.
 
     python scripts/check_denoiser.py --checkpoint=64x64_diffusion.pt --config=configs/adm/imagenet64.py --images=folder
     python scripts/check_denoiser.py --checkpoint=edm-ffhq-64x64-uncond-vp.pkl --images=folder
 
 Images are noised at some levels and denoised; the error is given as a share of the noise's own power. A trained network
-is well below 1 at every level on images of the kind it knows. For a checkpoint of guided-diffusion, which does not say
+is well below 1 at every level on images of its training set. For a checkpoint of guided-diffusion, which does not store
 its attention order, both orders are tried: if the other one is better, the exit status is 1. The last line is JSON.
 """
 
@@ -29,6 +29,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The network, whatever --c
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Its configuration, where the file carries none.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of images of the kind it was trained on.")
 _RESIZE = flags.DEFINE_bool("resize_images", False, "Crop images to their central part and resize it.")
+_RANGE = flags.DEFINE_list("range", None, "lo,hi of floating-point arrays; by default the model's own, else 0,1.")
 _COUNT = flags.DEFINE_integer("count", 16, "How many images.")
 _LEVELS = flags.DEFINE_list("levels", ["0.1", "0.3", "1", "3"], "Noise levels in the range of the model's images.")
 _LABEL = flags.DEFINE_integer("label", None, "Class of all images, for a network with classes; by default none.")
@@ -50,7 +51,13 @@ def attempts() -> list[assembly.Trained]:
 def pixels(trained: assembly.Trained) -> np.ndarray:
     """The first images, in the model's range."""
     size = trained.shape[:2] if _RESIZE.value else None
-    images = image_files.open_images(_IMAGES.value, size=size, channels=trained.shape[2], limit=_COUNT.value)
+    images = image_files.open_images(
+        _IMAGES.value,
+        size=size,
+        channels=trained.shape[2],
+        value_range=_RANGE.value or datasets.get_range(trained.config),
+        limit=_COUNT.value,
+    )
     if images.shape != trained.shape:
         raise PdsError(f"{_IMAGES.value} has images {images.shape}, the network {trained.shape}; use --resize_images")
     found = images.images(range(min(_COUNT.value, len(images))))
@@ -86,6 +93,8 @@ def main(argv: list[str]) -> None:
         levels = [float(level) for level in _LEVELS.value]
     except ValueError as error:
         raise PdsError(f"--levels: {error}") from error
+    if not levels or not all(0 < level < np.inf for level in levels):
+        raise PdsError(f"--levels={','.join(_LEVELS.value)}: use noise levels above 0")
     networks = attempts()
     x = pixels(networks[0])
     found = {network.config.model.get("attention_order"): errors(network, x, levels) for network in networks}

@@ -52,6 +52,8 @@ def parity(kind: str, source: str, config: Any, params: Any) -> float | None:
 def main(argv: list[str]) -> None:
     """Read, report, write."""
     refuse_words(argv)
+    if FLAGS.like is not None and FLAGS["kind"].present:
+        raise PdsError(f"--like={FLAGS.like} writes an EDM snapshot; leave --kind={FLAGS.kind} out")
     source = convert.locate(FLAGS.src, FLAGS.allow_download)
     config = FLAGS.config or convert.config_of(source)
     if FLAGS.like is None:

@@ -1,4 +1,4 @@
-"""Turn a training workdir into a model that can be shipped: weights, configuration, statistics, curve of the loss.
+"""Export a training workdir as a model folder: weights, configuration, statistics and the loss curve.
 
     python scripts/export_model.py --workdir=runs/photos --out=checkpoints/photos
 

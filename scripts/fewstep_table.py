@@ -7,9 +7,9 @@
     python scripts/fewstep_table.py --quick
 
 A sampler's settings (kappa, head start, lambda, alpha, c, grid, churn, restart intervals, ...) are tried on seeds that
-are not reported. What is done is not done again: every cell is a file in --out/NAME/cells, and the tables so far lie
-beside. Judges ship for fashion, landscapes, photos and digits; for others --reference, or the training images where
-they are there.
+are not reported. Finished cells are kept: every cell is a file in --out/NAME/cells, and the current tables are
+beside it. Judges are included for fashion, landscapes, photos and digits; for other models, pass --reference, or the
+training images are used if available.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _SAMPLERS = flags.DEFINE_list(
     "samplers", ["all"], f"Names of samplers, or groups: all, {', '.join(methods.GROUPS)}. --list names them."
 )
 _IMAGES = flags.DEFINE_integer("images", 1024, "Images a block.", lower_bound=2)
-_BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of seeds, which tell a difference from noise.", lower_bound=1)
+_BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of seeds, to estimate the noise.", lower_bound=1)
 _CHOOSING = flags.DEFINE_integer("choosing", cells.CHOOSING_IMAGES, "Images for each setting.", lower_bound=2)
 _TRIALS = flags.DEFINE_integer("trials", methods.TRIALS, "Most settings of a sampler.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Most images at once; never more than --choosing.", lower_bound=1)
-_MINUTES = flags.DEFINE_float("minutes", None, "Begin nothing after so many minutes; the same command goes on.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Start no new cell after this many minutes; rerun to resume.")
 _PLUGIN = flags.DEFINE_list("plugin", [], "Python files that register predictors, which are samplers then.")
 _OUT = flags.DEFINE_string("out", "runs/fewstep", "Folder; a model has a folder in it.")
-_LIST = flags.DEFINE_bool("list", False, "Say what would be measured, and what it costs.")
+_LIST = flags.DEFINE_bool("list", False, "Print what would be measured and its cost.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke run: digits, few images and samplers, into runs/fewstep_quick.")
 _QUICK_VALUES = {  # of flags that are not given
     "checkpoint": "digits", "samplers": ["RD", "RD + PDS", "DPM++(2M)", "spectral + head start", "auto"],

@@ -70,7 +70,11 @@ _CACHE = flags.DEFINE_string("cache", None, "Folder for unfinished work and feat
 
 # (holds, why these flags have no effect where it does not, the flags)
 _USED_IF: tuple[tuple[Callable[[str], bool], str, tuple[str, ...]], ...] = (
-    (lambda verb: _CHECKPOINT.value is not None, "is for --checkpoint", ("config", "speed_up", "nfe", "alpha", "option")),
+    (
+        lambda verb: _CHECKPOINT.value is not None,
+        "is for --checkpoint",
+        ("config", "speed_up", "nfe", "alpha", "option"),
+    ),
     (lambda verb: _IMAGES.value is not None, "is for --images", ("convert_images", "range")),
     (lambda verb: _EXTRACTOR.value == "inception", "is for --extractor=inception", ("weights", "resize")),
     (lambda verb: "kid" in _METRICS.value, "is for --metrics=kid", ("kid_subset_size",)),

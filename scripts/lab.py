@@ -4,7 +4,7 @@
     python scripts/lab.py --out=docs/lab          everything; resumes where it was stopped
     python scripts/lab.py --minutes=60            as much as an hour allows, then tables of what is there
 
-Cells run in the order of what they tell: few evaluations and plain PC at 2000, the sweep of alpha, the rest by cost.
+Cells run in order of importance: few evaluations and plain PC at 2000 first, then the sweep of alpha, then by cost.
 Writes rows.csv (a row a cell and seed), table.md and figures. The last line on stdout is JSON.
 """
 

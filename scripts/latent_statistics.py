@@ -22,6 +22,7 @@ from pds_jax.cli.failures import one_line_errors, refuse_words
 from pds_jax.data import image_files
 from pds_jax.io.files import check_writable
 from pds_jax.latent.captions import read_captions
+from pds_jax.latent.folder import INDEX, is_pipeline
 from pds_jax.latent.statistics import encoded, latent_statistics
 from pds_jax.latent.trained import LatentModel, load
 from pds_jax.types import PdsError
@@ -29,6 +30,7 @@ from pds_jax.types import PdsError
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of diffusers with model_index.json.", required=True)
 _IMAGES = flags.DEFINE_string("images", None, "Folder or archive of images; they are cropped to the model's size.")
 _CONVERT = flags.DEFINE_bool("convert_images", False, "Bring images of other modes to RGB instead of refusing them.")
+_RANGE = flags.DEFINE_list("range", None, "lo,hi of floating-point arrays; by default 0,1.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "Without images: texts of the samples, a file as of pds_jax --prompts.")
 _GUIDANCE = flags.DEFINE_float("guidance", 7.5, "Weight of classifier-free guidance of the samples.")
 _NFE = flags.DEFINE_integer("nfe", 100, "Network evaluations of a sample.")
@@ -41,7 +43,12 @@ _OUT = flags.DEFINE_string("out", "latents.npz", "Where the statistics go.")
 def of_images(model: LatentModel) -> tuple[Iterator[np.ndarray], dict[str, Any]]:
     """Latents of a folder's images, and what was read."""
     found = image_files.open_images(
-        _IMAGES.value, size=model.trained.image_shape[:2], channels=3, convert=_CONVERT.value, limit=_LIMIT.value
+        _IMAGES.value,
+        size=model.trained.image_shape[:2],
+        channels=3,
+        convert=_CONVERT.value,
+        value_range=_RANGE.value,
+        limit=_LIMIT.value,
     )
     print(found.summary())
     return encoded(image_files.batches(found, _BATCH.value), model.codec), {"images": found.record}
@@ -73,6 +80,11 @@ def main(argv: list[str]) -> None:
         raise PdsError("--limit and --batch_size must be at least 1")
     check_writable(_OUT.value)
     size = None if _SIZE.value is None else (int(_SIZE.value[0]), int(_SIZE.value[-1]))
+    if not is_pipeline(_CHECKPOINT.value):
+        raise PdsError(
+            f"--checkpoint={_CHECKPOINT.value} is no latent model, no folder of diffusers with {INDEX} and an "
+            "autoencoder; scripts/make_statistics.py is for models of images"
+        )
     model = load(_CHECKPOINT.value, size=size)
     latents, record = of_samples(model) if _IMAGES.value is None else of_images(model)
     result = latent_statistics(latents, {**record, "weights_sha256": model.trained.digest})

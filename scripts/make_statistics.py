@@ -16,7 +16,7 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from pds_jax import statistics
 from pds_jax.cli.failures import one_line_errors, refuse_words
@@ -38,6 +38,7 @@ _LIMIT = flags.DEFINE_integer("limit", None, "Use so many images; by default all
 _SIGMA_LIMIT = flags.DEFINE_integer("sigma_max_images", 5000, "Estimate sigma_max from so many images.")
 _OUT = flags.DEFINE_string("out", "statistics.npz", "Where the statistics go.")
 _MASKS = flags.DEFINE_string("masks_dir", None, "Also write freq_mask.npy and space_mask.npy of the PyTorch release.")
+_FEW, _ENOUGH = 16, 200  # images
 
 
 def size() -> tuple[int, int] | None:
@@ -87,17 +88,18 @@ def main(argv: list[str]) -> None:
     batches, record, summary = images()
     print(summary)
     result = statistics.compute_statistics(batches(), limit=_LIMIT.value, source=record)
+    if result.count < 2:
+        raise PdsError(f"{_IMAGES.value or _DATASET.value}: statistics of one image say nothing; give about {_ENOUGH}")
+    if result.count < _FEW:
+        logging.warning("statistics of %d images are rough; give about %d", result.count, _ENOUGH)
     result.save(_OUT.value)
     masks = [str(path) for path in result.to_masks(_MASKS.value)] if _MASKS.value else []
     print(f"{result.count} images of shape (H, W, C) = {result.shape}")
     print("\n".join(["written: " + _OUT.value, *masks]))
-    sigma_max = None
-    if result.count > 1:
-        sigma_max = statistics.estimate_sigma_max(batches(), limit=min(_SIGMA_LIMIT.value, result.count))
-    if sigma_max is not None:
-        mean, deviation = result.pixel_moments
-        print(f"pixels: mean {mean:.4g}, deviation {deviation:.4g} (config.model.data_mean and sigma_data of edm)")
-        print(f"sigma_max from the largest distance of two images: {sigma_max:.4g} (twice that for [-1, 1] models)")
+    sigma_max = statistics.estimate_sigma_max(batches(), limit=min(_SIGMA_LIMIT.value, result.count))
+    mean, deviation = result.pixel_moments
+    print(f"pixels: mean {mean:.4g}, deviation {deviation:.4g} (config.model.data_mean and sigma_data of edm)")
+    print(f"sigma_max from the largest distance of two images: {sigma_max:.4g} (twice that for [-1, 1] models)")
     print(
         json.dumps(
             {

@@ -4,7 +4,7 @@
 
 For each noise level σ both denoisers get the same noisy images; the figure shows the root mean square error a pixel
 of D = x̄ + σ² s(x) and of D_W = μ + F⁻¹[P / (P + σ²) F(x̄ − μ)], for images of the training law and held-out ones.
-A score that is worth sampling lies at or below the Wiener curve at every σ. The last line on stdout is JSON.
+The network's curve should be at or below the Wiener curve at every σ. The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -83,6 +83,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1, help="noise draws an image")
     parser.add_argument("--raw_weights", action="store_true", help="not their moving average")
     args = parser.parse_args()
+    for name, least in (("images", 2), ("levels", 2), ("repeats", 1)):
+        if getattr(args, name) < least:
+            raise PdsError(f"--{name}={getattr(args, name)}: use at least {least}")
     use_compilation_cache(None)
     started = time.monotonic()
     trained = assembly.load(args.checkpoint, use_ema=not args.raw_weights)

@@ -16,6 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from pds_jax import assembly, checkpoints
+from pds_jax.alpha import parse_alpha
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
 from pds_jax.cli.failures import one_line_errors, refuse_words
@@ -24,14 +25,14 @@ from pds_jax.io import images
 _MODEL = flags.DEFINE_enum("model", "fashion", checkpoints.SHIPPED, "Which shipped model.")
 _NFES = flags.DEFINE_list("nfe", ["20", "40"], "Numbers of network evaluations; predictor=auto also makes 5.")
 _COUNT = flags.DEFINE_integer("images", 64, "Images a cell; more makes the table's distances less noisy.")
-_ALPHA = flags.DEFINE_string("alpha", "tune", "Strength of PDS: a number, or tune (by a few samples).")
+_ALPHA = flags.DEFINE_string("alpha", "tune", "Strength of PDS: a number above 1, auto or tune.")
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Where results go.")
 _SHOWN = 16
 
 
 def rows() -> dict[str, dict[str, Any]]:
     """Label -> how it is sampled."""
-    alpha = _ALPHA.value if _ALPHA.value == "tune" else float(_ALPHA.value)
+    alpha = parse_alpha(_ALPHA.value)
     return {
         "without PDS": {"alpha": math.inf},
         "with PDS": {"alpha": alpha, "filters": "freq"},

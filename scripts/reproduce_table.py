@@ -11,7 +11,7 @@
         --statistics=latents.npz --ref=coco_ref.npz --clip=CLIP_FOLDER
 
 A row samples --images images for each of --ranges ranges of seeds and judges every range by itself; mean and minimum
-are given. What is there is not made again: images, features and rows lie in OUT/TABLE. A row whose setting must
+are given. Finished images, features and rows are kept in OUT/TABLE. A row whose setting is certain to
 diverge says so. The tables of shipped models (fashion, fashion_small, photos, digits, landscapes) compare plain
 sampling, a flat M and PDS, cell by cell (pds_jax.bench.ablation). Official weights are not downloaded; rows of
 networks that no --checkpoint names are left out.
@@ -175,11 +175,11 @@ _ITERATIONS = flags.DEFINE_list("iterations", None, "Rows of the tables of shipp
 _PLAIN = flags.DEFINE_list("plain_iterations", None, "Shipped models: further rows of plain sampling, e.g. 66,100,200.")
 _METHODS = flags.DEFINE_list("methods", None, f"Shipped models: some of {','.join(ablation.METHODS)}.")
 _CHOOSING = flags.DEFINE_integer("choosing", None, "Shipped models: images for each candidate of c and alpha.", 8)
-_MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: begin no cell after so long; run it again to go on.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: start no cell after these minutes; rerun to resume.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1)
 _ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50000 images.")
 _OUT = flags.DEFINE_string("out", "runs/tables", "Folder of images, rows and tables.")
-_DRY = flags.DEFINE_bool("dry_run", False, "Say what it would cost; make nothing. Needs no weights.")
+_DRY = flags.DEFINE_bool("dry_run", False, "Print the cost only. Needs no weights.")
 _QUICK = flags.DEFINE_bool("quick", False, "A smoke run: 16 images per row, at most 20 iterations, into OUT/quick.")
 # Flags that not all tables use; "shipped" are TABLES of shipped models, which have a configuration of their own.
 _USED = {
@@ -442,10 +442,12 @@ def measure(row: Row, table: Table, judge: Judge, out: pathlib.Path) -> dict[str
         start, runs = time.perf_counter(), []
         for number in range(table.ranges):
             seeds = range(number * table.images, (number + 1) * table.images)
-            how = sampling_job.Making(batch_size=_BATCH.value)
+            batching = sampling_job.Batching(batch_size=_BATCH.value)
             labels = trained.default_labels
             chosen = {"labels": labels} if labels else {}
-            made = sampling_job.make(trained, plan, seeds, place / "samples", how, labels=labels, identity=chosen)
+            made = sampling_job.draw_to_folder(
+                trained, plan, seeds, place / "samples", batching, labels=labels, identity=chosen
+            )
             figures = judge(select(open_images(made.folder), seeds), out / "unfinished")
             runs.append({"seeds": f"{seeds[0]}-{seeds[-1]}", **figures})
     except FloatingPointError as error:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a folder of images to a trained model, samples, a Fréchet distance and an export. Goes on where it was stopped.
+# From a folder of images to a trained model, samples, a Fréchet distance and an export. Resumes if interrupted.
 #   scripts/train_own.sh MY_IMAGES RUN [key=value,... for configs/own.py, e.g. image_size=32,n_iters=20000]
 # The images are measured for sigma_max, data_mean and sigma_data; one that is among the options is used instead.
 # PYTHON: the interpreter (default python). SEEDS: which images are drawn (default 0-255). NFE: evaluations each (40).
@@ -36,13 +36,15 @@ import json, sys
 found, centered = json.load(sys.stdin), int(sys.argv[1])
 scale = 1 + centered  # pixels are in [0, 1], or in [-1, 1] if centered
 sigma_max, (mean, deviation) = found["estimate_sigma_max"], found["pixel_moments"]
+if not sigma_max:
+    sys.exit("train_own: all images are the same, so there is nothing to learn")
 values = (scale * sigma_max, scale * mean - centered, scale * deviation)
 print("sigma_max={:.4g},data_mean={:.4g},sigma_data={:.4g}".format(*values))' "$centered" >"$run/facts.part"
   mv "$run/facts.part" "$run/facts"
 fi
 
 "$python" -m pds_jax.main --mode=train --workdir="$run" \
-  --config="configs/own.py:$(cat "$run/facts"),${options:+$options,}dataset=$images"
+  --config="configs/own.py:$(cat "$run/facts")${options:+,$options}" --config.data.dataset="$images"
 "$python" "$scripts/export_model.py" --workdir="$run" --out="$run/model"
 "$python" "$scripts/plot_denoiser.py" --checkpoint="$run/model" --out="$run/model/denoiser.png"
 "$python" -m pds_jax.main --mode=sample --checkpoint="$run/model" --workdir="$run" --seeds="$seeds" \

@@ -118,6 +118,15 @@ def test_ddpm_schedules():
         adapters.ddpm_schedule("sigmoid")
 
 
+@pytest.mark.parametrize("n", [1000, 4000, 250])
+def test_rescaled_times_are_those_of_a_thousand_steps(n):
+    plain = adapters.ddpm_schedule("cosine", n)
+    table = adapters.ddpm_schedule("cosine", n, rescale_timesteps=True)
+    np.testing.assert_array_equal(plain.times, np.arange(n))
+    np.testing.assert_allclose(table.times, np.arange(n) * 1000.0 / n, rtol=1e-6)
+    np.testing.assert_array_equal(table.log_levels, plain.log_levels)
+
+
 def test_level_is_found_at_the_table_s_entries():
     table = adapters.ddpm_schedule("cosine")
     alpha, sigma, time = table.at(jnp.exp(table.log_levels[np.asarray([0, 17, 500, 999])]))

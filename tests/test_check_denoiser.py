@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from load_script import load
+from ml_collections import ConfigDict
 
 from pds_jax import adapters, checkpoints, denoisers
 from pds_jax.convert import adm
@@ -48,6 +50,42 @@ def test_the_error_of_an_exact_denoiser_is_the_closed_form(sde):
 )
 def test_verdicts(found, message):
     assert message in script.verdict({order: np.asarray(values) for order, values in found.items()})
+
+
+@pytest.fixture
+def flags_of(monkeypatch):
+    """Sets flags of the script: name -> value."""
+
+    def set_flags(**values):
+        for name, value in values.items():
+            monkeypatch.setattr(script, f"_{name.upper()}", types.SimpleNamespace(value=value))
+
+    set_flags(images="x", resize=False, count=16, range=None, label=None, checkpoint="x", config=None)
+    return set_flags
+
+
+def test_images_are_read_in_the_range_that_the_model_declares(tmp_path, flags_of):
+    unit = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)) / 255
+    np.save(tmp_path / "wide.npy", (unit * 8 - 3).astype(np.float32))
+    flags_of(images=str(tmp_path / "wide.npy"))
+
+    def network(**data):
+        return types.SimpleNamespace(shape=(8, 8, 3), config=ConfigDict({"data": {"centered": True, **data}}))
+
+    declared = script.pixels(network(range=(-3.0, 5.0)))
+    np.testing.assert_allclose(declared, unit * 2 - 1, atol=1e-5)
+    with pytest.raises(PdsError, match=r"holds values from .*--range=lo,hi of the scripts"):
+        script.pixels(network())
+    flags_of(range=["-3", "5"])
+    np.testing.assert_array_equal(script.pixels(network()), declared)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("levels", [["0", "1"], ["-1"], ["nan"], ["inf"], []])
+def test_a_level_that_is_no_noise_is_refused_before_anything_is_read(flags_of, levels):
+    flags_of(levels=levels)
+    with pytest.raises(PdsError, match=f"--levels={','.join(levels)}: use noise levels above 0"):
+        script.main(["check_denoiser"])
 
 
 SETTINGS = {

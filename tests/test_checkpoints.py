@@ -288,7 +288,7 @@ def test_statistics_beside_another_programs_file_are_read_only_if_they_are_of_it
     other = statistics.compute_statistics([np.random.default_rng(0).uniform(size=(9, 4, 4, 1)).astype(np.float32)])
     other.save(tmp_path / "statistics.npz")
     found = checkpoints.load_any(path, config)
-    assert found.statistics is None and any("passed over: the statistics are of images" in note for note in found.notes)
+    assert found.statistics is None and any("skipped: the statistics are of images" in note for note in found.notes)
     np.savez(tmp_path / "statistics.npz", mu=np.zeros(3), sigma=np.eye(3))  # of an FID, for example
     assert checkpoints.load_any(path, config).statistics is None
 

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 from pds_jax import train_config
 from pds_jax.models.utils import create_model, init_model
+from pds_jax.types import PdsError
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(
@@ -231,3 +232,10 @@ def test_files_load_by_path_and_tell_their_command(name):
     assert values.config.data.dataset == "photos"
     assert f"--config=configs/{path.relative_to(FOLDER).as_posix()}" in path.read_text()
     assert "Published: " in path.read_text()
+
+
+def test_training_refuses_what_the_network_refuses():
+    config = get_config("ve.cifar10_ncsnpp_continuous", "runlocal")
+    config.model.attention_type = "none"
+    with pytest.raises(PdsError, match="model.attention_type='none'"):
+        train_config.check_fields(config)

@@ -18,7 +18,7 @@ from pds_jax.types import PdsError
 
 
 @functools.partial(jax.jit, static_argnames=("name", "mean_fn"))
-def step(name, x, t, z, sde, score_fn, snr, preconditioner=None, mean_fn=correctors.own_norm):
+def step(name, x, t, z, sde, score_fn, snr, preconditioner=None, mean_fn=correctors.norm_per_image):
     return correctors.get_corrector(name)(
         x, t, z, sde=sde, score_fn=score_fn, preconditioner=preconditioner, snr=snr, mean_fn=mean_fn
     )
@@ -35,7 +35,9 @@ def test_recorded_updates_of_score_sde(golden):
         sde, base = SDES[kind](N=int(n)), f"{kind}.N{n}.{times}"
         x, t = data[f"{base}.x_in"], data[f"{base}.t"]
         for z in data[f"corrector.noise.n{inner}"]:
-            x, x_mean = step(name, x, t, z, sde, score_sde_score(data, sde), float(snr), mean_fn=correctors.batch_norm)
+            x, x_mean = step(
+                name, x, t, z, sde, score_sde_score(data, sde), float(snr), mean_fn=correctors.mean_norm_over_batch
+            )
         assert worst_sample(x if what == "x_out" else x_mean, data[key]) < 1e-5, key
         checked += 1
     assert checked > 25
@@ -79,7 +81,7 @@ def test_recorded_updates_of_the_released_code(golden):
                 recorded,
                 0.16,
                 pds_mask(golden, mask),
-                correctors.batch_norm,
+                correctors.mean_norm_over_batch,
             )
         assert relative(x if what == "x_out" else x_mean, nhwc(data[key])) < 5e-6, key
         checked += 1
@@ -173,7 +175,7 @@ def test_theorem_1_orthogonal_change_of_coordinates():
 def test_an_image_depends_on_itself_only_in_sample_mode():
     x, z = np.random.default_rng(3).normal(size=(2, 4, *SHAPE)).astype(np.float32)
     t, sde, m = np.full(4, 0.5, np.float32), VESDE(), filters()
-    for mean_fn, alone_is_same in ((correctors.own_norm, True), (correctors.batch_norm, False)):
+    for mean_fn, alone_is_same in ((correctors.norm_per_image, True), (correctors.mean_norm_over_batch, False)):
         together, _ = step("langevin", x, t, z, sde, correlated, 0.16, m, mean_fn)
         alone, _ = step("langevin", x[:1], t[:1], z[:1], sde, correlated, 0.16, m, mean_fn)
         assert bool(relative(alone, together[:1]) < 1e-5) is alone_is_same

@@ -16,7 +16,9 @@ from pds_jax.predictors import PREDICTORS
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [*sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts), ROOT / "README.md"]
+CARDS = [ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")]
+CARDS += sorted(ROOT.glob("checkpoints/**/README.md"))
+PAGES = [*sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts), *CARDS]
 SHORT = ("development.md", "migrate.md", "api/index.md")
 
 
@@ -70,7 +72,7 @@ def test_every_module_of_the_package_is_in_the_api_reference_or_internal():
     for name in shown:
         assert (ROOT / "pds_jax" / (name.replace(".", "/") + ".py")).is_file() or (ROOT / "pds_jax" / name).is_dir()
     top = {path.stem for path in (ROOT / "pds_jax").glob("*.py")} - {"__init__", "version"}
-    internal = {"main", "ops", "batches", "loading", "options", "automatic"}
+    internal = {"main", "ops", "batches", "loading", "options", "automatic", "config_defaults"}
     missing = top - {name.split(".")[0] for name in shown} - internal
     assert not missing, f"add to docs/api, or to the internal ones of this test: {missing}"
 

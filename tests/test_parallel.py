@@ -192,7 +192,7 @@ def test_labels_are_split_like_the_keys(score_fn):
 
 def test_conditions_that_do_not_fit_are_refused(score_fn):
     condition = controllable_generation.inpainting(IMAGES_GIVEN, np.eye(8))
-    with pytest.raises(PdsError, match="not of 5 images"):
+    with pytest.raises(PdsError, match="but there are 5 keys"):
         parallel.sample(sampler(), sampling.image_keys(range(5)), score_fn, condition=condition)
     adaptive = sampling.get_ode_sampler(VESDE(0.01, 5.0, 10), SHAPE)
     with pytest.raises(PdsError, match="adaptive ODE sampler takes no condition"):

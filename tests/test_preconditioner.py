@@ -270,7 +270,7 @@ def test_chain():
     assert pc.chain(freq, pc.identity()) is freq and pc.chain(pc.identity(), space) is space
     with pytest.raises(PdsError, match="pixel filter second"):
         pc.chain(space, freq)
-    with pytest.raises(PdsError, match=r"\(6, 4, 3\) and \(8, 8, 3\)"):
+    with pytest.raises(PdsError, match=r"\(6, 4, 3\), M₂ for \(8, 8, 3\)"):
         pc.chain(freq, pc.from_statistics(raw_statistics((8, 8, 3)), 3.0))
 
 

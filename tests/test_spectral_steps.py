@@ -190,6 +190,11 @@ def test_integrals_against_closed_forms():
         for lam, wanted in ((0.0, flow), (1.0, reverse)):
             np.testing.assert_allclose(spectral_steps.integrals(p, level, below, lam)[0], wanted, rtol=2e-5)
     ratio, h = 0.25, np.log(4)  # P = 0: c_k = ∫₀ʰ e^{v − h} vᵏ dv
+    for lam in (10.0, 100.0, 1000.0):  # decays much faster than the levels
+        level, below = jnp.array([50.0]), jnp.array([0.01])
+        c0, c1 = spectral_steps.integrals(jnp.zeros((1, 1, 1, 1)), level, below, lam)
+        np.testing.assert_allclose(c0, 1.0, rtol=1e-5)
+        np.testing.assert_allclose(c1, np.log(5000) - 1 / (1 + lam), rtol=1e-5)
     c0, c1 = spectral_steps.integrals(jnp.zeros((1, 1, 1, 1)), jnp.array([2.0]), jnp.array([0.5]), 0.0)
     np.testing.assert_allclose((c0, c1), np.array([1 - ratio, h - 1 + ratio]).reshape(2, 1, 1, 1, 1), rtol=1e-5)
 
@@ -315,3 +320,32 @@ def test_bad_options_are_refused_by_name(options, message):
 def test_a_head_start_needs_a_predictor_of_any_grid():
     with pytest.raises(PdsError, match="the SDE's own levels"):
         make(SDES["ve"], 6, "reverse_diffusion", grid="uniform", head_start=5.0)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(N=5), subVPSDE(N=5)])
+def test_the_exact_corrector_needs_no_alphas(sde):
+    """β_max/N > 1 makes the step size of "langevin" negative; "langevin_exact" has none."""
+    law = FrequencyGaussian.create(sde, MEAN, POWER)
+    sampler = sampling.get_pc_sampler(
+        sde, SHAPE, "spectral_ddim", "langevin_exact", statistics=(MEAN, POWER), prior="matched", snr=0.5
+    )
+    assert np.isfinite(solve(sampler, Z, law)).all()
+    with pytest.raises(PdsError, match="needs 1 - beta_i"):
+        sampling.get_pc_sampler(sde, SHAPE, "ddim", "langevin")
+
+
+@pytest.mark.parametrize("name", ["stochasticity", "spectrum"])
+def test_numbers_per_frequency_must_be_even(name):
+    uneven = np.full(POWER.shape, 0.5)
+    uneven[1, 0] = 0.9
+    with pytest.raises(PdsError, match=f"{name} is not even.*columns 0 and W/2"):
+        make(SDES["ve"], 4, "spectral", "none", **{name: uneven})
+    uneven[-1, 0] = 0.9
+    make(SDES["ve"], 4, "spectral", "none", **{name: uneven})
+
+
+def test_an_uneven_power_is_refused():
+    uneven = np.array(POWER)
+    uneven[1, 0] *= 2
+    with pytest.raises(PdsError, match="statistics: the power is not even"):
+        sampling.get_pc_sampler(SDES["ve"], SHAPE, "spectral", "none", statistics=(MEAN, uneven))

@@ -170,7 +170,7 @@ def test_a_grid_is_a_function():
         ("uniform", {"rho": 7.0}, "has no rho option"),
         ("quadratic", {"power": 0.0}, "power=0"),
         ("gits", {}, "cost= and teacher="),
-        ("gits", {"cost": np.zeros((3, 3)), "teacher": [1.0, 1e-3]}, r"cost is \(3, 3\), of 2 times"),
+        ("gits", {"cost": np.zeros((3, 3)), "teacher": [1.0, 1e-3]}, r"cost is \(3, 3\) for 2 times"),
         ("gits", {"cost": np.zeros((2, 2)), "teacher": [1.0, 0.5]}, "ends at 0.5"),
         ("gits", {"cost": np.zeros((2, 2)), "teacher": [1.0, 1e-3]}, "2 to 2 points, got N=5"),
         ("gits", {"cost": np.full((5, 5), np.nan), "teacher": np.linspace(1, 1e-3, 5)}, "finite"),

@@ -40,15 +40,15 @@ echo "$@" >>"$CALLS"
 def test_what_is_measured_gives_way_to_the_options_and_is_in_the_networks_range(tmp_path, options, measured, trained):
     (tmp_path / "python").write_text(PYTHON)
     (tmp_path / "python").chmod(0o755)
-    words = [str(ROOT / "scripts" / "train_own.sh"), "my_images", str(tmp_path / "run"), options]
+    words = [str(ROOT / "scripts" / "train_own.sh"), "cats, dogs", str(tmp_path / "run"), options]
     calls = {"REAL": sys.executable, "CALLS": str(tmp_path / "calls"), "PYTHON": str(tmp_path / "python")}
     done = subprocess.run(words, cwd=ROOT, env={**os.environ, **calls}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     statistics, training, *_ = (tmp_path / "calls").read_text().splitlines()
     assert measured in statistics
-    config = own.get_config(training.partition("own.py:")[2])
+    assert training.endswith(" --config.data.dataset=cats, dogs")
+    config = own.get_config(training.partition("own.py:")[2].partition(" --config.")[0])
     assert {field: config.model[field] for field in trained} == pytest.approx(trained)
-    assert config.data.dataset == "my_images"
 
 
 def test_an_option_that_there_is_not_is_said_before_anything_is_measured(tmp_path):
@@ -56,6 +56,21 @@ def test_an_option_that_there_is_not_is_said_before_anything_is_measured(tmp_pat
     done = subprocess.run(words, cwd=ROOT, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
     assert done.returncode == 1 and "near: sigma_min, sigma_max" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("count", "message"), [(1, "statistics of one image say nothing"), (2, "all images are the same")]
+)
+def test_images_that_nothing_can_be_learned_from_are_refused_in_one_sentence(tmp_path, count, message):
+    images = tmp_path / "cats, dogs"
+    images.mkdir()
+    for number in range(count):
+        Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(images / f"{number}.png")
+    words = [str(ROOT / "scripts" / "train_own.sh"), str(images), str(tmp_path / "run"), "image_size=8"]
+    env = {**os.environ, "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "facts").exists()
 
 
 @pytest.mark.slow

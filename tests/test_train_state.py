@@ -65,7 +65,6 @@ def test_state_goes_to_plain_dicts_and_back():
     jax.tree.map(np.testing.assert_array_equal, state, back)
 
 
-@pytest.mark.parametrize("bad", [dict(optimizer="SGD"), dict(lr=0.0), dict(lr=float("nan"))])
-def test_bad_optimisers_are_refused(bad):
-    with pytest.raises(PdsError, match="optim"):
-        train_state.get_optimizer(config(**bad))
+def test_another_optimiser_is_refused():
+    with pytest.raises(PdsError, match="optim.optimizer='SGD'"):
+        train_state.get_optimizer(config(optimizer="SGD"))

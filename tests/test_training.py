@@ -142,11 +142,13 @@ def test_what_is_trained_and_how_long_it_takes_is_said_before_the_first_step(tmp
     trainer._batches = lambda step, count: drawn.append((step, capsys.readouterr().out)) or batches(step, count)
     trainer.run()
     assert [step for step, _ in drawn[:4]] == [0, 0, 0, 2]  # two trials, then every step once
-    said = drawn[2][1]
+    said = "".join(text for _, text in drawn[:3])
+    assert "Network" in drawn[0][1]  # before anything is compiled
     parameters = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.params))
     for words in (
         "digits-train, 1,500 images (8, 8, 1)", f"{parameters:,} parameters", "parametrisation wiener",
-        "0 of 12 are done, 8 images each: 96 images in all, 0.1 epochs", "images a second", "ends in", "every 4 steps",
+        "0 of 12 are done, 8 images each: 96 images in all, 0.1 epochs", "images per second", "expected end in",
+        "every 4 steps",
     ):  # fmt: skip
         assert words in said
     assert not any(text for _, text in drawn[3:])
@@ -169,6 +171,26 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
     config.seed = 7
     with pytest.raises(PdsError, match="a training with seed=42, now it is 7"):
         training.train(config, str(whole))
+
+
+def test_a_training_that_never_began_binds_nothing(tmp_path):
+    """Refused by its network, or stopped before its first state."""
+    config = tiny.get_config("image_size=15")
+    with pytest.raises(PdsError, match="15"):
+        training.train(config, str(tmp_path))
+    assert not (tmp_path / "config.json").exists()
+    training.Trainer(with_eval_freq(0), str(tmp_path)).meta.close()  # as if killed while it compiled
+    config = tiny.get_config()
+    config.optim.lr = 0.5
+    training.train(config, str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["optim"]["lr"] == 0.5
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    config = tiny.get_config()
+    config.seed = -1
+    with pytest.raises(PdsError, match="config.seed=-1"):
+        training.Trainer(config, str(tmp_path))
 
 
 def test_a_vp_network_is_trained_from_the_first_time_of_score_sde(tmp_path, monkeypatch):

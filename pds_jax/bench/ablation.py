@@ -1,4 +1,4 @@
-"""What PDS is worth on a network, and what the shape of its M adds to a flat one: the table of a shipped model.
+"""Table of plain sampling, a flat M and PDS on a shipped model.
 
 Iterations x {PC, reverse diffusion} x {plain, flat M at its best c, PDS at alpha 5, at its best alpha, at alpha auto,
 with the pixel filter and with both}, beside DPM-Solver++(2M). c and alpha are chosen by the Fréchet distance of images
@@ -99,7 +99,7 @@ def candidates(cell: Cell) -> Sequence[float]:
 
 
 def sampler_of(trained: assembly.Trained, cell: Cell, value: float | str) -> assembly.Plan:
-    """The plan of a cell with c or alpha; PdsError where it must diverge."""
+    """The plan of a cell with c or alpha; PdsError where it is certain to diverge."""
     options = dict(SAMPLERS[cell.sampler])
     speed_up = trained.config.model.num_scales / (cell.iterations + 1e-6)
     if cell.method == "flat":

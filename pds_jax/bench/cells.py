@@ -1,7 +1,7 @@
 """Cells of a table: settings chosen on seeds that are not reported, blocks of seeds that are, each cell a file.
 
 All settings of a cell draw the same images' seeds; the one whose images have the least distance is kept, and blocks of
-other seeds are judged, each by itself. What is done is not done again: a run that stopped goes on, within a cell too,
+other seeds are evaluated separately. Finished work is kept: an interrupted run resumes, also within a cell,
 and more blocks add to what is there.
 """
 
@@ -41,7 +41,7 @@ class Work:
       settings: to choose from; where there is one, nothing is chosen.
       images: a block.
       plan: setting -> sampler; PdsError where it cannot be had.
-      told: setting, plan -> what else its row says.
+      told: (setting, plan) -> additional columns of the row.
       decides: what else decides its figures: where it changes, the cell is measured anew.
     """
 

@@ -80,7 +80,7 @@ def _source(trained: assembly.Trained) -> datasets.Source:
     """The training images."""
     try:
         if trained.decode is not None:
-            raise PdsError("a decoder makes its images")
+            raise PdsError("a latent model comes with no reference images")
         return datasets.get_source(trained.config, "train")
     except PdsError as error:
         raise PdsError(

@@ -169,7 +169,7 @@ def get_sampler(problem: Problem, method: Method, iterations: int, alpha: float 
       The sampler of ``sampling.get_pc_sampler``.
 
     Raises:
-      PdsError: what it refuses, for instance a setting that must diverge.
+      PdsError: what it refuses, for instance a setting that is certain to diverge.
     """
     sde = problem.sde.with_num_scales(iterations)
     strength = method.alpha if alpha is None else alpha

@@ -1,4 +1,4 @@
-"""Does what PDS saves grow with resolution? Iterations for equal scores, from tables of networks of several sizes."""
+"""Iterations for equal scores against image size, from the tables of networks of several sizes."""
 
 from __future__ import annotations
 

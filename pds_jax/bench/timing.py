@@ -1,4 +1,4 @@
-"""Honest timing: what is compared is timed in turns, so that all share what else the machine does."""
+"""Interleaved timing: the programs are timed in turns, so that other load affects all of them alike."""
 
 from __future__ import annotations
 

@@ -136,9 +136,9 @@ def _row(
     strength = "none" if math.isinf(plan.alpha) else f"{plan.alpha:g}"
     place = out / f"nfe{plan.nfe}-alpha{strength}"
     seeds = range(table.images)
-    how = sampling_job.Making(batch_size=min(4, table.images))
+    how = sampling_job.Batching(batch_size=min(4, table.images))
     identity = {"prompts_sha256": digest(captions[: table.images])}
-    folder = sampling_job.make(model.trained, plan, seeds, place, how, given=given, identity=identity)
+    folder = sampling_job.draw_to_folder(model.trained, plan, seeds, place, how, given=given, identity=identity)
     row: dict[str, Any] = {"NFE": plan.nfe, "alpha": strength, "images": table.images}
     if judge is not None:
         row |= judge(open_images(folder.folder))

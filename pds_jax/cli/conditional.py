@@ -79,12 +79,12 @@ def restore(options: RunOptions) -> pathlib.Path:
     chosen |= {} if labels is None else {"labels": options.labels}
     power = _power(trained, plan)
     chosen |= {"guidance_power_sha256": digest_of([power])} if scale else {}
-    made = sampling_job.make(
+    made = sampling_job.draw_to_folder(
         trained,
         plan,
         range(count * per_image),
         place,
-        sampling_job.making(options),
+        sampling_job.batching_of(options),
         given=_given(trained, task, per_image, scale, power, score_of),
         identity={**chosen, **task.identity},
         facts={"per_image": per_image, "given": given.record},
@@ -326,12 +326,12 @@ def _classes(options: RunOptions, place: pathlib.Path) -> pathlib.Path:
         return None, score_fn
 
     given(seeds)  # refuses bad labels
-    made = sampling_job.make(
+    made = sampling_job.draw_to_folder(
         trained,
         sampling_job.plan(trained, options, conditional=True),
         seeds,
         place,
-        sampling_job.making(options),
+        sampling_job.batching_of(options),
         given=given,
         identity={"mode": "class_conditional", "labels": wanted, "first_seed": seeds[0], "guidance": scale},
         facts={"labels": {str(seed): label for seed, label in label_of.items()}},

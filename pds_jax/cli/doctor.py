@@ -1,4 +1,4 @@
-"""``pds_jax doctor``: what this installation is made of, and whether it works."""
+"""``pds_jax doctor``: print the versions, devices and cache of this installation, and run a self-test."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _version(name: str) -> str:
 
 def _cache(folder: str | None) -> str:
     if not folder:
-        return "off: every start compiles"
+        return "off: programs are compiled at every start"
     if "://" in folder:
         return folder
     entries = [path for path in pathlib.Path(folder).glob("*") if path.is_file()]

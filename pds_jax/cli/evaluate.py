@@ -98,17 +98,19 @@ def candidates(config: ConfigDict | None, options: RunOptions) -> list[tuple[str
     if config is None:
         config = checkpoints.read_config(options.workdir / checkpoints.CONFIG)
     numbers = {-(-step // max(config.training.snapshot_freq, 1)): step for step in steps}
+    if not numbers:
+        raise PdsError(f"{place} holds no snapshot yet; one is saved every config.training.snapshot_freq steps")
     begin, end = config.eval.begin_ckpt, config.eval.end_ckpt
     chosen = {number: step for number, step in numbers.items() if begin <= number <= end}
     if not chosen:
-        there = ", ".join(f"{number} (step {step})" for number, step in numbers.items()) or "none"
+        there = ", ".join(f"{number} (step {step})" for number, step in numbers.items())
         raise PdsError(
             f"{place} has no checkpoint from config.eval.begin_ckpt={begin} to end_ckpt={end}; there: {there}. Give "
             "--config.eval.begin_ckpt=… and --config.eval.end_ckpt=…"
         )
     missing = sorted(set(range(begin, min(end, max(numbers)) + 1)) - set(chosen))
     if missing:
-        print(f"not there, passed over: checkpoints {missing}")
+        print(f"not there, skipped: checkpoints {missing}")
     return [(str(number), str(place / str(step))) for number, step in sorted(chosen.items())]
 
 
@@ -140,7 +142,7 @@ class Job:
         processes.check_on_all_processes(self._check)
         if self.settings.enable_sampling:
             plan = self._plan()
-            if _is_together(plan) and processes.process_share()[1] > 1:
+            if sampling_job.is_together(plan) and processes.process_share()[1] > 1:
                 size = self._samples_at_once(plan)
                 processes.check_on_all_processes(lambda: parallel.check_divides(size, "norm=batch: images of a batch"))
 
@@ -316,7 +318,7 @@ class Job:
         if self.options.batch_size is not None:
             return self.options.batch_size
         size = min(self.settings.batch_size, self.settings.num_samples)
-        return size if _is_together(plan) else _share(size)
+        return size if sampling_job.is_together(plan) else _share(size)
 
     def _judge(self) -> tuple[Extractor, Reference | None, list[str]]:
         """The extractor, the reference if it is a file, and the figures wanted."""
@@ -377,13 +379,15 @@ class Job:
             against = reference or training_reference(
                 self.training_images, extractor, self.folder, metrics, batch_size=self.settings.batch_size
             )
-            how = dataclasses.replace(sampling_job.making(self.options), batch_size=self._samples_at_once(plan))
-            made = sampling_job.make(
+            batching = dataclasses.replace(
+                sampling_job.batching_of(self.options), batch_size=self._samples_at_once(plan)
+            )
+            made = sampling_job.draw_to_folder(
                 self.trained,
                 plan,
                 range(count),
                 self.folder / self.name / "samples",
-                how,
+                batching,
                 labels=labels,
                 identity={"labels": labels} if labels else None,
             )
@@ -471,11 +475,6 @@ def _share(size: int) -> int:
     return -(-size // processes.process_share()[1])
 
 
-def _is_together(plan: assembly.Plan) -> bool:
-    """Whether all processes make every batch together."""
-    return plan.config.sampling.get("norm", "sample") == "batch"
-
-
 @dataclasses.dataclass(frozen=True)
 class SourceImages:
     """A data set as images to be judged, by the one uint8 rule.
@@ -503,7 +502,7 @@ class SourceImages:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was read and what was passed over, for provenance."""
+        """What was read and what was skipped, for provenance."""
         return getattr(self.source, "record", {"data_set": self.source.name})
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""What libraries below say when they fail, and what the environment asks of them, in the words of this program."""
+"""Turn errors of libraries and of the environment into one-line messages."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refuse_words(argv: Sequence[str]) -> None:
 
 
 def explain(error: Exception, mode: str = "") -> str | None:
-    """One sentence with the way out; None for what is a fault of this program."""
+    """One sentence that names the cause and a remedy; None for bugs in this package."""
     text = str(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
     if isinstance(error, PdsError | FloatingPointError) and not (mode in _BATCH and "RESOURCE_EXHAUSTED" in text):
@@ -58,7 +58,7 @@ def explain(error: Exception, mode: str = "") -> str | None:
     if isinstance(error, OSError):
         where, reason = error.filename or "a file", error.strerror or first
         if error.errno in _FULL:
-            return f"{where}: {reason}; free some space and type the same command again, it resumes from what was saved"
+            return f"{where}: {reason}; free some space and run the same command again to resume"
         return f"{where}: {reason}"
     if "No space left on device" in text:
         return "the disk is full; free some space and type the same command again, it resumes from what was saved"

@@ -129,7 +129,7 @@ GROUPS: dict[str, tuple[Flag, ...]] = {
             "alpha",
             str,
             "Strength of M: a number above 1 (the papers use 5; larger is weaker), auto (from the number of steps), "
-            "tune (by a few samples; it may choose no M, or without --filters a flat M), or inf, which turns "
+            "tune (128 samples per strength; it may choose no M or, without --filters, a flat M), or inf, which turns "
             "PDS off.",
             "NUMBER|auto|tune|inf",
             field="pds.alpha",

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from pds_jax import checkpoints
 from pds_jax.alpha import parse_alpha
+from pds_jax.config_defaults import complete
 from pds_jax.io import files
 from pds_jax.plugins import Plugin, load_plugin
 from pds_jax.types import PdsError
@@ -139,7 +140,7 @@ class RunOptions:
         if config is None:
             path, text = self.overrides[0]
             raise PdsError(f"--config.{path}={text}: {place} holds no configuration to change; add --config=FILE.py")
-        return with_fields(config, self.overrides)
+        return with_fields(complete(config), self.overrides)
 
 
 def from_flags(given: Mapping[str, Any], fields: Mapping[str, str]) -> RunOptions:

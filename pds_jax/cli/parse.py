@@ -23,6 +23,7 @@ from pds_jax.types import PdsError
 _OF_THE_PROCESS = ("cache_dir", "coordinator", "num_processes", "process_id")
 _OVERRIDE = re.compile(r"--?config\.([^=]+)(=(.*))?$", re.DOTALL)
 _CONFIGS = tuple(flag.name for flag in flags.table() if flag.kind == "config")
+_REFUSAL = re.compile(r"^([\w.]+\.)?(ValueError|PdsError): ")  # before the message, in a traceback
 _FLAG = re.compile(r"--?([A-Za-z_][\w.]*)(=.*)?$", re.DOTALL)
 
 
@@ -50,7 +51,8 @@ def read(words: Sequence[str], values: absl_flags.FlagValues) -> list[tuple[str,
             rest = values(words)
     except absl_flags.Error as error:
         # A configuration's own error comes with its traceback; the last line says it.
-        raise PdsError([line.strip() for line in str(error).splitlines() if line.strip()][-1]) from error
+        last = [line.strip() for line in str(error).splitlines() if line.strip()][-1]
+        raise PdsError(_REFUSAL.sub("", last)) from error
     if len(rest) > 1:
         raise PdsError(f"unexpected words {rest[1:]}; every option starts with --")
     for flag in flags.table():
@@ -99,7 +101,7 @@ def _check_names(words: Sequence[str], values: absl_flags.FlagValues) -> None:
             near = difflib.get_close_matches(name, [flag.name for flag in flags.table()], 3, 0.5)
             near.sort(key=lambda other: sorted(other) != sorted(name))  # letters in another order first: --nef is --nfe
             hint = f"; did you mean --{near[0]}?" if near else ""
-            raise PdsError(f"Unknown command line flag '{match[1]}'{hint}")
+            raise PdsError(f"unknown flag --{match[1]}{hint}")
 
 
 def _check_used(given: dict[str, Any], mode: str) -> None:

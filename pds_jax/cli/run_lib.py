@@ -1,4 +1,4 @@
-"""The jobs of the command line. Wiring only; each job is imported when it is asked for, which a start waits for."""
+"""Dispatch a mode of the command line to its job; each job is imported on first use to keep start-up short."""
 
 from __future__ import annotations
 

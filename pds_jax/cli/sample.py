@@ -1,4 +1,4 @@
-"""Making the images of a run: one file a seed, a grid and a manifest, in a folder that a second run goes on with."""
+"""``--mode=sample``: draw the images of a run into a folder: one file per seed, a grid and a manifest; resumable."""
 
 from __future__ import annotations
 
@@ -37,31 +37,39 @@ def sample(options: RunOptions) -> pathlib.Path:
     Raises:
       PdsError: bad settings, a folder of another run, or samples that diverge.
     """
-    place, how = options.workdir / (options.eval_folder or "samples"), making(options)
+    place, batching = options.workdir / (options.eval_folder or "samples"), batching_of(options)
     if _is_latent(options):
         from pds_jax.cli import latent
 
         job = latent.job(options)
-        trained, how = job.model.trained, dataclasses.replace(how, batch_size=latent.at_once(options))
+        trained = job.model.trained
+        batching = dataclasses.replace(batching, batch_size=latent.at_once(options))
         made = plan(trained, options, given=job.given, **job.guided)
-        return make(trained, made, options.seeds, place, how, given=job.given, identity=job.identity).folder
+        return draw_to_folder(
+            trained, made, options.seeds, place, batching, given=job.given, identity=job.identity
+        ).folder
     trained = load(options)
     labels = in_turn(options.labels, options.seeds)
     guide = classifier.read(options, trained, labels)
     if guide is None or trained.num_classes:
         classes.labels_of(labels, options.seeds, trained.num_classes, trained.name)  # refused before a plan is made
     interval = classes.EVERYWHERE if options.guidance_interval is None else options.guidance_interval
-    words: dict[str, Any] = {"guidance": options.guidance_weight, "guidance_interval": interval}
-    made = plan(trained, options, conditional=guide is not None, **words)
+    made = plan(
+        trained,
+        options,
+        conditional=guide is not None,
+        guidance=options.guidance_weight,
+        guidance_interval=interval,
+    )
     chosen: dict[str, Any] = {} if labels is None else {"labels": options.labels}
     if isinstance(options.labels, tuple):
         chosen["first_seed"] = options.seeds[0]
-    words = {}
+    more: dict[str, Any] = {}
     if guide is not None:
-        words["given"] = guide.given(trained, made, options.seeds)
+        more["given"] = guide.given(trained, made, options.seeds)
         chosen |= guide.identity()
-        words["facts"] = guide.facts(made, words["given"](options.seeds[:1])[1])
-    return make(trained, made, options.seeds, place, how, labels=labels, identity=chosen, **words).folder
+        more["facts"] = guide.facts(made, more["given"](options.seeds[:1])[1])
+    return draw_to_folder(trained, made, options.seeds, place, batching, labels=labels, identity=chosen, **more).folder
 
 
 def _is_latent(options: RunOptions) -> bool:
@@ -105,20 +113,20 @@ def plan(trained: assembly.Trained, options: RunOptions, *, conditional: bool = 
             "--pilot_gain measures its gains on images without classes, prompts or conditions, which these images "
             "have: leave it out (--nopilot_gain where the configuration sets it)"
         )
-    start, words = time.perf_counter(), options.sampler.given()
-    options_lib.check_used(words, trained.config, "--")
-    made = assembly.plan(trained, **words, **more)
-    unused.check(words, made)
+    start, chosen = time.perf_counter(), options.sampler.given()
+    options_lib.check_used(chosen, trained.config, "--")
+    made = assembly.plan(trained, **chosen, **more)
+    unused.check(chosen, made)
     if made.config.pds.alpha == "tune":
         print(f"alpha=tune: {made.reasons[-1]}; chosen in {time.perf_counter() - start:.0f} s")
     elif made.preconditioner.is_identity:
-        print("PDS is off (no --alpha)" if "alpha" not in words else "PDS is off (alpha is infinite)")
+        print("PDS is off (no --alpha)" if "alpha" not in chosen else "PDS is off (alpha is infinite)")
     return made
 
 
 @dataclasses.dataclass(frozen=True)
-class Making:
-    """How images are made that does not decide what they show.
+class Batching:
+    """Options of a run that do not change its images.
 
     Attributes:
       batch_size: images at once, where it is given; else
@@ -134,110 +142,144 @@ class Making:
     plugin: tuple[Plugin, ...] = ()
 
 
-def making(options: RunOptions) -> Making:
+def batching_of(options: RunOptions) -> Batching:
     """The part of the options that says how images are made."""
-    return Making(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Making)})
+    return Batching(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Batching)})
 
 
-def make(
+def draw_to_folder(
     trained: assembly.Trained,
     plan: assembly.Plan,
     seeds: Sequence[int],
     place: pathlib.Path,
-    how: Making = Making(),
+    batching: Batching = Batching(),
     *,
     given: assembly.Given | None = None,
     labels: classes.Labels = None,
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> RunFolder:
-    """Make the images of some seeds that are not in a folder yet, a grid and the manifest.
+    """Draw the images of the seeds that are not in a folder yet, and write a grid and the manifest.
 
     Args:
       trained: the model.
       plan: the sampler.
       seeds: which images.
       place: the folder.
-      how: batches and shares.
-      given: what is known of the images, see ``assembly.draw``; by default
+      batching: batches and shares.
+      given: condition and score function of the seeds, see ``assembly.draw``; by default those of `labels`.
       labels: class of each seed, see there.
       identity: what else decides the images.
-      facts: what else the manifest is to say.
+      facts: additional entries of the manifest.
 
     Raises:
       PdsError: a folder of another run, or samples that diverge.
     """
-    together = plan.config.sampling.get("norm", "sample") == "batch"
-    share = _share(how.shard, together)
-    batch_size, adapt = _batch_size(how, -(-len(seeds) // share[1]), together)
+    together = is_together(plan)
+    share = _share(batching.shard, together)
+    batch_size, adapt = _batch_size(batching, -(-len(seeds) // share[1]), together)
     if together:
         parallel.check_last_batch(len(seeds), batch_size)
-    writes = not together or processes.is_first_process()
-    image_format = images.ImageFormat.of(trained.image_shape, datasets.get_range(trained.config))
     given = given or assembly.labelled(trained, plan, seeds, labels)
     facts = {**_labels_record(seeds, labels), **(facts or {})}
     facts |= {"chosen_because": list(plan.reasons)} if plan.reasons else {}
-    folder = RunFolder(place, {**_identity(trained, plan, seeds, batch_size, how), **(identity or {})}, image_format)
-    done = folder.done()
-    _check_size(folder, done, trained.image_shape)
-    _check_labels(folder, done, facts.get("labels"))
+    identity = {**_identity(trained, plan, seeds, batch_size, batching), **(identity or {})}
+    folder, done = _opened(place, identity, trained, facts)
     todo = _todo(seeds, done, share, batch_size if together else None)
     folder.check_room(len(todo), trained.image_shape)
     if done:
         print(f"{len(done.keys() & set(seeds))} of {len(seeds)} images are there already")
     print(_description(trained, plan, len(todo)))
     start = time.perf_counter()
-    drawn, effect = None, 0.0
-    if todo:
-        effect = _report_precision(trained, how.precision)
-        _report_memory(trained, given(todo[:1])[1], batch_size)
-        remembered = folder.part(share).get("batch_size") if adapt else None
-        drawn = assembly.draw(
-            trained,
-            plan,
-            todo,
-            batch_size=min(int(remembered or batch_size), batch_size),
-            adapt=adapt,
-            save=folder.save_batch if writes else _nothing,
-            on_cost=functools.partial(_report_cost, plan.N),
-            given=given,
-        )
-        if writes:
-            folder.note_part(
-                share,
-                images=len(todo),
-                batch_size=drawn.batch_size,
-                devices=parallel.devices(),
-                seconds=time.perf_counter() - start,
-                seconds_per_image=drawn.seconds / len(todo),
-                compile_seconds=drawn.compile_seconds,
-            )
-        done = folder.done()
+    drawn = _draw_missing(trained, plan, todo, folder, batching, share, batch_size, adapt, given) if todo else None
+    done = folder.done()
     missing = len(set(seeds) - done.keys())
-    if missing or not writes:
+    if missing or (together and not processes.is_first_process()):
         print(f"{missing} of {len(seeds)} images are still to come from other processes: {folder.folder}")
         return folder
-    path = folder.folder / "grid.png"
     if drawn is not None or not folder.complete:  # with nothing to add, the record of the run that made them stays
-        path = _grid(folder, seeds)
-        folder.finish(
-            seeds=files.format_seeds(seeds),
-            images=len(seeds),
-            nfe=plan.nfe if drawn is None else drawn.nfe,
-            devices=[str(device) for device in jax.devices()],
-            generator=GENERATOR,
-            precision=how.precision,
-            precision_effect=None if drawn is None else effect,
-            batch_size=None if drawn is None else drawn.batch_size,
-            seconds=time.perf_counter() - start,
-            seconds_per_image=None if drawn is None else drawn.seconds / len(todo),
-            compile_seconds=None if drawn is None else drawn.compile_seconds,
-            config=plan.config.to_dict(),
-            **(facts or {}),
-        )
+        facts |= {"precision": batching.precision, "seconds": time.perf_counter() - start, **_cost(plan, drawn, todo)}
+        _finish(folder, done, {**facts, "config": plan.config.to_dict()})
     images_of = "1 image" if len(seeds) == 1 else f"{len(seeds)} images"
-    print(f"Grid: {path}\nManifest: {folder.manifest_path}\n{images_of}: {folder.folder}")
+    grid = folder.folder / "grid.png"
+    print(f"Grid: {grid}\nManifest: {folder.manifest_path}\n{images_of}: {folder.folder}")
     return folder
+
+
+def is_together(plan: assembly.Plan) -> bool:
+    """Whether an image depends on the others of its batch, so that all processes draw every batch together."""
+    return bool(plan.config.sampling.get("norm", "sample") == "batch")
+
+
+def _opened(
+    place: pathlib.Path, identity: dict[str, Any], trained: assembly.Trained, facts: Mapping[str, Any]
+) -> tuple[RunFolder, dict[int, str]]:
+    """The folder and the images in it; refuses one whose images have another size or other labels."""
+    image_format = images.ImageFormat.of(trained.image_shape, datasets.get_range(trained.config))
+    folder = RunFolder(place, identity, image_format)
+    done = folder.done()
+    _check_size(folder, done, trained.image_shape)
+    _check_labels(folder, done, facts.get("labels"))
+    return folder, done
+
+
+def _draw_missing(
+    trained: assembly.Trained,
+    plan: assembly.Plan,
+    todo: Sequence[int],
+    folder: RunFolder,
+    batching: Batching,
+    share: tuple[int, int],
+    batch_size: int,
+    adapt: bool,
+    given: assembly.Given,
+) -> tuple[assembly.Drawn, float]:
+    """Draw and save images; returns their cost and the measured effect of the precision."""
+    start, writes = time.perf_counter(), not is_together(plan) or processes.is_first_process()
+    effect = _report_precision(trained, batching.precision)
+    _report_memory(trained, given(todo[:1])[1], batch_size)
+    remembered = folder.part(share).get("batch_size") if adapt else None
+    drawn = assembly.draw(
+        trained,
+        plan,
+        todo,
+        batch_size=min(int(remembered or batch_size), batch_size),
+        adapt=adapt,
+        save=folder.save_batch if writes else _nothing,
+        on_cost=functools.partial(_report_cost, plan.N),
+        given=given,
+    )
+    if writes:
+        folder.note_part(
+            share,
+            images=len(todo),
+            batch_size=drawn.batch_size,
+            devices=parallel.devices(),
+            seconds=time.perf_counter() - start,
+            seconds_per_image=drawn.seconds / len(todo),
+            compile_seconds=drawn.compile_seconds,
+        )
+    return drawn, effect
+
+
+def _cost(plan: assembly.Plan, made: tuple[assembly.Drawn, float] | None, todo: Sequence[int]) -> dict[str, Any]:
+    """Entries of the manifest; None for those of a run that had nothing left to draw."""
+    names = ("precision_effect", "batch_size", "seconds_per_image", "compile_seconds")
+    if made is None:
+        return {"nfe": plan.nfe, **dict.fromkeys(names)}
+    drawn, effect = made
+    values = (effect, drawn.batch_size, drawn.seconds / len(todo), drawn.compile_seconds)
+    return {"nfe": drawn.nfe, **dict(zip(names, values, strict=True))}
+
+
+def _finish(folder: RunFolder, done: Collection[int], facts: dict[str, Any]) -> None:
+    """Write the grid and the manifest of all images of the folder, those of earlier seeds too."""
+    seeds, before = sorted(done), files.read_json(folder.manifest_path).get("labels")
+    _grid(folder, seeds)
+    if isinstance(before, dict) and isinstance(facts.get("labels"), dict):
+        facts = {**facts, "labels": {**before, **facts["labels"]}}
+    devices = [str(device) for device in parallel.devices()]
+    folder.finish(seeds=files.format_seeds(seeds), images=len(seeds), devices=devices, generator=GENERATOR, **facts)
 
 
 def _labels_record(seeds: Sequence[int], labels: classes.Labels) -> dict[str, Any]:
@@ -271,16 +313,16 @@ def _check_labels(folder: RunFolder, done: Collection[int], labels: Any) -> None
             )
 
 
-def _batch_size(how: Making, count: int, together: bool) -> tuple[int, bool]:
+def _batch_size(batching: Batching, count: int, together: bool) -> tuple[int, bool]:
     """Images at once, and whether to halve them when memory runs out."""
-    if how.batch_size is not None and how.batch_size < 1:
-        raise PdsError(f"--batch_size={how.batch_size}: use at least 1")
-    if how.batch_size is not None and how.max_batch != assembly.MAX_BATCH:
+    if batching.batch_size is not None and batching.batch_size < 1:
+        raise PdsError(f"--batch_size={batching.batch_size}: use at least 1")
+    if batching.batch_size is not None and batching.max_batch != assembly.MAX_BATCH:
         raise PdsError("--batch_size and --max_batch both say how many images to make at once; leave one of them out")
-    if how.max_batch is None and together:
+    if batching.max_batch is None and together:
         raise PdsError("--max_batch=auto would change the images of --norm=batch; give --batch_size, or --norm=sample")
-    limit = assembly.MAX_BATCH if how.max_batch is None else how.max_batch
-    return how.batch_size or min(limit, count), how.max_batch is None
+    limit = assembly.MAX_BATCH if batching.max_batch is None else batching.max_batch
+    return batching.batch_size or min(limit, count), batching.max_batch is None
 
 
 def _share(shard: tuple[int, int], together: bool) -> tuple[int, int]:
@@ -341,17 +383,17 @@ def _report_precision(trained: assembly.Trained, precision: str) -> float:
 
 
 def _identity(
-    trained: assembly.Trained, plan: assembly.Plan, seeds: Sequence[int], batch_size: int, how: Making
+    trained: assembly.Trained, plan: assembly.Plan, seeds: Sequence[int], batch_size: int, batching: Batching
 ) -> dict[str, Any]:
     """What decides an image besides its seed; in norm mode "batch" that includes its batch."""
     identity = {
         **trained.identity,
-        "precision": how.precision,
+        "precision": batching.precision,
         "generator": GENERATOR,
         **plan.describe(),
     }
-    if how.plugin:
-        identity["plugin"] = [dataclasses.asdict(plugin) for plugin in how.plugin]
+    if batching.plugin:
+        identity["plugin"] = [dataclasses.asdict(plugin) for plugin in batching.plugin]
     if plan.config.sampling.get("norm", "sample") == "batch":
         identity["batches"] = {"size": batch_size, "seeds": list(seeds)}
     return identity

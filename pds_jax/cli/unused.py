@@ -1,4 +1,4 @@
-"""Options of the sampler that were given and that the plan that was made of them does not use."""
+"""Check for given sampler options that the resulting plan does not use."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ml_collections
@@ -41,12 +41,27 @@ def is_state_dict(head: bytes) -> bool:
 
 
 def config_from_settings(
-    settings: Mapping[str, Any], *, classifier: bool = False, noise_schedule: str = "linear", steps: int = 1000
+    settings: Mapping[str, Any],
+    *,
+    classifier: bool = False,
+    noise_schedule: str = "linear",
+    steps: int = 1000,
+    rescale_timesteps: bool = False,
 ) -> ml_collections.ConfigDict:
     """Configuration of a network from the arguments of UNetModel's or EncoderUNetModel's constructor.
 
-    ``attention_resolutions`` are downsampling factors there. ``noise_schedule`` ("linear", "cosine") and ``steps`` are
-    those of the diffusion. Raises ConversionError naming the first argument that is unknown or malformed.
+    Args:
+      settings: the arguments; ``attention_resolutions`` are downsampling factors there.
+      classifier: whether they are of EncoderUNetModel.
+      noise_schedule: of the diffusion, "linear" or "cosine".
+      steps: of the diffusion.
+      rescale_timesteps: whether the network takes 1000 k/steps for step k, as it was trained with this option.
+
+    Returns:
+      The configuration.
+
+    Raises:
+      ConversionError: names the first argument that is unknown or malformed.
     """
     where = "EncoderUNetModel" if classifier else "UNetModel"
     given = Arguments({name: value for name, value in settings.items() if name not in _IGNORED}, where)
@@ -55,6 +70,10 @@ def config_from_settings(
         raise ConversionError(f"{where}: the argument {unknown[0]} is not known here; known: {', '.join(_KNOWN)}")
     if noise_schedule not in _SDES:
         raise ConversionError(f"noise_schedule={noise_schedule!r} is unknown; known: {', '.join(_SDES)}")
+    if type(steps) is not int or steps < 2:
+        raise ConversionError(f"steps={steps!r}: use the number of steps of the diffusion, 2 or more")
+    if type(rescale_timesteps) is not bool:
+        raise ConversionError(f"rescale_timesteps={rescale_timesteps!r}: use True or False")
     if given.integer("dims", 2, most=3) != 2:
         raise given.refuse("dims", "2: the networks here are of images")
     size, channels = given.integer("image_size"), given.integer("in_channels", 3)
@@ -66,6 +85,7 @@ def config_from_settings(
     elif model["out_channels"] not in (channels, 2 * channels):
         raise given.refuse("out_channels", f"{channels}, or {2 * channels} with learn_sigma")
     model |= {"parametrisation": "epsilon", "noise_schedule": noise_schedule, "diffusion_steps": steps}
+    model["rescale_timesteps"] = rescale_timesteps
     sampling = {"predictor": "ancestral_sampling"} if sde == "vpsde" else {"predictor": "sde_dpmpp_2m", "grid": "edm"}
     return configuration(model, sde=sde, image_size=size, channels=channels, sampling=sampling)
 
@@ -119,7 +139,18 @@ def load(path: str | os.PathLike[str], config: Any, shapes: Mapping[str, Shape])
         report.notes.append(
             f"the file does not say its attention order; the configuration has {config.model.attention_order!r}"
         )
+        report.notes.extend(_note_on_times(config.model))
         return assemble(pairs, sources, shapes, report), report
+
+
+def _note_on_times(model: Any) -> Iterator[str]:
+    """Which times the network is asked at, where that depends on what the file does not say."""
+    steps = model.get("diffusion_steps", 1000)
+    if steps != 1000 and not model.get("rescale_timesteps", False):
+        yield (
+            f"the network is asked at times 0 to {steps - 1}; if it was trained with rescale_timesteps=True, as "
+            "improved-diffusion's published networks are, set model.rescale_timesteps=True"
+        )
 
 
 def _check_kind(sources: Mapping[str, Any], config: Any, path: str) -> None:

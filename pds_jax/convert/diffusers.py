@@ -24,6 +24,7 @@ from pds_jax.io import files
 from pds_jax.models.utils import image_size
 
 CLASS = "UNet2DModel"
+_SILU = ("silu", "swish")  # two names of one function
 _JSON_LIMIT = 1 << 20
 
 # Options that our network needs in score_sde's config to be a UNet2DModel of skip blocks.
@@ -79,6 +80,16 @@ def unet_folder(path: str | os.PathLike[str], use_ema: bool = True) -> pathlib.P
     return next(iter(first or second), None)
 
 
+def pixel_unet(path: str | os.PathLike[str], use_ema: bool = True) -> pathlib.Path | None:
+    """The folder of a UNet that is not NCSN++ but of plain blocks, as DDPM's are; arguments as :func:`unet_folder`."""
+    folder = unet_folder(path, use_ema) if pathlib.Path(path).exists() else None
+    if folder is None:
+        return None
+    blocks = _read_fields(folder / "config.json").get("down_block_types")
+    plain = isinstance(blocks, list) and not any("Skip" in str(block) for block in blocks)
+    return folder if plain else None
+
+
 def _unets_in(folder: pathlib.Path) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """(averaged, raw) UNets that lie in a folder, ``unet`` first."""
     try:
@@ -131,12 +142,17 @@ def load(
     folder = unet_folder(path, use_ema)
     if folder is None:
         raise ConversionError(f"{path}: no config.json of a {CLASS} here or in 'unet'")
+    if pixel_unet(path, use_ema) is not None:
+        raise ConversionError(
+            f"{folder / 'config.json'} is a {CLASS} without skip blocks, which says by itself what it is and is not "
+            "converted: give its folder to --mode=sample or pds_jax.load, without a configuration"
+        )
     report = Report("diffusers", str(path), AS_SAVED)
     compare(read_config(folder / "config.json"), config, str(folder / "config.json"))
     _note_scheduler(folder.parent / "scheduler" / "scheduler_config.json", config, report)
     given = pathlib.Path(path)
     weights = given if given.is_file() else diffusers_weights.find(folder, use_ema, report)
-    _note_folder(given, folder, use_ema, report)
+    note_folder(given, folder, use_ema, report)
     with opened_weights(weights) as sources:
         return from_leaves(sources, config, shapes, report, use_ema), report
 
@@ -175,7 +191,7 @@ def _itself(leaf: Leaf) -> Leaf:
     return leaf
 
 
-def _note_folder(given: pathlib.Path, folder: pathlib.Path, use_ema: bool, report: Report) -> None:
+def note_folder(given: pathlib.Path, folder: pathlib.Path, use_ema: bool, report: Report) -> None:
     """Say which of a raw and an averaged UNet was read."""
     averages, raw = _unets_in(folder.parent)
     if not averages or folder not in (*averages, *raw):
@@ -240,6 +256,8 @@ def compare(theirs: Mapping[str, Any], config: Any, where: str) -> None:
     for name, value in expected_config(config).items():
         found = theirs[name]
         if (name == "norm_num_groups" and _same_groups(found, config)) or (name == "sample_size" and found is None):
+            continue
+        if name == "act_fn" and found in _SILU:
             continue
         if not _equal(found, value):
             raise ConversionError(

@@ -1,4 +1,4 @@
-"""A pickle machine that runs no code: it knows the few opcodes and names that a PyTorch checkpoint needs.
+"""A pickle reader that executes no code: it supports only the opcodes and names that PyTorch checkpoints use.
 
 ``pickletools.genops`` splits the bytes into opcodes; the loop below keeps the stack. A name (GLOBAL) is looked up in a
 table of our own functions and never imported. A name that is not in the table is an error, or with ``ANY_CLASS`` an
@@ -325,7 +325,10 @@ class Machine:
 
     def _top(self, kind: type) -> Any:
         if not isinstance(self._stack[-1], kind):
-            raise ConversionError(f"the pickle treats something as a {kind.__name__} that is none")
+            raise ConversionError(
+                f"the pickle uses a {type(self._stack[-1]).__name__} where a {kind.__name__} is required; the file is "
+                "damaged"
+            )
         return self._stack[-1]
 
     def _tuple(self, length: int | None) -> None:

@@ -104,7 +104,7 @@ def config_of(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
       The configuration.
 
     Raises:
-      PdsError: there is none.
+      ConversionError: there is no configuration, or it is not one of pds_jax.
     """
     folder = pathlib.Path(path)
     file = (folder if folder.is_dir() else folder.parent) / CONFIG
@@ -117,7 +117,7 @@ def config_of(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
 
 
 def _with_numbers(value: Any) -> Any:
-    """Undo that strict JSON holds no infinity, and so has it as text."""
+    """Turn "inf", "-inf" and "nan" back into numbers: strict JSON has no such numbers, so they are stored as text."""
     if isinstance(value, dict):
         return {key: _with_numbers(item) for key, item in value.items()}
     return _NUMBERS.get(value, value) if isinstance(value, str) else value

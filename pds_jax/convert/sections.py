@@ -7,6 +7,8 @@ from typing import Any
 
 import ml_collections
 
+from pds_jax.config_defaults import complete
+
 
 def configuration(
     model: Mapping[str, Any], *, sde: str, image_size: int, channels: int, sampling: Mapping[str, Any]
@@ -26,45 +28,10 @@ def configuration(
         "uniform_dequantization": False,
     }
     config.model = {**_SCALES, **model}
-    config.sampling = {
-        "method": "pc",
-        "predictor": "reverse_diffusion",
-        "corrector": "none",
-        "snr": 0.16,
-        "n_steps_each": 1,
-        "noise_removal": True,
-        "probability_flow": False,
-        "speed_up": 1.0,
-        "norm": "sample",
-        "variant": "paper",
-        "prior": "standard",
-        "grid": "uniform",
-        **sampling,
-    }
-    config.pds = {
-        "alpha": float("inf"),
-        "recipe": "ijcv2025",
-        "filters": "freq",
-        "gain": 1.0,
-        "statistics": "",
-        "freq_mask_path": "",
-        "space_mask_path": "",
-        "r": 0.0,
-        "lam": 1.0,
-        "solenoidal": 0.0,
-    }
-    config.eval = {
-        "begin_ckpt": 1,
-        "end_ckpt": 1,
-        "batch_size": 64,
-        "num_samples": 50000,
-        "enable_sampling": True,
-        "enable_loss": False,
-        "enable_bpd": False,
-        "bpd_dataset": "test",
-    }
-    config.seed = 42
-    return config
+    config.sampling = dict(sampling)
+    config.eval = {"begin_ckpt": 1, "end_ckpt": 1, "batch_size": 64, "enable_sampling": True, "enable_loss": False}
+    config.pds = {"gain": 1.0}
+    return complete(config)
 
 
 _SCALES = {"sigma_min": 0.01, "sigma_max": 50.0, "beta_min": 0.1, "beta_max": 20.0, "num_scales": 1000}

@@ -1,4 +1,4 @@
-"""Which weights a file holds: every set of arrays that has the network's names, wherever it lies, and which to read.
+"""Find the sets of weights in a file by the network's parameter names, and choose which one to read.
 
 A set is found by its names, not by its place: ``state_dict``, ``model``, ``ema_model.module``, nothing at all. Wrappers
 (``module.``, ``_orig_mod.``, ...) may stand anywhere in a name. A set is a moving average if its place says so
@@ -143,7 +143,7 @@ def _choose(value: Any, kind: type, expected: Expected, report: Report, use_ema:
 
 
 def _refuse_other_averages(contents: _Contents) -> None:
-    """Arrays that are called averages and lack the network's names must not be passed over for the raw weights."""
+    """Arrays that are called averages and lack the network's names must not be skipped for the raw weights."""
     for name, array in contents.arrays.items():
         if is_average(name) and not _is_training(name) and "exp_avg" not in name and _may_be_weight(array):
             raise ConversionError(
@@ -164,7 +164,7 @@ def _collect(value: Any, kind: type, separator: str) -> _Contents:
 
 
 def _walk(value: Any, kind: type, separator: str, path: tuple[str, ...], out: _Contents, above: set[int]) -> None:
-    """Depth first; a container inside itself is passed over, one that is shared is seen at each of its places."""
+    """Depth first; a container inside itself is skipped, one that is shared is seen at each of its places."""
     out.visits += 1
     if out.visits > _MAX_VISITS:
         raise ConversionError(f"the file nests more than {_MAX_VISITS} objects; no checkpoint does")

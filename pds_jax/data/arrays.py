@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pds_jax.data import foreign
 from pds_jax.io import npy
 from pds_jax.io.images import to_uint8
 from pds_jax.types import PdsError
@@ -17,7 +18,10 @@ from pds_jax.types import PdsError
 SLACK = 1e-4  # of the range, for rounding
 _BYTE_SLACK, _HALF_SLACK = 1e-3, 0.13  # of a byte, for rounding; the second of float16
 _PIECE_BYTES = 64 << 20
-_DECLARE = "declare another range (config.data.range=(lo, hi), --range=lo,hi, value_range=(lo, hi))"
+_DECLARE = (
+    "declare another range (--config.data.range=lo,hi of pds_jax, --range=lo,hi of the scripts, value_range=(lo, hi) "
+    "in Python)"
+)
 
 Range = tuple[float, float]
 Images = np.ndarray | npy.Rows
@@ -29,14 +33,14 @@ def checked_range(value_range: Sequence[float] | None) -> Range | None:
     Raises:
       PdsError: not two finite numbers in rising order.
     """
-    if value_range is None or len(value_range) == 0:
+    if value_range is None or (isinstance(value_range, Sequence | np.ndarray) and len(value_range) == 0):
         return None
     try:
         low, high = (float(value) for value in value_range)
     except (TypeError, ValueError):
         low, high = math.nan, math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise PdsError(f"range={tuple(value_range)}: write two numbers (lo, hi), black and white, lo below hi")
+        raise PdsError(f"range={value_range}: write two numbers (lo, hi), black and white, lo below hi")
     return low, high
 
 
@@ -51,6 +55,9 @@ def open_array(path: pathlib.Path) -> tuple[Images, list[str]]:
     members = npy.map_npz(path)
     images = [name for name, (shape, _) in members.items() if len(shape) == 4]
     if len(images) != 1:
+        known = "" if images else foreign.advice(path, [], {name: shape for name, (shape, _) in members.items()})
+        if known:
+            raise PdsError(known)
         there = ", ".join(f"{name} {shape}" for name, (shape, _) in members.items()) or "nothing"
         raise PdsError(f"{path} holds {len(images)} arrays (n, H, W, C), exactly one is needed; there: {there}")
     others = [f"{name} {shape}" for name, (shape, _) in members.items() if name != images[0]]
@@ -85,7 +92,7 @@ def check_images(
     if len(data) == 0:
         raise PdsError(f"{name} holds no images")
     _, height, width, channels = data.shape
-    first = height <= 4 and (channels > 4 or (width == channels and height != width))
+    first = (height <= 4 and channels > 4) or (width == channels and (height < width or width < height <= 4))
     if first and explicit_channels != channels:
         raise PdsError(
             f"{name} holds an array {data.shape}, which looks like (n, C, H, W); store the channels last, (n, H, W, "
@@ -96,8 +103,6 @@ def check_images(
     if data.dtype == np.uint8:
         if value_range not in (None, (0.0, 255.0)):
             raise PdsError(f"{name} holds uint8, black 0 and white 255; leave the range {value_range} out")
-        if data[:: max(len(data) // 64, 1)].max() == 1:
-            raise PdsError(f"{name} holds uint8 of 0 and 1 only, and white is 255; store it as bool, or times 255")
         return
     floating = np.issubdtype(data.dtype, np.floating)
     if not floating and not (value_range and np.issubdtype(data.dtype, np.integer)):
@@ -106,6 +111,25 @@ def check_images(
             f"{_DECLARE}"
         )
     _check_values(data, name, value_range or (0.0, 1.0), declared=value_range is not None)
+
+
+def brightest(data: Images) -> int:
+    """The largest number of uint8 images, looked for in about 64 of them; 255 for other numbers."""
+    return int(data[:: max(len(data) // 64, 1)].max()) if data.dtype == np.uint8 else 255
+
+
+def check_white(found: int, name: str) -> None:
+    """Refuse uint8 images, whole sets of them, of 0 and 1 only.
+
+    Args:
+      found: their largest number, see :func:`brightest`.
+      name: for messages.
+
+    Raises:
+      PdsError: it is 1.
+    """
+    if found == 1:
+        raise PdsError(f"{name} holds uint8 of 0 and 1 only, and white is 255; store it as bool, or times 255")
 
 
 def _check_values(data: Images, name: str, value_range: Range, declared: bool) -> None:

@@ -133,7 +133,7 @@ class PathSource:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was read, what was passed over and why, for provenance."""
+        """What was read, what was skipped and why, for provenance."""
         return self.found.record
 
     def images(self, indices: np.ndarray) -> np.ndarray:
@@ -291,6 +291,9 @@ def iterate(source: Source, batch_size: int, count: int | None = None) -> Iterat
 
     Yields:
       (b, H, W, C) float32 in [0, 1].
+
+    Raises:
+      PdsError: an endless source without ``count``.
     """
     size = source.size if count is None else min(count, source.size or count)
     if size is None:

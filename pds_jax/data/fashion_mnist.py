@@ -25,9 +25,16 @@ _PAD = 2
 
 
 def fashion(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, 32, 32, 1) uint8 and labels (n,) int32 of "train" (60 000) or "test" (10 000).
+    """Read a split of Fashion-MNIST.
 
-    Raises PdsError for another split, a damaged file, or if neither the files nor tensorflow_datasets are there.
+    Args:
+      split: "train" (60 000 images) or "test" (10 000).
+
+    Returns:
+      Images (n, 32, 32, 1) uint8 and labels (n,) int32.
+
+    Raises:
+      PdsError: unknown split, a damaged file, or neither the files nor a copy of tensorflow_datasets.
     """
     folder = pathlib.Path(os.environ.get(FOLDER_VARIABLE, DEBIAN_FOLDER))
     paths = [folder / f"{_PREFIX[check_split(split)]}-{what}-ubyte.gz" for what in ("images-idx3", "labels-idx1")]
@@ -41,7 +48,17 @@ def fashion(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_idx(path: pathlib.Path) -> np.ndarray:
-    """Array of unsigned bytes of a gzipped IDX file: 0, 0, 8, number of axes, each length (big-endian u32), bytes."""
+    """Read a gzipped IDX file of unsigned bytes: 0, 0, 8, number of axes, each length (big-endian u32), bytes.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The array, uint8.
+
+    Raises:
+      PdsError: the file is missing, damaged or of another kind.
+    """
     try:
         with gzip.open(path) as file:
             data = file.read()
@@ -58,7 +75,7 @@ def _from_tfds(split: str, folder: pathlib.Path) -> tuple[np.ndarray, np.ndarray
     try:
         import tensorflow_datasets as tfds
 
-        rows = tfds.data_source("fashion_mnist", split=split)
+        rows = tfds.data_source("fashion_mnist", split=split, download=False)
     except Exception as error:  # tfds raises many kinds, and ImportError where a preparation wants TensorFlow
         raise PdsError(
             f"the data set fashion (Fashion-MNIST) is not in {folder} (Debian and Ubuntu: apt install "

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from pds_jax.data import arrays, pictures, places
+from pds_jax.data import arrays, foreign, pictures, places
 from pds_jax.data.pictures import Rule
 from pds_jax.types import PdsError
 
@@ -56,8 +56,8 @@ def open_images(
     place = pathlib.Path(path)
     rule = Rule(_size(size), _channels(channels), convert)
     value_range = arrays.checked_range(value_range)
-    if limit is not None and limit < 1:
-        raise PdsError(f"limit={limit}: use at least one image")
+    if limit is not None and not (isinstance(limit, int | np.integer) and limit >= 1):
+        raise PdsError(f"limit={limit}: use at least one image, a whole number")
     if place.is_file() and place.suffix.lower() in (".npy", ".npz"):
         data, others = arrays.open_array(place)
         found = ArrayImages.open(str(place), data, rule, value_range, others)
@@ -96,8 +96,8 @@ def read_images(
 
 
 def log(images: FileImages | ArrayImages) -> None:
-    """Log in one line what was passed over, if anything was."""
-    if "passed over" in images.summary():
+    """Log in one line what was skipped, if anything was."""
+    if images.record.get("passed_over"):
         logging.warning("%s", images.summary())
 
 
@@ -117,8 +117,8 @@ def _size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
 
 
 def _channels(channels: int | None) -> int | None:
-    if channels is not None and channels < 1:
-        raise PdsError(f"channels={channels}: use 1 (gray), 3 (RGB), or what the arrays have")
+    if channels is not None and not (isinstance(channels, int | np.integer) and channels >= 1):
+        raise PdsError(f"channels={channels!r}: use 1 (gray), 3 (RGB), or what the arrays have")
     return channels
 
 
@@ -153,13 +153,25 @@ class ArrayImages:
         rule: Rule = Rule(),  # noqa: B008 (frozen)
         value_range: tuple[float, float] | None = None,
         others: Sequence[str] = (),
+        *,
+        whole: bool = True,
     ) -> ArrayImages:
         """Check an array (n, H, W, C), all of its values included.
+
+        Args:
+          name: for messages.
+          data: the array.
+          rule: which size and channels it must have.
+          value_range: (black, white) of numbers that are not uint8.
+          others: what else the file holds.
+          whole: False for a part of a set, of which uint8 may be 0 and 1 only.
 
         Raises:
           PdsError: another shape, dtype or range.
         """
         arrays.check_images(data, name, value_range, explicit_channels=rule.channels)
+        if whole:
+            arrays.check_white(arrays.brightest(data), name)
         height, width, channels = data.shape[1:]
         if rule.size not in (None, (height, width)):
             raise PdsError(
@@ -187,14 +199,14 @@ class ArrayImages:
 
     @property
     def record(self) -> dict[str, Any]:
-        """For provenance: what was read and what was passed over."""
+        """For provenance: what was read and what was skipped."""
         facts: dict[str, Any] = {"path": self.name, "images": len(self), "dtype": str(self.data.dtype)}
         facts |= {"value_range": list(self.value_range)} if self.value_range else {}
         return facts | ({"passed_over": {"other arrays": list(self.others)}} if self.others else {})
 
     def summary(self) -> str:
         """What was read, in one line."""
-        others = f"; passed over {len(self.others)}: other arrays ({', '.join(self.others)})" if self.others else ""
+        others = f"; skipped {len(self.others)}: other arrays ({', '.join(self.others)})" if self.others else ""
         return f"{self.name}: {len(self)} images of {self.shape}{others}"
 
     def __len__(self) -> int:
@@ -259,12 +271,20 @@ class FileImages:
         place = places.open_place(path)
         listing = place.listing
         if not listing.names:
-            raise PdsError(f"{path} holds no image files; {listing.summary() or 'it is empty'}")
+            skipped = [name for names in listing.passed_over.values() for name in names]
+            known = foreign.advice(path, skipped)
+            raise PdsError(known or f"{path} holds no image files; {listing.summary() or 'it is empty'}")
         names = listing.names[:limit]
-        first, shape, bytes_first = names[0], (0, 0, 0), True
+        decoded = not names[0].lower().endswith(".npy")  # a listing is of image files or of arrays
+        if decoded and value_range not in (None, (0.0, 255.0)):
+            raise PdsError(
+                f"{path} holds image files, black 0 and white 255; leave the range {value_range} out, which is for .npy"
+            )
+        first, shape, bytes_first, white = names[0], (0, 0, 0), True, 0
         with pictures.quiet():
             for name in _with_progress(names, str(path)):
-                other, in_bytes = _inspect(place, name, rule, value_range)
+                other, in_bytes, brightest = _inspect(place, name, rule, value_range)
+                white = max(white, brightest)
                 if name is first:
                     shape, bytes_first = other, in_bytes
                 elif other != shape:
@@ -275,18 +295,19 @@ class FileImages:
                         f"{place.where(name)} holds {kinds[0]}, {places.shown(first)} {kinds[1]}; store all images "
                         "with the same dtype"
                     )
+        arrays.check_white(white, str(path))
         return cls(str(path), names, shape, rule, value_range, _seeds(names), place)
 
     @property
     def record(self) -> dict[str, Any]:
-        """For provenance: what was read, what was passed over and why."""
+        """For provenance: what was read, what was skipped and why."""
         listing = self.place.listing.record()
         facts = {"path": self.name, "images": len(self), "found": listing["images"], **self.rule.record()}
         facts["passed_over"] = listing["passed_over"]
         return facts | ({"value_range": list(self.value_range)} if self.value_range else {})
 
     def summary(self) -> str:
-        """What was read and what was passed over, in one line."""
+        """What was read and what was skipped, in one line."""
         passed = self.place.listing.summary()
         found = len(self.place.listing.names)
         count = f"{len(self)} images" + (f" (of {found})" if found > len(self) else "")
@@ -338,12 +359,12 @@ class FileImages:
 
 def _inspect(
     place: places.Place, name: str, rule: Rule, value_range: tuple[float, float] | None
-) -> tuple[tuple[int, int, int], bool]:
-    """Shape of an image, and whether its numbers are uint8."""
+) -> tuple[tuple[int, int, int], bool, int]:
+    """Shape of an image, whether its numbers are uint8, and its white, see :func:`arrays.brightest`."""
     if name.lower().endswith(".npy"):
         found = _array(place.where(name), place.read(name), rule, value_range)
-        return found.shape, found.data.dtype == np.uint8
-    return pictures.inspect(place.where(name), functools.partial(place.read, name), rule), True
+        return found.shape, found.data.dtype == np.uint8, arrays.brightest(found.data)
+    return pictures.inspect(place.where(name), functools.partial(place.read, name), rule), True, 255
 
 
 def _array(where: str, data: bytes, rule: Rule, value_range: tuple[float, float] | None) -> ArrayImages:
@@ -352,7 +373,7 @@ def _array(where: str, data: bytes, rule: Rule, value_range: tuple[float, float]
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3:
         raise PdsError(f"{where} holds an array of shape {image.shape}; beside others it is one image (H, W, C)")
-    return ArrayImages.open(where, image[None], rule, value_range)
+    return ArrayImages.open(where, image[None], rule, value_range, whole=False)
 
 
 def _with_progress(names: Sequence[str], label: str) -> Iterator[str]:

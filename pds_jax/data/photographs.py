@@ -90,7 +90,18 @@ _TRAIN_WIDTH = 0.75  # the right quarter of every photograph is held out
 
 
 def photos(split: str, image_size: int | tuple[int, int]) -> PhotoCrops:
-    """Crops of :data:`PHOTOS`, box-averaged 2, 3 or 4 times."""
+    """Crops of :data:`PHOTOS`, averaged over boxes of 2, 3 or 4 pixels a side.
+
+    Args:
+      split: "train" or "test".
+      image_size: side of a crop after averaging, or its height and width.
+
+    Returns:
+      An endless source of crops (H, W, 3) in [0, 1].
+
+    Raises:
+      PdsError: unknown split, a photograph that is missing, or crops larger than a photograph allows.
+    """
     pictures = read(PHOTOS, "photos")
     return PhotoCrops(pictures, image_size, split, boxes=[_PHOTO_BOXES] * len(pictures), name="photos")
 
@@ -109,6 +120,12 @@ def landscapes(
       image_size: side of a crop after averaging, or its height and width.
       boxes: sides of the averaged boxes, of which a photograph uses those that give a crop of such a share.
       shares: least and largest share of the width; more than a quarter leaves no room in the split "test".
+
+    Returns:
+      An endless source of crops (H, W, 3) in [0, 1].
+
+    Raises:
+      PdsError: unknown split, a photograph that is missing, or one that has no crop of that size and such a share.
     """
     pictures = read(LANDSCAPES, "landscapes")
     widths, side = [picture.shape[1] for picture in pictures], max(_pair(image_size))
@@ -119,14 +136,36 @@ def landscapes(
 
 
 def labelled_landscapes(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first crops of 64x64 pixels (count, 64, 64, 3) uint8, and which photograph each is from, (count,) int64."""
+    """The first crops of :func:`landscapes`, and the photograph that each is from.
+
+    Args:
+      split: "train" or "test".
+      count: number of crops.
+
+    Returns:
+      Crops (count, 64, 64, 3) uint8 and the index of the photograph (count,) int64.
+
+    Raises:
+      PdsError: unknown split, or a photograph that is missing.
+    """
     crops, indices = landscapes(split, 64), np.arange(count)
     parts = [np.rint(255 * crops.images(some)) for some in np.array_split(indices, max(count // 256, 1))]
     return np.concatenate(parts).astype(np.uint8), crops.photograph(indices)
 
 
 def read(photographs: Sequence[Photograph], name: str) -> list[np.ndarray]:
-    """The photographs as (H, W, 3) uint8; PdsError with what to install where one is missing."""
+    """Read photographs.
+
+    Args:
+      photographs: which.
+      name: of the data set, for the message.
+
+    Returns:
+      One (H, W, 3) uint8 each.
+
+    Raises:
+      PdsError: a photograph is missing or cannot be read; says what to install.
+    """
     from PIL import Image
 
     found = []
@@ -191,6 +230,9 @@ class PhotoCrops:
           seed: decides all crops.
           boxes: the sides of the averaged boxes for each photograph, by default 2, 3, 4; those that fit are used.
           name: for messages.
+
+        Raises:
+          PdsError: unknown split, or a photograph on which no box fits.
         """
         self.name = f"{name}-{split}"
         height, width = _pair(image_size)

@@ -1,4 +1,4 @@
-"""What a folder or an archive holds: every entry is an image to be read, or is passed over with a reason.
+"""List the images in a folder or an archive; every other entry is skipped with a reason.
 
 A .zip or .tar is listed by the same rules as the folder that it was made of, so both give the same images.
 """
@@ -25,6 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
+from pds_jax.data import foreign
 from pds_jax.data.pictures import suffixes
 from pds_jax.io.npy import spill
 from pds_jax.types import PdsError
@@ -66,7 +67,7 @@ class Listing:
     passed_over: Mapping[str, Sequence[str]]
 
     def summary(self) -> str:
-        """What was passed over and why, in one line; empty if nothing was."""
+        """What was skipped and why, in one line; empty if nothing was."""
         if not self.passed_over:
             return ""
         count = sum(map(len, self.passed_over.values()))
@@ -74,7 +75,7 @@ class Listing:
             f"{len(names)} {reason} ({', '.join(map(shown, names[:_SHOWN]))}{', ...' if len(names) > _SHOWN else ''})"
             for reason, names in self.passed_over.items()
         ]
-        return f"passed over {count}: {'; '.join(parts)}"
+        return f"skipped {count}: {'; '.join(parts)}"
 
     def record(self) -> dict[str, Any]:
         """The same for a manifest: images read, and reason -> how many and the first names."""
@@ -91,7 +92,7 @@ def shown(name: str) -> str:
 
 
 def list_names(entries: Iterable[str], passed: Mapping[str, list[str]]) -> Listing:
-    """Sort regular files into images and what is passed over.
+    """Sort regular files into images and what is skipped.
 
     Args:
       entries: names of regular files, with / between folders.
@@ -211,13 +212,14 @@ def open_place(path: str | os.PathLike[str]) -> Place:
 def _archive_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
-    except PdsError:
-        raise
-    except _DAMAGED as error:
+    except (PdsError, *_DAMAGED) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise PdsError(f"cannot read {path}: {error.strerror}") from error
+        known = foreign.advice(path)
+        if isinstance(error, PdsError) and not known:
+            raise
         what = "neither a folder, an image, .npz or .npy, nor a whole .zip or .tar"
-        raise PdsError(f"{path} is {what} ({error})") from error
+        raise PdsError(known or f"{path} is {what} ({error})") from error
 
 
 class FilePlace(Place):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 from PIL import Image
 
 from pds_jax.data.pictures import fit
@@ -57,12 +58,14 @@ def open_source(config: Any, split: str) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise PdsError(f"data.dataset={name} needs tensorflow_datasets: pip install tensorflow-datasets") from error
+    place = config.data.get("data_dir", None)
     try:
-        rows = tfds.data_source(builder, split=splits[split], data_dir=config.data.get("data_dir", None))
+        rows = tfds.data_source(builder, split=splits[split], data_dir=place, download=False)
     except Exception as error:  # tfds raises many kinds, and ImportError where a preparation wants TensorFlow
         raise PdsError(
             f"tensorflow_datasets has no {builder!r} prepared for random access ({error}); prepare it once, where "
             f"there is a network, with: tfds build {builder} --file_format=array_record"
+            + (f" --data_dir={place}" if place else "")
         ) from error
     smooth = "bicubic" if name == "LSUN" and 128 not in shape[:2] else "bilinear"  # as in score_sde
     return RowSource(f"{builder}-{split}", rows, shape, crop, smooth)
@@ -133,21 +136,29 @@ class TFRecordSource:
     """Images of TFRecord files whose records hold ``shape`` (C, H, W) and raw bytes ``data``, by index."""
 
     def __init__(self, name: str, path: pathlib.Path, shape: tuple[int, int, int]):
-        """Find where the records begin; no image is read yet.
+        """Find where the records begin; of every file the first image is read.
 
         Args:
           name: for messages.
-          path: a .tfrecords file, or a folder of them.
+          path: a .tfrecords file, or a folder of them, from which those of other sizes are left out.
           shape: (H, W, C) that images must have.
 
         Raises:
-          PdsError: no such file, or not TFRecords.
+          PdsError: no such file, not TFRecords, or no file of images of this shape.
         """
         self.name, self.shape = name, shape
         paths = sorted(path.glob("*.tfrecord*")) if path.is_dir() else [path]
-        self._records = [(file, *place) for file in paths for place in _record_places(file)]
-        if not self._records:
+        firsts = {file: next(_record_places(file), None) for file in paths}
+        shapes = {file: _read_record(file, *first).shape for file, first in firsts.items() if first is not None}
+        if not shapes:
             raise PdsError(f"{path} holds no TFRecords")
+        if shape not in shapes.values():
+            found = ", ".join(map(str, sorted(set(shapes.values()))))
+            raise PdsError(f"{path} holds images (H, W, C) = {found}, not {shape}; change data.image_size")
+        chosen = [file for file in shapes if shapes[file] == shape]
+        if len(chosen) < len(shapes):
+            logging.info("%s: %d of %d TFRecord files hold images %s", path, len(chosen), len(shapes), shape)
+        self._records = [(file, *place) for file in chosen for place in _record_places(file)]
         self.size = len(self._records)
 
     def images(self, indices: np.ndarray) -> np.ndarray:
@@ -156,18 +167,24 @@ class TFRecordSource:
 
     def _one(self, index: int) -> np.ndarray:
         file, start, length = self._records[index]
-        with open(file, "rb") as opened:
-            opened.seek(start)
-            record = opened.read(length)
-        try:
-            features = parse_example(record)
-            channels, height, width = features["shape"]
-            pixels = np.frombuffer(features["data"][0], np.uint8).reshape(channels, height, width)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise PdsError(f"{file}: record at byte {start} is no image of shape and data ({error})") from error
-        if (height, width, channels) != self.shape:
-            raise PdsError(f"{file}: an image is (H, W, C) = {(height, width, channels)}, not {self.shape}")
-        return pixels.transpose(1, 2, 0)
+        pixels = _read_record(file, start, length)
+        if pixels.shape != self.shape:
+            raise PdsError(f"{file}: the image at byte {start} is (H, W, C) = {pixels.shape}, not {self.shape}")
+        return pixels
+
+
+def _read_record(path: pathlib.Path, start: int, length: int) -> np.ndarray:
+    """The image (H, W, C), uint8, of a record."""
+    with open(path, "rb") as opened:
+        opened.seek(start)
+        record = opened.read(length)
+    try:
+        features = parse_example(record)
+        channels, height, width = features["shape"]
+        pixels = np.frombuffer(features["data"][0], np.uint8).reshape(channels, height, width)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise PdsError(f"{path}: record at byte {start} is no image of shape and data ({error})") from error
+    return pixels.transpose(1, 2, 0)
 
 
 def _record_places(path: pathlib.Path) -> Iterator[tuple[int, int]]:

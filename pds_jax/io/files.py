@@ -1,4 +1,4 @@
-"""Writing that never leaves half a file behind, checksums, and the seed list of a run."""
+"""Atomic writes, checksums, folder locks, and parsing of seed lists and shards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_JSON = 256 << 20
 
 
 class Stopped(BaseException):
-    """SIGTERM or Ctrl-C came; no ``except Exception`` is to swallow it. Its text names the signal."""
+    """SIGTERM or Ctrl-C was received; not a subclass of Exception, so ``except Exception`` does not catch it."""
 
 
 @contextlib.contextmanager

@@ -61,6 +61,9 @@ def png_bytes(image: np.ndarray) -> bytes:
 
     Returns:
       The PNG file's bytes.
+
+    Raises:
+      PdsError: another shape, or a pixel that is not finite.
     """
     pixels = to_uint8(image)
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4):
@@ -79,6 +82,9 @@ def save_png(path: str | os.PathLike[str], image: np.ndarray) -> str:
 
     Returns:
       The SHA-256 of the file.
+
+    Raises:
+      PdsError: another shape, a pixel that is not finite, or a file that cannot be written.
     """
     data = png_bytes(image)
     atomic_write(path, lambda file: file.write(data))
@@ -86,7 +92,17 @@ def save_png(path: str | os.PathLike[str], image: np.ndarray) -> str:
 
 
 def load_png(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a PNG written by :func:`save_png` as (H, W, C) uint8."""
+    """Read a PNG written by :func:`save_png`.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      (H, W, C) uint8.
+
+    Raises:
+      PdsError: the file is missing or not an image.
+    """
     try:
         with Image.open(pathlib.Path(path)) as image:
             pixels = np.asarray(image)

@@ -1,4 +1,4 @@
-"""What a sampling run was, and which of its images are done.
+"""The manifest of a sampling run: its settings, and which images are finished.
 
 A run's folder holds ``manifest.json`` (identity, versions, seconds), one small file a batch in ``shards/`` with the
 SHA-256 of every image, and in ``parts/`` what each process did. A killed run loses at most the batch it was in; a
@@ -104,7 +104,7 @@ class RunFolder:
 
     @property
     def complete(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run finished."""
         return bool(_dictionary(files.read_json(self.manifest_path)).get("state") == "complete")
 
     def _check_same_run(self) -> None:

@@ -62,8 +62,8 @@ class Bar:
         from tqdm import tqdm
 
         pause = 0.5 if sys.stderr.isatty() else _LOG_SECONDS
-        words = {"total": self.total, "initial": before, "desc": self.label, "unit": self.unit}
-        bar = tqdm(leave=False, mininterval=pause, delay=1e-9, **words)
+        options = {"total": self.total, "initial": before, "desc": self.label, "unit": self.unit}
+        bar = tqdm(leave=False, mininterval=pause, delay=1e-9, **options)
         bar.start_t = bar.last_print_t = self._started
         return bar
 

@@ -1,4 +1,4 @@
-"""What a latent model costs, by the lowered programs; nothing is compiled and no weights are needed."""
+"""Cost of a latent model, estimated from the lowered programs; nothing is compiled and no weights are needed."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def load_pipeline(
 
 
 def _check_index(index: Mapping[str, Any], where: str, folder: pathlib.Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The components to read, and notes on what is passed over."""
+    """The components to read, and notes on what is skipped."""
     name = index.get("_class_name")
     if name not in PIPELINES:
         extra = " (Stable Diffusion XL has two text encoders)" if "text_encoder_2" in index else ""

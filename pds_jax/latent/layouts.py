@@ -19,7 +19,8 @@ from pds_jax.latent.unet2d import CONTEXT, PIXELS, UNetSizes
 
 SUPPORTED = (
     "supported are StableDiffusionPipeline of Stable Diffusion 1.x and 2.x, and LDMPipeline, with UNet2DConditionModel "
-    "or UNet2DModel, AutoencoderKL or VQModel, CLIPTextModel and CLIPTokenizer"
+    "or UNet2DModel, AutoencoderKL or VQModel, CLIPTextModel and CLIPTokenizer; and, without an autoencoder, "
+    "DDPMPipeline, DDIMPipeline and PNDMPipeline with UNet2DModel"
 )
 _DOWN = {"DownBlock2D": None, "AttnDownBlock2D": PIXELS, "CrossAttnDownBlock2D": CONTEXT}
 _UP = {"UpBlock2D": None, "AttnUpBlock2D": PIXELS, "CrossAttnUpBlock2D": CONTEXT}
@@ -272,7 +273,7 @@ _VISION: dict[str, Any] = {
 def text_sizes(fields: Mapping[str, Any], where: str) -> TextSizes:
     """Sizes of a CLIP text encoder; arguments and errors as of :func:`unet_sizes`.
 
-    transformers writes dozens of fields that do not concern the computation, so unknown ones are passed over here.
+    transformers writes dozens of fields that do not concern the computation, so unknown ones are skipped here.
     """
     kind = fields.get("model_type", "clip_text_model")
     names = fields.get("architectures") or ["CLIPTextModel"]

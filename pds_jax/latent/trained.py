@@ -42,9 +42,9 @@ class LatentModel:
     pipeline: Pipeline
     codec: Codec
 
-    def latents(self, plan: assembly.Plan, seeds: Sequence[int], **words: Any) -> np.ndarray:
-        """Latents (n, h, w, c) that a plan makes, not decoded; words as of ``assembly.draw``."""
-        return assembly.draw(dataclasses.replace(self.trained, decode=None), plan, seeds, **words).images
+    def latents(self, plan: assembly.Plan, seeds: Sequence[int], **kwargs: Any) -> np.ndarray:
+        """Latents (n, h, w, c) that a plan makes, not decoded; kwargs as of ``assembly.draw``."""
+        return assembly.draw(dataclasses.replace(self.trained, decode=None), plan, seeds, **kwargs).images
 
     def parameters(self) -> dict[str, int]:
         """Number of parameters of each part."""

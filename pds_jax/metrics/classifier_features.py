@@ -49,7 +49,17 @@ class ClassifierJudge:
         return self.run(images)[0].argmax(axis=1)
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits (n, classes) and features (n, D) of images (n, H, W, C) in [0, 1]; PdsError for another shape."""
+        """Logits and features of images.
+
+        Args:
+          images: (n, H, W, C) in [0, 1].
+
+        Returns:
+          Logits (n, classes) and features (n, D), float32.
+
+        Raises:
+          PdsError: images of another shape than the classifier's.
+        """
         images = np.asarray(images, np.float32)
         if images.ndim != 4 or images.shape[1:] != self.shape:
             raise PdsError(f"this classifier judges images (n, *{self.shape}), not {images.shape}")
@@ -80,13 +90,23 @@ def load(name: str) -> ClassifierJudge:
     """The classifier of a data set that ships in checkpoints/NAME_classifier: "digits", "fashion" or "landscapes".
 
     Raises:
-      PdsError: it is not there or damaged.
+      PdsError: its folder is missing, or a file in it is missing or damaged.
     """
     return from_folder(checkpoints.shipped_folder(f"{name}_classifier"))
 
 
 def from_folder(folder: str | os.PathLike[str]) -> ClassifierJudge:
-    """A classifier that train_classifier.py wrote; PdsError if it is not there or damaged."""
+    """A classifier that scripts/train_classifier.py wrote.
+
+    Args:
+      folder: with model.safetensors and config.json.
+
+    Returns:
+      The classifier.
+
+    Raises:
+      PdsError: a file is missing or damaged.
+    """
     params, facts = checkpoints.load_parameters(folder)
     model, shape = from_facts(facts), tuple(facts["shape"])
     return ClassifierJudge(model, jax.tree.map(jnp.asarray, params), (shape[0], shape[1], shape[2]), facts)
@@ -101,7 +121,7 @@ def noisy_logit_fn() -> Any:
       (x (B, 8, 8, 1), σ (B,)) -> logits (B, 10), a pytree; for ``controllable_generation.class_conditional``.
 
     Raises:
-      PdsError: it is not there or damaged.
+      PdsError: its folder is missing, or a file in it is missing or damaged.
     """
     params, facts = checkpoints.load_parameters(checkpoints.shipped_folder("digits_classifier_noisy"))
     return jax.tree_util.Partial(functools.partial(_noisy_logits, from_facts(facts)), jax.tree.map(jnp.asarray, params))

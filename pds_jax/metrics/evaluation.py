@@ -1,4 +1,4 @@
-"""Images and a reference in, figures out: FID, KID, Inception Score, precision and recall, density and coverage."""
+"""Evaluate images against a reference: FID, KID, Inception Score, precision and recall, density and coverage."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def check_request(
     if unknown or not metrics:
         raise PdsError(f"metrics {unknown} are not known; use some of {','.join(METRICS)}")
     if count < 2:
-        raise PdsError(f"{count} images are too few for any metric")
+        raise PdsError(f"{count} images are too few for any metric; use at least 2")
     if count < STANDARD_COUNT and not allow_fewer:
         raise PdsError(
             f"{count} images are fewer than the {STANDARD_COUNT} that published figures use, and FID depends on the "
@@ -148,7 +148,7 @@ def evaluate(
     if reference is not None:
         reference.check(extractor, images.shape)
         if "fid" in metrics:
-            _ = reference.gaussian  # refuses what is no covariance, before the pass
+            _ = reference.gaussian  # raises before the pass if sigma is not a covariance
     dims = None if reference is None else reference.mu.size
     keep = [] if set(metrics) <= {"fid", "is"} else ["features"]
     keep += ["logits"] if "is" in metrics else []

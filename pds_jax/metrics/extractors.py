@@ -65,10 +65,14 @@ class Extractor:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
     def check_shape(self, shape: tuple[int, int, int], name: str) -> None:
-        """Refuse images with the wrong number of channels, or of another size than the extractor's.
+        """Raise if images have another number of channels, or another size, than the extractor takes.
+
+        Args:
+          shape: (H, W, C) of the images.
+          name: of the images, for the message.
 
         Raises:
-          PdsError: says what to do.
+          PdsError: the channels or the sizes differ.
         """
         if self.channels is not None and shape[2] != self.channels:
             raise PdsError(
@@ -88,7 +92,14 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {}
 
 
 def register_extractor(name: str) -> Callable[[Callable[..., Extractor]], Callable[..., Extractor]]:
-    """Decorator: add a maker of extractors under a name."""
+    """Decorator: add a maker of extractors under a name.
+
+    Args:
+      name: what :func:`get_extractor` calls it.
+
+    Returns:
+      The decorator; it raises PdsError if the name is taken.
+    """
 
     def register(make: Callable[..., Extractor]) -> Callable[..., Extractor]:
         if name in EXTRACTORS:
@@ -106,8 +117,11 @@ def get_extractor(name: str, **options: Any) -> Extractor:
       name: "inception", "digits", "fashion", "landscapes", "patches", "pixels", or one that was registered.
       **options: for its maker, e.g. weights and resize of "inception".
 
+    Returns:
+      The extractor.
+
     Raises:
-      PdsError: unknown name.
+      PdsError: unknown name, or as its maker.
     """
     if name not in EXTRACTORS:
         raise PdsError(f"extractor {name!r} is not known; use one of {sorted(EXTRACTORS)}")
@@ -115,12 +129,15 @@ def get_extractor(name: str, **options: Any) -> Extractor:
 
 
 def as_extractor(fn: Callable[[np.ndarray], Any], name: str, version: str = "1") -> Extractor:
-    """Make an extractor of any feature function.
+    """Make an extractor from any feature function, for metrics in features of your own.
 
     Args:
       fn: uint8 images (B, H, W, C) -> features (B, D).
       name: its name; goes into reference files.
-      version: change it when the function changes, so that old reference files are refused.
+      version: change it when the function changes; reference files of another version then raise an error.
+
+    Returns:
+      The extractor, for images of any shape.
     """
     return Extractor(name, _identity(name, version=version), lambda images: {"features": fn(images)})
 
@@ -139,6 +156,12 @@ def inception_extractor(
       weights: the user's file, see ``inception.load_weights``.
       resize: "tf1" (original FID, torch-fidelity, EDM) or "half_pixel" (pytorch-fid).
       layer: "64", "192", "768" or "2048", which is FID's.
+
+    Returns:
+      The extractor; uint8 images (B, H, W, 3) -> features (B, D) of the layer and logits (B, 1008), float32.
+
+    Raises:
+      PdsError: unknown layer or resize rule, or weights that are missing, damaged or of another network.
     """
     if layer not in inception.LAYERS[:4] or resize not in inception.PREPROCESSING:
         raise PdsError(

@@ -81,14 +81,29 @@ class Gaussian:
           sigma: (D, D) covariance.
           which: what they are called in messages.
 
+        Returns:
+          The Gaussian.
+
         Raises:
-          PdsError: wrong shapes, values that are not finite, or no covariance.
+          PdsError: other shapes, values that are not finite, or a matrix that is not symmetric or has a negative
+            eigenvalue.
         """
         return cls(*_checked_root(mu, sigma, which))
 
     @classmethod
     def of_features(cls, features: Any, which: str) -> Gaussian:
-        """From features (n, D), n ≥ 2, without forming a covariance."""
+        """From features, without forming a covariance.
+
+        Args:
+          features: (n, D), n ≥ 2.
+          which: what they are called in messages.
+
+        Returns:
+          The Gaussian, of rank at most min(n, D).
+
+        Raises:
+          PdsError: fewer than two rows, or values that are not finite.
+        """
         rows = check_features(features, which, 2)
         mean = rows.mean(axis=0)
         centred = (rows - mean) / np.sqrt(len(rows) - 1.0)
@@ -97,7 +112,17 @@ class Gaussian:
         return cls(mean, centred.T)
 
     def distance(self, other: Gaussian) -> float:
-        """Squared Fréchet distance, see :func:`frechet_distance`."""
+        """Squared Fréchet distance, see :func:`frechet_distance`.
+
+        Args:
+          other: Gaussian of as many features.
+
+        Returns:
+          d².
+
+        Raises:
+          PdsError: the numbers of features differ.
+        """
         if self.mean.shape != other.mean.shape:
             raise PdsError(
                 f"the two statistics have {self.mean.size} and {other.mean.size} features; they come from different "
@@ -127,12 +152,15 @@ def _checked_root(mu: Any, sigma: Any, which: str) -> tuple[np.ndarray, np.ndarr
 
 
 def check_features(features: Any, which: str = "given", least: int = 1) -> np.ndarray:
-    """Return features as float64 (n, D).
+    """Features as float64, checked.
 
     Args:
       features: (n, D) numbers.
       which: name of the set, for the message.
       least: how many rows there must be.
+
+    Returns:
+      (n, D) float64.
 
     Raises:
       PdsError: another rank, fewer rows, or values that are not finite.
@@ -174,18 +202,30 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: Any) -> FeatureMoments:
-        """Moments of one block of features (n, D)."""
+        """Moments of one block of features (n, D), n ≥ 1.
+
+        Raises:
+          PdsError: another rank, no rows, or values that are not finite.
+        """
         block = check_features(features)
         mean = block.mean(axis=0)
         centred = block - mean
         return cls(len(block), mean, centred.T @ centred)
 
     def add(self, features: Any) -> None:
-        """Take in a block of features (n, D)."""
+        """Take in a block of features (n, D), n ≥ 1.
+
+        Raises:
+          PdsError: another rank or width, no rows, or values that are not finite.
+        """
         self.merge(FeatureMoments.of(features))
 
     def merge(self, other: FeatureMoments) -> None:
-        """Take in the moments of other images."""
+        """Take in the moments of other images.
+
+        Raises:
+          PdsError: another number of features.
+        """
         if other.mean.shape != self.mean.shape:
             raise PdsError(f"features of {other.mean.size} numbers cannot join those of {self.mean.size}")
         total = self.count + other.count

@@ -1,4 +1,4 @@
-"""Images to be judged: uint8, read by index, each with a key that identifies its content.
+"""Sets of images to evaluate: uint8, read by index, each with a key that identifies its content.
 
 Nothing is converted silently: colour mode, bit depth and size of every file are checked before any long work, because
 each of them changes FID without a trace.

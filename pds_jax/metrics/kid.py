@@ -77,7 +77,8 @@ def mmd2(x: Any, y: Any, kernel: Kernel | None = None, estimator: str = "unbiase
       The estimate; may be negative unless biased.
 
     Raises:
-      PdsError: unknown estimator, fewer than two rows, other widths.
+      PdsError: unknown estimator, fewer than two rows, other widths, values that are not finite, or sets of two sizes
+        for the u-statistic.
 
     Source: Gretton et al. (2012), eqs. 3, 4 and 5.
     """
@@ -156,7 +157,7 @@ def kernel_distance(
       Mean, standard deviation and the single values. Negative values are normal for close sets.
 
     Raises:
-      PdsError: a subset larger than a set or below 2, no subsets, other widths.
+      PdsError: a subset larger than a set or below 2, no subsets, other widths, or values that are not finite.
 
     Source: Bińkowski et al. (2018), section 4.
     """

@@ -62,7 +62,7 @@ def precision_recall(generated: Any, real: Any, k: int = 3) -> PrecisionRecall:
       The shares, and each row's verdict.
 
     Raises:
-      PdsError: k < 1, k or fewer rows, other widths.
+      PdsError: k < 1, k or fewer rows, other widths, or values that are not finite.
 
     Source: Kynkäänniemi et al. (2019), eqs. 1 and 2.
     """
@@ -88,7 +88,7 @@ def density_coverage(generated: Any, real: Any, k: int = 5) -> DensityCoverage:
       Both figures; both approach 1 for a perfect generator.
 
     Raises:
-      PdsError: k < 1, k or fewer rows, other widths.
+      PdsError: k < 1, k or fewer rows, other widths, or values that are not finite.
 
     Source: Naeem et al. (2020), eqs. 3 and 4.
     """
@@ -111,6 +111,9 @@ def neighbour_radii(features: Any, k: int) -> np.ndarray:
 
     Returns:
       (n,) float64; 0 where a row is repeated more than k times.
+
+    Raises:
+      PdsError: k or fewer rows, or values that are not finite.
     """
     return np.sqrt(_squared_radii(check_features(features, least=k + 1), k))
 

@@ -66,14 +66,14 @@ class Reference:
         ]
 
     def check(self, extractor: Extractor, shape: tuple[int, int, int]) -> None:
-        """Refuse a comparison with images of another size, or features of another extractor.
+        """Raise if images are of another size than the reference's, or features of another extractor.
 
         Args:
           extractor: of the images to be judged.
           shape: (H, W, C) of those images.
 
         Raises:
-          PdsError: names both sides of the difference.
+          PdsError: the sizes or the extractors differ.
         """
         theirs = self.provenance.get("extractor", {})
         for key in sorted(set(theirs) | set(extractor.identity)) if theirs else ():
@@ -144,7 +144,9 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
         return _plain(stored["mu"], stored["sigma"], None, str(path))
     if "pool_3" in stored:
         return _score_sde(stored["pool_3"], str(path))
-    raise PdsError(f"{path} holds {sorted(stored)}; a reference holds mu and sigma, or pool_3")
+    raise PdsError(
+        f"{path} holds {sorted(stored)}; a reference holds mu and sigma, or pool_3: make one with scripts/fid.py ref"
+    )
 
 
 def _ours(stored: dict[str, np.ndarray], name: str) -> Reference:

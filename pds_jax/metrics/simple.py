@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.metrics.frechet import frechet_distance_from_features
+from pds_jax.ops import half_plane_weights
 from pds_jax.types import Array, PdsError
 
 _CHUNK = 256
@@ -133,7 +134,18 @@ class PatchPCA:
 
     @classmethod
     def fit(cls, reference: Any, dims: int = 64) -> PatchPCA:
-        """Components of reference images (m, H, W, C); at most ``dims``, fewer where pixels or images are fewer."""
+        """Components of reference images.
+
+        Args:
+          reference: (m, H, W, C).
+          dims: number of components d; fewer where pixels or images are fewer.
+
+        Returns:
+          Mean and components.
+
+        Raises:
+          PdsError: not images, or values that are not finite.
+        """
         y = _checked(reference, "reference images")
         y = y.reshape(len(y), -1).astype(np.float64)
         mean, dims = y.mean(axis=0), min(dims, len(y) - 1)
@@ -147,7 +159,17 @@ class PatchPCA:
         return cls(mean, np.where(known, basis / np.where(known, norms, 1.0), 0.0))
 
     def features(self, images: Any) -> np.ndarray:
-        """(n, d) coordinates of images (n, H, W, C)."""
+        """Coordinates of images.
+
+        Args:
+          images: (n, H, W, C).
+
+        Returns:
+          (n, d) float64.
+
+        Raises:
+          PdsError: not images, or values that are not finite.
+        """
         x = _checked(images, "images")
         return (x.reshape(len(x), -1).astype(np.float64) - self.mean) @ self.basis
 
@@ -203,7 +225,18 @@ def random_conv_features(images: Any, dims: int = 64, seed: int = 0) -> np.ndarr
 
 
 def random_conv_frechet(images: Any, reference: Any) -> float:
-    """Squared Fréchet distance of :func:`random_conv_features`; arguments and errors as in the others."""
+    """Squared Fréchet distance of :func:`random_conv_features`.
+
+    Args:
+      images: (n, H, W, C) in [0, 1].
+      reference: (m, H, W, C) in [0, 1].
+
+    Returns:
+      d².
+
+    Raises:
+      PdsError: not images, values that are not finite, or fewer than two images.
+    """
     return frechet_distance_from_features(random_conv_features(images), random_conv_features(reference))
 
 
@@ -244,7 +277,18 @@ def _averaged(images: Any) -> np.ndarray:
 
 
 def frechet_of_features(features: Any, reference: Any) -> float:
-    """Squared Fréchet distance of any features (n, D) and (m, D); see ``metrics.frechet``."""
+    """Squared Fréchet distance of any features.
+
+    Args:
+      features: (n, D), n ≥ 2.
+      reference: (m, D), m ≥ 2.
+
+    Returns:
+      d², see ``metrics.frechet``.
+
+    Raises:
+      PdsError: fewer than two rows, other widths, or values that are not finite.
+    """
     return frechet_distance_from_features(features, reference)
 
 
@@ -271,11 +315,7 @@ def _rings(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Ring of every half-plane frequency, flat, and how often it counts in the full plane."""
     vertical, horizontal = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     rings = np.round(np.hypot(vertical, horizontal) * min(height, width)).astype(int)
-    twice = np.full(width // 2 + 1, 2.0)
-    twice[0] = 1.0
-    if width % 2 == 0:
-        twice[-1] = 1.0
-    return rings.ravel(), np.broadcast_to(twice, rings.shape)
+    return rings.ravel(), np.broadcast_to(half_plane_weights(width), rings.shape)
 
 
 def _random_weights(channels: int, dims: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ from pds_jax.models.utils import (
     register_model,
     remat_keeping_name,
 )
-from pds_jax.types import Array
+from pds_jax.types import Array, PdsError
 
 
 class AttnBlock(Block):
@@ -213,6 +213,33 @@ class DDPM(nn.Module):
         return dense()(get_act(self.nonlinearity)(temb))
 
 
+def check_options(config: Any) -> None:
+    """Raise if a U-Net would divide by another noise level than the image's, or has an attention that is not here.
+
+    Args:
+      config: sections model and training.
+
+    Raises:
+      PdsError: names the field.
+    """
+    model, training = config.model, config.training
+    attention_type = model.get("attention_type", "ddpm")
+    if attention_type != "ddpm":
+        raise PdsError(
+            f"model.attention_type={attention_type!r}: the attention of {model.name!r} is 'ddpm', as in score_sde; set "
+            "model.attention_type='ddpm'"
+        )
+    embedding = "positional" if model.name == "ddpm" else str(model.embedding_type).lower()
+    is_sigma = str(training.sde).lower() == "vesde" and training.continuous
+    if is_sigma and model.scale_by_sigma and embedding == "positional":
+        raise PdsError(
+            "model.scale_by_sigma=True with training.sde='vesde' and continuous=True: the label is σ, but "
+            f"{model.name!r} with a positional embedding takes it for the index of a noise level; set "
+            "model.scale_by_sigma=False or "
+            + ("training.continuous=False" if model.name == "ddpm" else "model.embedding_type='fourier'")
+        )
+
+
 @register_model("ddpm")
 def from_config(config: Any) -> DDPM:
     """DDPM's network from a score_sde config.
@@ -224,9 +251,10 @@ def from_config(config: Any) -> DDPM:
       The module.
 
     Raises:
-      PdsError: for an unknown option or an image size that does not divide.
+      PdsError: for an unknown option, an image size that does not divide, or what :func:`check_options` refuses.
     """
     model = config.model
+    check_options(config)
     check_divisible(image_size(config), len(model.ch_mult))
     return DDPM(
         nf=model.nf,

@@ -108,7 +108,7 @@ def group_count(channels: int) -> int:
     if groups == 0 or channels % groups:
         raise PdsError(
             f"a layer of {channels} channels cannot be split into min(C // 4, 32) = {groups} groups; "
-            "choose model.nf and model.ch_mult so that every width is a multiple of 4, above 128 of 32"
+            "choose model.nf and model.ch_mult so that every width is a multiple of 4, and of 32 above 128"
         )
     return groups
 

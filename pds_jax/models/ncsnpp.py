@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from pds_jax.models import layerspp
+from pds_jax.models.ddpm import check_options
 from pds_jax.models.layers import Dtype, conv3x3, default_init, get_act, get_timestep_embedding
 from pds_jax.models.patches import check_patch_size, from_patches, to_patches
 from pds_jax.models.up_or_down_sampling import fir_taps
@@ -225,12 +226,19 @@ def from_config(config: Any) -> NCSNpp:
       The module.
 
     Raises:
-      PdsError: for an unknown option, an image size that does not divide, or a Fourier embedding without
-        continuous training (its label is σ itself).
+      PdsError: for an unknown option, an image size that does not divide, a Fourier embedding without continuous
+        training (its label is σ itself), or what ``ddpm.check_options`` refuses.
     """
     model = config.model
     if str(model.embedding_type).lower() == "fourier" and not config.training.continuous:
         raise PdsError("model.embedding_type='fourier' needs training.continuous=True: its label is σ, not an index")
+    check_options(config)
+    normalization = model.get("normalization", "GroupNorm")
+    if normalization != "GroupNorm":
+        raise PdsError(
+            f"model.normalization={normalization!r}: 'ncsnpp' normalises by 'GroupNorm', as in score_sde; set "
+            "model.normalization='GroupNorm'"
+        )
     check_divisible(image_size(config), len(model.ch_mult), check_patch_size(model.get("patch_size", 1)))
     return NCSNpp(
         nf=model.nf,

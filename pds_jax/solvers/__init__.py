@@ -94,7 +94,9 @@ def _start_heun(x: Array) -> Memory:
     return Memory(jnp.zeros((2, *x.shape)), jnp.zeros(x.shape[:1]))
 
 
-@register_predictor("heun", draws=0, second=Step("predictor", "heun_second", heun_second, draws=0), start=_start_heun)
+@register_predictor(
+    "heun", draws=0, second=Step("predictor", "heun_second", heun_second, draws=0), init_memory=_start_heun
+)
 def heun(
     x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, memory: Memory
 ) -> tuple[Array, Array, Memory]:

@@ -30,7 +30,7 @@ FITTED = (0.002, 80.0)  # the levels that the time of DEIS runs over where the S
 
 
 def adams_bashforth(sigma: np.ndarray, order: int, time: Callable[[np.ndarray], np.ndarray] | None = None) -> Weights:
-    """The weights w for levels σ (n + 1,), n steps.
+    """Adams–Bashforth weights for n steps between the levels σ (n + 1,).
 
     Args:
       sigma: decreasing; 0 at the end stands for the data.
@@ -84,7 +84,7 @@ def build(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) -> T
     grown = 1 + (below - level) * slope
     coefficients[1, 3] = slope / grown
     table = tables.pc(times[1:], step, none, 0, to_data, coefficients[1:])
-    table.rows.shrink[0] = below_m / m * grown
+    table.rows.scale_before[0] = below_m / m * grown
     return table
 
 
@@ -101,11 +101,18 @@ def _deis_time(sde: SDE, options: dict[str, Any]) -> Callable[[np.ndarray], np.n
 
 def _register(name: str, time: Callable[..., Any], **more: Any) -> Step:
     planned = {"order": 3, "afs": False, **more}
-    traits: Any = {"coefficients": _coefficients(time), "build": build, "start": keeps(4), "planned": planned}
-    return register_predictor(name, draws=0, extra=lambda options: -int(flag(options, "afs", name)), **traits)(on_noise)
+    traits: Any = {
+        "coefficients": _coefficients(time),
+        "build": build,
+        "init_memory": keeps(4),
+        "host_options": planned,
+    }
+    return register_predictor(name, draws=0, extra_rows=lambda options: -int(flag(options, "afs", name)), **traits)(
+        on_noise
+    )
 
 
 ipndm = _register("ipndm", lambda sde, options: None)
-# diff-sampler's program of this name multiplies in another place from order 3 on, see docs/theory.md.
+# diff-sampler's ipndm_v places parentheses differently from order 3 on, see docs/how_to_choose.md.
 ipndm_v = _register("ipndm_v", lambda sde, options: lambda sigma: sigma)
 deis = _register("deis", _deis_time, time_range=None)

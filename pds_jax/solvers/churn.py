@@ -1,4 +1,4 @@
-"""Heun's method with noise put in: EDM's stochastic sampler, and Restart.
+"""Heun's method with added noise: EDM's stochastic sampler, and Restart.
 
     edm      at each level σ: σ̂ = (1 + γ) σ,  x̂ = x̄ + √(σ̂² − σ²) S z,  then a step of order 2 from σ̂ to σ'
              γ = min(churn/N, √2 − 1) where churn_min ≤ σ ≤ churn_max, else 0; less where the SDE has no level σ̂
@@ -65,13 +65,19 @@ class _Rows:
             weights.correct[1] = (below - high) * np.array([1 / (2 * at), 1 - 1 / (2 * at)])
         weights.noise[-1] = extra * math.sqrt(max(jump**2 - below**2, 0.0)) if jump else 0.0
         self.step += 1
-        blank = {"step": self.step, "given": 1, "draws": 2 if jump else 1, "rise": 0, "draw": 1 if jump else 0}
+        blank = {
+            "iteration": self.step,
+            "condition_offset": 1,
+            "draws": 2 if jump else 1,
+            "draw_before": 0,
+            "draw": 1 if jump else 0,
+        }
         coefficients = weights.stacked()
         own = [{**blank, "t": t[i], "t_next": t_next[i], "coefficients": coefficients[i]} for i in range(len(stages))]
         if high > sigma:
             (m, m_high), _ = levels(self.sde, np.append(self._times([sigma]), t[0]))
-            own[0]["shrink"] = m_high / m
-            own[0]["up"] = m_high * extra * math.sqrt(high**2 - sigma**2)
+            own[0]["scale_before"] = m_high / m
+            own[0]["noise_before"] = m_high * extra * math.sqrt(high**2 - sigma**2)
         own[0]["pin_before"] = 0
         own[-1]["pin_after"] = blank["draws"] + 1
         self.rows += own
@@ -189,17 +195,17 @@ edm = register_predictor(
     "edm",
     draws=0,
     second=_SECOND,
-    single=_single,
+    is_single_stage=_single,
     build=edm_rows,
-    start=keeps(2, corrects=True),
-    planned=_CHURN,
+    init_memory=keeps(2, corrects=True),
+    host_options=_CHURN,
 )(on_noise)
 restart = register_predictor(
     "restart",
     second=_SECOND,
-    single=_single,
+    is_single_stage=_single,
     build=edm_rows,
-    extra=_extra,
-    start=keeps(2, corrects=True),
-    planned={**_CHURN, "restart_gamma": 0.0, "restarts": ((3, 2, 0.06, 0.3),)},
+    extra_rows=_extra,
+    init_memory=keeps(2, corrects=True),
+    host_options={**_CHURN, "restart_gamma": 0.0, "restarts": ((3, 2, 0.06, 0.3),)},
 )(on_noise)

@@ -131,19 +131,19 @@ def _unipc(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
 
 
 dpmpp_2m = register_predictor(
-    "dpmpp_2m", draws=0, coefficients=_dpmpp("dpmpp_2m", 2), start=keeps(3), planned={"lower_final": None}
+    "dpmpp_2m", draws=0, coefficients=_dpmpp("dpmpp_2m", 2), init_memory=keeps(3), host_options={"lower_final": None}
 )(advance)
 dpmpp_3m = register_predictor(
     "dpmpp_3m",
     draws=0,
     coefficients=_dpmpp("dpmpp_3m", 3),
-    start=keeps(3),
-    planned={"order": 3, "lower_final": True, "exact": False},
+    init_memory=keeps(3),
+    host_options={"order": 3, "lower_final": True, "exact": False},
 )(advance)
 unipc = register_predictor(
     "unipc",
     draws=0,
     coefficients=_unipc,
-    start=keeps(5, corrects=True),
-    planned={"order": 3, "form": "bh2", "lower_final": True},
+    init_memory=keeps(5, corrects=True),
+    host_options={"order": 3, "form": "bh2", "lower_final": True},
 )(advance)

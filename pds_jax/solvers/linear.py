@@ -1,6 +1,6 @@
-"""Methods that are linear in what the network said: one step, its weights computed on the host in float64.
+"""Linear multistep methods: one step function whose weights are computed on the host in float64.
 
-With x̄ = x/m_t, σ its noise level and q the network's answer at the levels kept, newest first, a row does
+With x̄ = x/m_t, σ its noise level and q the network outputs kept from earlier rows, newest first, a row computes
 
     x̂  = base + Σ_j c_j q_j                    where it corrects the state that it was evaluated at, else x̂ = x̄
     base = k x̂ + n z
@@ -130,16 +130,16 @@ def on_noise(
     x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, memory: History, row: Row
 ) -> tuple[Array, Array, History]:
     """:func:`advance` on the slopes of the probability flow."""
-    words: Any = {"sde": sde, "score_fn": score_fn, "t_next": t_next, "memory": memory, "row": row}
-    return advance(x, t, z, prediction="noise", **words)
+    inputs: Any = {"sde": sde, "score_fn": score_fn, "t_next": t_next, "memory": memory, "row": row}
+    return advance(x, t, z, prediction="noise", **inputs)
 
 
 def on_data(
     x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, memory: History, row: Row
 ) -> tuple[Array, Array, History]:
     """:func:`advance` on the denoised images."""
-    words: Any = {"sde": sde, "score_fn": score_fn, "t_next": t_next, "memory": memory, "row": row}
-    return advance(x, t, z, prediction="data", **words)
+    inputs: Any = {"sde": sde, "score_fn": score_fn, "t_next": t_next, "memory": memory, "row": row}
+    return advance(x, t, z, prediction="data", **inputs)
 
 
 def _combined(weights: Array, answers: Array) -> Array:

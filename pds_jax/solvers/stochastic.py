@@ -178,14 +178,14 @@ def _sa_table(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) 
 er_sde = register_predictor(
     "er_sde",
     coefficients=_er_sde,
-    start=keeps(3),
-    planned={"order": 3, "scale": 7, "least_variance": LEAST_VARIANCE},
+    init_memory=keeps(3),
+    host_options={"order": 3, "scale": 7, "least_variance": LEAST_VARIANCE},
 )(on_data)
 sa = register_predictor(
     "sa",
     coefficients=_sa,
     build=_sa_table,
-    extra=lambda options: int(flag(options, "more_steps", "sa")),
-    start=keeps(5, corrects=True),
-    planned={"order": 3, "corrector_order": 4, "tau": 1.0, "more_steps": False},
+    extra_rows=lambda options: int(flag(options, "more_steps", "sa")),
+    init_memory=keeps(5, corrects=True),
+    host_options={"order": 3, "corrector_order": 4, "tau": 1.0, "more_steps": False},
 )(on_data)

@@ -15,7 +15,7 @@ A block that cannot be run says so in the page's source, in a comment in front o
 
 The second form, for either, means the commands of the block that begin with the words quoted. All are listed with their
 reason. --quick asks for fewer images, evaluations and steps, and prints every command that it changed. Without --fresh
-the current interpreter runs everything and `pip install` is passed over; with it, each page gets a new virtual
+the current interpreter runs everything and `pip install` is skipped; with it, each page gets a new virtual
 environment.
 """
 

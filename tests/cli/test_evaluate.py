@@ -106,7 +106,7 @@ def test_a_second_command_computes_nothing_and_a_lost_image_only_itself(training
     before = (folder / "reference.npz").stat().st_mtime_ns
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "evaluate", None)
-        patch.setattr(evaluation_job.sampling_job, "make", None)
+        patch.setattr(evaluation_job.sampling_job, "draw_to_folder", None)
         assert evaluate(training, chosen, eval_folder="judged") == judged
     images.seed_path(folder / "ckpt_2" / "samples", 3).unlink()
     kept = images.seed_path(folder / "ckpt_2" / "samples", 2).stat().st_mtime_ns
@@ -251,7 +251,7 @@ def test_figures_say_what_they_are_against_and_a_network_with_classes_gets_rando
     evaluating = job(training, tmp_path, label_dim=10)
     evaluating.check()
     object.__setattr__(evaluating, "_once", once)
-    monkeypatch.setattr(evaluation_job.sampling_job, "make", made)
+    monkeypatch.setattr(evaluation_job.sampling_job, "draw_to_folder", made)
     monkeypatch.setattr(evaluation_job, "training_reference", lambda *given, **words: object())
     with pytest.raises(PdsError, match="far enough"):
         evaluating.run()

@@ -118,7 +118,7 @@ def test_another_image_size_in_the_same_folder_is_refused(without_classes, tmp_p
         ({"labels": "1", "guidance": -1.0}, "weight -1"),
         ({"labels": "1", "guidance": 2.0, "guidance_interval": "3"}, "LOW,HIGH"),
         ({"labels": "1", "guidance": 2.0, "guidance_interval": "3,1"}, "low < high"),
-        ({"labels": "1", "guidance_interval": "1,3"}, "which is 1: none"),
+        ({"labels": "1", "guidance_interval": "1,3"}, "no effect without guidance"),
     ],
 )
 def test_bad_labels_and_guidance_are_named(model, tmp_path, options, message):

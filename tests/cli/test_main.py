@@ -119,7 +119,7 @@ def test_help_is_printed(monkeypatch, capsys):
         (["--config=configs/nope.py"], "configs/nope.py: there is no such file"),
         (["--config=configs/photos.py:speed_up=fast"], "speed_up=fast: not a float"),
         (["--snr=x"], "--snr=x"),
-        (["--sed=1"], "Unknown command line flag 'sed'; did you mean --seeds?"),
+        (["--sed=1"], "unknown flag --sed; did you mean --seeds?"),
         (["--corector=none"], "did you mean --corrector?"),
         (["--nef=40"], "did you mean --nfe?"),
         (["--precision=float23"], "did you mean float32?"),
@@ -127,7 +127,7 @@ def test_help_is_printed(monkeypatch, capsys):
         (["--headstart=4"], "did you mean --head_start?"),
         ([*SAMPLE, "--kapa=0.4"], "did you mean --kappa?"),
         (["--mode=train", "--workdir=x", "--kappa=1"], "--kappa is not used by --mode=train"),
-        (["--nosuchthing"], "Unknown command line flag 'nosuchthing'"),
+        (["--nosuchthing"], "unknown flag --nosuchthing"),
         (["--mode=fly", "--workdir=x"], "sample|train"),
         (["photos"], "unexpected words ['photos']"),
         ([], "type --mode=sample|train"),
@@ -195,6 +195,36 @@ def test_a_field_that_cannot_be_set_is_named(override, wanted):
     with pytest.raises(PdsError) as refusal:
         found.configuration()
     assert wanted in str(refusal.value)
+
+
+@pytest.mark.parametrize("checkpoint", ["photos", "digits", "fashion"])
+def test_how_images_are_read_can_be_set_whatever_the_age_of_the_configuration(checkpoint):
+    words = ("--config.data.range=-1,1", "--config.data.resize=true", "--config.data.convert_images=1")
+    data = options(*SAMPLE, f"--checkpoint={checkpoint}", *words).configuration().data
+    assert tuple(data.range) == (-1, 1) and data.resize is True and data.convert_images is True
+    with pytest.raises(PdsError, match="data.range=3: use a value of type"):
+        options(*SAMPLE, f"--checkpoint={checkpoint}", "--config.data.range=3").configuration()
+
+
+@pytest.mark.parametrize(
+    ("argument", "wanted"),
+    [
+        ("n_iter=7", "configuration argument 'n_iter' names no field; near: n_iters"),
+        ("n_iters=many", "configuration argument training.n_iters=many: not"),
+        ("batch_size=8", "configuration argument 'batch_size' could be any of"),
+        ("dataset=a,b", "configuration argument 'b': write runlocal or key=value, separated by commas; a value that"),
+    ],
+)
+def test_a_wrong_argument_of_a_configuration_is_said_without_the_class_of_the_error(argument, wanted):
+    with pytest.raises(PdsError) as refusal:
+        options(*SAMPLE, f"--config={ROOT}/configs/own.py:{argument}")
+    assert str(refusal.value).startswith(wanted)
+
+
+def test_a_fault_in_a_configuration_keeps_the_class_of_the_error(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return None + 1\n")
+    with pytest.raises(PdsError, match="^TypeError: unsupported operand"):
+        options(*SAMPLE, f"--config={tmp_path}/mine.py")
 
 
 def test_a_field_may_be_set_before_the_file_is_named(monkeypatch):

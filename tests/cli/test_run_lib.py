@@ -71,11 +71,22 @@ def test_a_second_run_goes_on_and_mends_what_is_broken(model, tmp_path):
     assert images.seed_path(folder, 3).is_file()
 
 
+def test_manifest_and_grid_hold_the_images_of_earlier_seeds_too(model, tmp_path):
+    folder = sample(model, tmp_path, seeds=range(2))
+    two = images.load_png(folder / "grid.png")
+    sample(model, tmp_path, seeds=range(10, 12))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["seeds"], manifest["images"]) == ("0-1,10-11", 4)
+    four = images.load_png(folder / "grid.png")
+    assert four.size > two.size
+
+
 def test_why_a_sampler_was_chosen_is_told_and_does_not_make_another_run(model, tmp_path):
     trained = assembly.load(str(model))
     plan = assembly.plan(trained, **FEW)
     for words in ("because of this", "in other words"):
-        folder = sampling_job.make(trained, dataclasses.replace(plan, reasons=(words,)), range(2), tmp_path / "images")
+        explained = dataclasses.replace(plan, reasons=(words,))
+        folder = sampling_job.draw_to_folder(trained, explained, range(2), tmp_path / "images")
     assert files.read_json(folder.manifest_path)["chosen_because"] == ["because of this"]
 
 

@@ -10,7 +10,7 @@ from convert_cases import assert_same_tree, need_torch, random_params, relative
 from edm_cases import ADM, CLASSIFIER, UNETS, adm_config, arrays, changed, network, once, state_dict
 from mutations import mutations
 
-from pds_jax import convert, denoisers
+from pds_jax import convert, denoisers, loading
 from pds_jax.controllable_generation import class_conditional
 from pds_jax.convert import adm
 from pds_jax.convert.tree import flatten, template
@@ -196,6 +196,28 @@ def test_bad_settings_are_named(changes, message):
         adm.config_from_settings({**SETTINGS, **changes})
     with pytest.raises(PdsError, match="noise_schedule"):
         adm.config_from_settings(SETTINGS, noise_schedule="sigmoid")
+
+
+TINY = {**SETTINGS, "model_channels": 32, "num_res_blocks": 1, "channel_mult": [1, 2], "attention_resolutions": [2]}
+
+
+@pytest.mark.parametrize("rescaled, last", [(True, 999.75), (False, 3999.0)])
+def test_times_of_the_network_are_those_of_its_training(tmp_path, rescaled, last):
+    need_torch()
+    config = adm.config_from_settings(TINY, noise_schedule="cosine", steps=4000, rescale_timesteps=rescaled)
+    convert.export(random_params(config), config, tmp_path / "m.pt", "guided_diffusion")
+    trained = loading.load(str(tmp_path / "m.pt"), config)
+    assert float(trained.score_fn.schedule.times.max()) == pytest.approx(last)
+    assert any("rescale_timesteps=True" in note for note in trained.notes) != rescaled
+    assert trained.identity["model"].get("rescale_timesteps", False) == rescaled
+    logits = denoisers.get_logits(config, None, None)
+    assert float(logits.schedule.times.max()) == pytest.approx(last)
+
+
+@pytest.mark.parametrize("words", [{"steps": 1}, {"steps": 2.5}, {"rescale_timesteps": "yes"}])
+def test_bad_facts_of_the_diffusion_are_named(words):
+    with pytest.raises(PdsError, match=next(iter(words))):
+        adm.config_from_settings(SETTINGS, **words)
 
 
 def test_float16_weights_are_read_and_noted(tmp_path):

@@ -99,6 +99,12 @@ def test_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(tmp
     assert done.returncode == 2 and not done.stdout and "cannot write" in done.stderr
 
 
+def test_a_kind_beside_like_is_refused(tmp_path):
+    done = run("--src=checkpoints/digits", f"--out={tmp_path / 'm'}", "--like=edm.pkl", "--kind=diffusers")
+    assert done.returncode == 2 and not done.stdout
+    assert "convert_checkpoint: --like=edm.pkl writes an EDM snapshot; leave --kind=diffusers out" in done.stderr
+
+
 @pytest.mark.parametrize("parametrisation", ["wiener", "edm", "denoiser"])
 @pytest.mark.parametrize("kind", ["score_sde_torch", "diffusers"])
 def test_a_score_that_is_not_the_networks_output_is_not_exported(tmp_path, kind, parametrisation):

@@ -168,6 +168,15 @@ def test_names_of_older_folders_load(pipe):
         convert.load_checkpoint(pipe, skip_config())
 
 
+def test_both_names_of_its_activation_are_known(pipe):
+    change(pipe / "unet" / "config.json", act_fn="swish")
+    params, _ = convert.load_checkpoint(pipe, skip_config())
+    assert_same_tree(params, convert.load_checkpoint(PIPE, skip_config())[0])
+    change(pipe / "unet" / "config.json", act_fn="gelu")
+    with pytest.raises(convert.ConversionError, match="act_fn is 'gelu'"):
+        convert.load_checkpoint(pipe, skip_config())
+
+
 def test_another_schedule_is_noted(pipe):
     change(pipe / "scheduler" / "scheduler_config.json", sigma_max=1348)
     _, report = convert.load_checkpoint(pipe, skip_config())

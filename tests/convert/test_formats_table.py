@@ -128,7 +128,7 @@ MAKE = {
     "diffusers: plain weights and the variant `non_ema`": pipe(variant_beside),
     "diffusers: shards with their index": pipe(shard),
     "diffusers: shards without an index, or one of them missing": pipe(no_index),
-    "a pointer of Git LFS, a web page, a picture": other_file,
+    "a Git LFS pointer, a web page, an image": other_file,
 }
 
 

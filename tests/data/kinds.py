@@ -293,7 +293,7 @@ ARRAYS = (
 
 
 def entries(root: pathlib.Path) -> dict[str, str]:
-    """Fill a folder with what folders hold; name -> the reason that it is passed over for, "" for images."""
+    """Fill a folder with what folders hold; name -> the reason that it is skipped for, "" for images."""
     (root / "a").mkdir(parents=True)
     (root / ".thumbnails").mkdir()
     (root / "__MACOSX").mkdir()
@@ -416,7 +416,7 @@ def lines(folder: pathlib.Path) -> Iterator[str]:
     listing = open_images(folder / "entries", size=8).place.listing
     yield from (f"| {name} | read |" for name in listing.names)
     for reason, names in listing.passed_over.items():
-        yield from (f"| {name} | passed over: {reason} |" for name in names)
+        yield from (f"| {name} | skipped: {reason} |" for name in names)
     yield from ("", "| mask | |", "|---|---|")
     for mask in MASKS:
         found = mask_of(mask, folder)

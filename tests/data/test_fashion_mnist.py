@@ -57,8 +57,8 @@ def test_tensorflow_datasets_serve_where_there_are_no_files(folder, tmp_path, mo
 
     class Tfds:
         @staticmethod
-        def data_source(name, split):
-            assert (name, split) == ("fashion_mnist", "test")
+        def data_source(name, split, download):
+            assert (name, split, download) == ("fashion_mnist", "test", False)
             return [{"image": x[2:30, 2:30], "label": y} for x, y in zip(*expected, strict=True)]
 
     monkeypatch.setitem(__import__("sys").modules, "tensorflow_datasets", Tfds)

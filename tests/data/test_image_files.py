@@ -6,11 +6,13 @@ import subprocess
 import sys
 import zipfile
 
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 from pds_jax import statistics
+from pds_jax.data import datasets
 from pds_jax.data.image_files import open_images, read_images
 from pds_jax.types import PdsError
 
@@ -91,6 +93,71 @@ def test_a_limit_is_the_first_images_of_files_and_arrays_alike(folder, tmp_path)
                 open_images(path, limit=limit)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"value_range": 5}, "range=5: write two numbers"),
+        ({"value_range": (1, -1)}, r"range=\(1, -1\): write two numbers"),
+        ({"limit": 2.5}, "limit=2.5: use at least one image, a whole number"),
+        ({"limit": "3"}, "limit=3: use at least one image"),
+        ({"channels": "3"}, "channels='3': use 1"),
+        ({"channels": 3.0}, "channels=3.0: use 1"),
+        ({"size": "8"}, "image size 8"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_in_words(folder, options, message):
+    with pytest.raises(PdsError, match=message):
+        open_images(folder, **options)
+
+
+@pytest.mark.parametrize("shape", [(5, 8, 32, 32), (2, 16, 64, 64), (5, 3, 8, 8), (5, 4, 3, 3)])
+def test_channels_first_are_asked_about_whatever_their_number(tmp_path, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(PdsError, match=rf"looks like \(n, C, H, W\).* or say channels={shape[-1]}"):
+        open_images(tmp_path / "a.npy")
+    assert open_images(tmp_path / "a.npy", channels=shape[-1]).shape == shape[1:]
+    (tmp_path / "one").mkdir()
+    np.save(tmp_path / "one" / "0.npy", array[0])
+    with pytest.raises(PdsError, match=r"0\.npy .*looks like \(n, C, H, W\)"):
+        open_images(tmp_path / "one")
+
+
+@pytest.mark.parametrize("shape", [(5, 32, 32, 8), (5, 32, 8, 8), (5, 32, 32, 32), (5, 8, 16, 3)])
+def test_channels_last_are_taken(tmp_path, shape):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    assert open_images(tmp_path / "a.npy").shape == shape[1:]
+
+
+def test_a_range_is_not_for_image_files(folder, tmp_path):
+    """It would change nothing, and stand in the provenance."""
+    with pytest.raises(
+        PdsError, match=r"images holds image files, black 0 and white 255; leave the range \(-1.0, 1.0\)"
+    ):
+        open_images(folder, value_range=(-1, 1))
+    with pytest.raises(PdsError, match="image files, black 0 and white 255"):
+        open_images(folder / "0.png", value_range=(-1, 1))
+    np.testing.assert_array_equal(open_images(folder, value_range=(0, 255)).stored(range(7)), PIXELS)
+    config = ml_collections.ConfigDict({"data": {"dataset": str(folder), "image_size": 12, "num_channels": 3}})
+    assert datasets.get_source(config).size == 7
+    config.data.range = (-1.0, 1.0)
+    with pytest.raises(PdsError, match="image files, black 0 and white 255; leave the range"):
+        datasets.get_source(config)
+
+
+def test_black_frames_of_a_folder_are_read_and_white_is_looked_for_in_all(tmp_path):
+    """A frame of 0 and 1 is almost black; a whole set of such is bool stored as bytes."""
+    frames = [np.zeros((6, 4, 2), np.uint8), np.eye(6, 4, dtype=np.uint8)[..., None].repeat(2, axis=2)]
+    for number, frame in enumerate(frames):
+        np.save(tmp_path / f"{number}.npy", frame)
+    with pytest.raises(PdsError, match="holds uint8 of 0 and 1 only, and white is 255; store it as bool"):
+        open_images(tmp_path)
+    np.save(tmp_path / "2.npy", np.full((6, 4, 2), 200, np.uint8))
+    found = open_images(tmp_path)
+    np.testing.assert_array_equal(found.stored(range(3))[:2], frames)
+    assert len(found.keys([1])) == 1 and len(found.take([1])) == 1
+
+
 def test_central_square(tmp_path):
     (tmp_path / "a").mkdir()
     Image.fromarray(PIXELS[0][:, 1:9]).save(tmp_path / "a" / "wide.png")
@@ -157,6 +224,10 @@ def test_the_command(folder, tmp_path):
     assert "Traceback" not in failed.stderr
     failed = subprocess.run([*command, "--sigma_max_images=0"], capture_output=True, text=True)
     assert failed.returncode == 2 and "sigma_max_images=0: a distance is between" in failed.stderr
+    assert "statistics of 7 images are rough; give about 200" in done.stderr
+    failed = subprocess.run([*command, "--limit=1", f"--out={tmp_path / 'one.npz'}"], capture_output=True, text=True)
+    assert failed.returncode == 2 and "images: statistics of one image say nothing; give about 200" in failed.stderr
+    assert not (tmp_path / "one.npz").exists()
 
 
 @pytest.mark.parametrize("channels", [2, 4])

@@ -94,7 +94,7 @@ def test_everything_in_a_folder_is_read_or_passed_over_with_its_reason(tmp_path)
     assert {**dict.fromkeys(found.files, ""), **reasons} == expected
     assert found.record["images"] == 3
     assert sum(passed["count"] for passed in found.record["passed_over"].values()) == len(expected) - 3
-    assert "passed over 11: " in found.summary() and "\n" not in found.summary()
+    assert "skipped 11: " in found.summary() and "\n" not in found.summary()
 
 
 @pytest.mark.parametrize("form", ["zip", "", "gz", "bz2", "xz"])

@@ -24,7 +24,8 @@ def fake_tfds(monkeypatch):
     rng = np.random.default_rng(0)
     rows = [{"image": rng.integers(0, 256, (20, 12, 3), dtype=np.uint8)} for _ in range(3)]
 
-    def data_source(name, split, data_dir):
+    def data_source(name, split, data_dir, download):
+        assert download is False  # which the package does by itself
         asked.update(name=name, split=split)
         return rows
 
@@ -57,8 +58,10 @@ def test_unprepared_data_say_how_to_prepare_them(monkeypatch):
         raise ValueError("not found")
 
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.SimpleNamespace(data_source=fail))
-    with pytest.raises(PdsError, match="tfds build cifar10 --file_format=array_record"):
+    with pytest.raises(PdsError, match="tfds build cifar10 --file_format=array_record$"):
         datasets.get_source(config())
+    with pytest.raises(PdsError, match="tfds build cifar10 --file_format=array_record --data_dir=/data$"):
+        datasets.get_source(config(data_dir="/data"))
 
 
 def varint(value):
@@ -98,6 +101,19 @@ def test_tfrecords_are_read_by_index(tmp_path, packed):
     np.testing.assert_allclose(found * 255, images[[4, 0]].transpose(0, 2, 3, 1), atol=1e-4)
 
 
+def test_of_a_folder_of_several_sizes_the_files_of_the_wanted_one_are_read(tmp_path):
+    """As the tools write FFHQ: ffhq-r04.tfrecords of 16x16, ffhq-r05.tfrecords of 32x32, ..."""
+    images = {side: np.full((3, side, side), side, np.uint8) for side in (4, 8, 16)}
+    for side, image in images.items():
+        (tmp_path / f"ffhq-r{side:02}.tfrecords").write_bytes(record(example(image)) * 2)
+    (tmp_path / "empty.tfrecords").write_bytes(b"")
+    for side in images:
+        source = datasets.get_source(config(dataset="FFHQ", tfrecords_path=str(tmp_path), image_size=side))
+        assert source.size == 2 and (source.images(np.array([1])) * 255).round().astype(int).min() == side
+    with pytest.raises(PdsError, match=r"holds images \(H, W, C\) = \(4, 4, 3\), \(8, 8, 3\), \(16, 16, 3\), not"):
+        datasets.get_source(config(dataset="FFHQ", tfrecords_path=str(tmp_path), image_size=32))
+
+
 def test_damaged_tfrecords_are_named(tmp_path):
     file = tmp_path / "a.tfrecords"
     whole = record(example(np.zeros((3, 8, 8), np.uint8)))
@@ -106,8 +122,12 @@ def test_damaged_tfrecords_are_named(tmp_path):
         with pytest.raises(PdsError, match=message):
             tfds_source.TFRecordSource("FFHQ", file, (8, 8, 3)).images(np.array([0]))
     file.write_bytes(whole)
-    with pytest.raises(PdsError, match=r"\(8, 8, 3\), not \(4, 4, 3\)"):
-        tfds_source.TFRecordSource("FFHQ", file, (4, 4, 3)).images(np.array([0]))
+    with pytest.raises(PdsError, match=r"\(8, 8, 3\), not \(4, 4, 3\); change data.image_size"):
+        tfds_source.TFRecordSource("FFHQ", file, (4, 4, 3))
+    file.write_bytes(whole + record(example(np.zeros((3, 4, 4), np.uint8))))
+    with pytest.raises(PdsError, match=r"is \(H, W, C\) = \(4, 4, 3\), not \(8, 8, 3\)"):
+        tfds_source.TFRecordSource("FFHQ", file, (8, 8, 3)).images(np.array([1]))
+    file.write_bytes(whole)
     with pytest.raises(PdsError, match="cannot read"):
         tfds_source.TFRecordSource("FFHQ", tmp_path / "none.tfrecords", (8, 8, 3))
 

@@ -33,3 +33,9 @@ def test_of_images_and_of_samples(pipelines, tmp_path, monkeypatch):
     run(f"--checkpoint={folder}", *words)
     assert load(out).count == 3 and load(out).provenance["source"]["samples"]["nfe"] == 8
     assert "give --images=FOLDER, or --prompts=FILE" in run(f"--checkpoint={folder}", f"--out={out}", fails=True)
+
+
+def test_a_model_of_images_is_refused_by_name(tmp_path):
+    said = run("--checkpoint=photos", "--images=x", f"--out={tmp_path / 'x.npz'}", fails=True)
+    assert "latent_statistics: --checkpoint=photos is no latent model, no folder of diffusers with model_index" in said
+    assert "scripts/make_statistics.py is for models of images" in said and "Traceback" not in said

@@ -111,10 +111,10 @@ def test_noise_is_not_raised_above_the_level_of_the_first_time(sde):
     made = get_pc_sampler(sde.with_num_scales(10), (4, 4, 2), "edm", "none", eps=1e-3, grid="edm", churn=4.0)
     rows, top = made.table.rows, levels(sde, [1.0])[1][0]
     firsts = np.concatenate([[0], made.table.ends[:-1]])
-    assert rows.up[0] == 0 and rows.shrink[0] == 1 and (rows.up[firsts[1:]] > 0).all()
+    assert rows.noise_before[0] == 0 and rows.scale_before[0] == 1 and (rows.noise_before[firsts[1:]] > 0).all()
     (m, before), (m_high, asked) = levels(sde, edm_rho(sde, 1e-3, 10)), levels(sde, rows.t[firsts])
-    np.testing.assert_allclose(rows.shrink[firsts], m_high / m, rtol=1e-4)
-    reached = np.hypot(before, rows.up[firsts] / m_high)
+    np.testing.assert_allclose(rows.scale_before[firsts], m_high / m, rtol=1e-4)
+    reached = np.hypot(before, rows.noise_before[firsts] / m_high)
     np.testing.assert_allclose(reached, asked, rtol=1e-4)
     np.testing.assert_allclose(reached, np.minimum(1.4 * before, top), rtol=1e-4)
 

@@ -1,5 +1,7 @@
 """DDPM: recorded outputs, layout, initialisation, options."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,3 +81,19 @@ def test_bad_options_are_refused():
         DDPM(**options, nonlinearity="tanh")
     with pytest.raises(PdsError, match="at least 1"):
         DDPM(**(options | {"nf": 0}))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"attention_type": "none"}, "model.attention_type='none'"),
+        ({"scale_by_sigma": True}, "the label is σ.*set model.scale_by_sigma=False or training.continuous=False"),
+    ],
+)
+def test_a_field_that_the_network_would_not_honour_is_refused(fields, message):
+    config = importlib.import_module("configs.vp.ddpm.cifar10_continuous").get_config("runlocal")
+    config.training.sde = "vesde"
+    models.create_model(config)
+    config.model.update(fields)
+    with pytest.raises(PdsError, match=message):
+        models.create_model(config)

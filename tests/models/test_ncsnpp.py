@@ -255,3 +255,27 @@ def test_widths_that_do_not_split_are_refused():
     config = variant("ncsnpp_ve_cont", nf=11)
     with pytest.raises(PdsError, match="11 channels"):
         layout(config)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"normalization": "InstanceNorm++"}, "model.normalization='InstanceNorm[+][+]'.*set model.normalization"),
+        ({"attention_type": "none"}, "model.attention_type='none'.*set model.attention_type='ddpm'"),
+        ({"embedding_type": "positional"}, "the label is σ.*set model.scale_by_sigma=False or model.embedding_type"),
+    ],
+)
+def test_a_field_that_the_network_would_not_honour_is_refused(fields, message):
+    config = importlib.import_module("configs.ve.cifar10_ncsnpp_continuous").get_config("runlocal")
+    config.model.update(fields)
+    with pytest.raises(PdsError, match=message):
+        models.create_model(config)
+
+
+def test_positional_labels_are_fine_where_they_are_indices_or_nothing_is_divided():
+    config = importlib.import_module("configs.ve.cifar10_ncsnpp_continuous").get_config("runlocal")
+    config.model.embedding_type = "positional"
+    config.model.scale_by_sigma = False
+    models.create_model(config)
+    config.model.scale_by_sigma, config.training.continuous = True, False
+    models.create_model(config)
