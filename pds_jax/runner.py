@@ -77,7 +77,7 @@ def run(
     """
     if not (is_number(trajectory_every) and int(trajectory_every) == trajectory_every >= 0):
         raise PdsError(f"trajectory_every={trajectory_every!r}: use a whole number of at least 0")
-    if not len(keys):
+    if 0 in getattr(keys, "shape", ()):
         raise PdsError("no keys were given; give one per image, see pds_jax.image_keys")
     init_fn, chunk_fn, score_fn = init_fn or _init, chunk_fn or _run_chunk, as_pytree(score_fn)
     ends = sampler.table.ends

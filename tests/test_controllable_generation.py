@@ -337,7 +337,7 @@ def test_samples_of_a_class_gather_at_its_centre():
         (lambda: cg.inpainting(DATA, np.full((6, 4), 0.5)), "1 where a pixel is known"),
         (lambda: cg.inpainting(DATA[0], MASK), r"data must be images \(B, H, W, C\)"),
         (lambda: cg.inpainting((DATA * 255).astype(np.uint8), MASK), "data is uint8"),
-        (lambda: cg.inpainting(np.full_like(DATA, np.nan), MASK), "known pixels hold values that are not finite"),
+        (lambda: cg.inpainting(np.full_like(DATA, np.nan), MASK), "known pixels contain NaN or infinity"),
         (lambda: cg.colorization(DATA[..., :2]), "does not make images of 3 channels"),
         (lambda: cg.colorization(DATA, weights=(0.5, 0.5)), "2 weights"),
         (lambda: cg.colorization(DATA[..., :1], weights=(0.5, 0.5, 0.5)), "sum to 1"),

@@ -136,12 +136,7 @@ class NCSNv2(nn.Module):
 
 
 def _build(config: Any, levels: tuple[Level, ...], num_classes: int | None) -> NCSNv2:
-    model, training = config.model, config.training
-    if str(training.sde).lower() == "vesde" and training.continuous:
-        raise PdsError(
-            f"training.continuous=True: {model.name!r} takes the index of a noise level, not σ; set "
-            "training.continuous=False, as score_sde's configurations do"
-        )
+    model = config.model
     module = NCSNv2(
         nf=model.nf,
         levels=levels,

@@ -53,7 +53,7 @@ def test_the_report_names_every_leaf():
         ({"nf": 16}, r"'all_modules.0.W' has shape \(8,\).*\(16,\)"),
         ({"num_res_blocks": 2}, "missing"),
         ({"progressive_input": "none"}, "left over|missing|shape"),
-        ({"embedding_type": "positional"}, "missing|left over|shape"),
+        ({"embedding_type": "positional", "scale_by_sigma": False}, "missing|left over|shape"),
         ({"sigma_max": 378}, "noise levels 50 to 0.01"),
         ({"name": "nonsense"}, "model.name"),
     ],
