@@ -364,7 +364,10 @@ def test_tune_chooses_the_gain_and_raises_errors_other_than_divergence(digits, m
             raise error
         return real(*args, label=label, **words)
 
-    errors = {"do not fit": parallel.OutOfMemory("64 images do not fit"), "diverges with every alpha": SamplingDiverged("1")}
+    errors = {
+        "do not fit": parallel.OutOfMemory("64 images do not fit"),
+        "diverges with every alpha": SamplingDiverged("1"),
+    }
     for match, error in errors.items():
         monkeypatch.setattr(assembly, "draw", functools.partial(draw, error=error))
         with pytest.raises(PdsError, match=match):
