@@ -57,6 +57,8 @@ def check_fields(config: Any) -> None:
         section, field = path.split(".")
         if field in config[section] and not holds(config[section][field]):
             raise PdsError(f"config.{path}={config[section][field]!r} must be {needed}")
+    if not (isinstance(config.seed, int) and config.seed >= 0):
+        raise PdsError(f"config.seed={config.seed!r} must be a whole number of at least 0")
     create_model(config)  # refuses options that its network does not have
     check_loss(config)
 

@@ -84,8 +84,6 @@ class Trainer:
             )
         check_fields(config)
         self.config, self.workdir = config, pathlib.Path(workdir)
-        if not (isinstance(config.seed, int) and config.seed >= 0):
-            raise PdsError(f"config.seed={config.seed!r} must be a whole number of at least 0")
         self.resumes = self._holds_states()
         self.begun = self._begun_elsewhere(checkpoint)
         self.source = datasets.get_source(config, "train")
@@ -102,7 +100,6 @@ class Trainer:
         self.model = create_model(config)
         self.optimizer = get_optimizer(config)
         self.eval_stream = self._eval_stream()
-        jax.eval_shape(lambda: init_model(make_key(0), config))  # a network that cannot be made is refused here
         self._keep_config()
         self.statistics = self._statistics()
         self.loss_fn = get_loss_fn(config, self.sde, self.model, self.statistics)

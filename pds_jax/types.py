@@ -81,5 +81,5 @@ class ScoreFn(Protocol):
 
 
 def is_number(value: Any) -> bool:
-    """Whether an option is traced: a number or an array of them."""
+    """Whether a value is a number or an array of numbers; options that are get traced."""
     return isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
+from configs import own
 from pds_jax import checkpoints, losses, parallel, train_config, train_log, training
 from pds_jax.io import files
 from pds_jax.types import PdsError
@@ -175,8 +176,8 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(whole):
 
 def test_a_training_that_never_began_binds_nothing(tmp_path):
     """Refused by its network, or stopped before its first state."""
-    config = tiny.get_config("image_size=15")
-    with pytest.raises(PdsError, match="15"):
+    config = own.get_config("dataset=digits,image_size=15,num_channels=1")
+    with pytest.raises(PdsError, match="15x15 pixels do not fit a network of"):
         training.train(config, str(tmp_path))
     assert not (tmp_path / "config.json").exists()
     training.Trainer(with_eval_freq(0), str(tmp_path)).meta.close()  # as if killed while it compiled
