@@ -70,9 +70,16 @@ def test_cost_is_the_integral_of_the_residual():
 def test_fewer_evaluations_start_lower():
     measured = choose.Measured(LEVELS, (0.5,) * 16, 16.0)
     five, ten, forty = (choose.choose(measured, nfe, False) for nfe in (5, 10, 40))
-    assert five.options["head_start"] < ten.options["head_start"] < 50 and forty.options["head_start"] is None
+    assert five.options["head_start"] < ten.options["head_start"] < forty.options["head_start"] < 50
+    assert choose.choose(measured, 100, False).options["head_start"] is None
     assert {choice.options["kappa"] for choice in (five, ten, forty)} == {0.2}
-    assert not five.options["colours"] and all("head start" in choice.reasons[1] for choice in (five, ten, forty))
+    assert all("head start" in choice.reasons[1] for choice in (five, ten, forty))
+
+
+@pytest.mark.parametrize(("nfe", "stats_hold_them", "used"), [(5, True, True), (5, False, False), (8, True, False)])
+def test_colours_are_for_few_evaluations(nfe, stats_hold_them, used):
+    measured = choose.Measured(LEVELS, (0.5,) * 16, 16.0)
+    assert choose.choose(measured, nfe, stats_hold_them).options["colours"] is used
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +137,8 @@ def test_a_measurement_is_kept_beside_the_checkpoint(tmp_path):
     choose.remembered(str(tmp_path), "other weights", compute)
     assert len(calls) == 2
     (place,) = tmp_path.iterdir()
-    files.write_json(place, {"key": "other weights rule 1", "levels": [1, 2], "residual": [0, 0], "power": 1})
+    key = f"other weights rule {choose.RULE}"
+    files.write_json(place, {"key": key, "levels": [1, 2], "residual": [0, 0], "power": 1})
     assert choose.remembered(str(tmp_path), "other weights", compute) == found[0]
 
 

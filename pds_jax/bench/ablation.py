@@ -1,7 +1,7 @@
 """Table of plain sampling, a flat M and PDS on a shipped model.
 
 Iterations x {PC, reverse diffusion} x {plain, flat M at its best c, PDS at alpha 5, at its best alpha, at alpha auto,
-with the pixel filter and with both}, beside DPM-Solver++(2M). c and alpha are chosen by the Fréchet distance of images
+with the pixel filter and with both}, beside DPM-Solver++(2M) and predictor=auto. c and alpha are chosen by the Fréchet distance of images
 of other seeds than those reported, from equally many candidates each. Every cell is a file: a run that stopped goes on,
 and more blocks add to what is there.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax import assembly
+from pds_jax import assembly, choose
 from pds_jax.bench import cells as cells_lib
 from pds_jax.bench import quality
 from pds_jax.bench.cells import CHOOSING_IMAGES, CRITERION, number, score_names, spread
@@ -26,8 +26,9 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "PC": {"predictor": "reverse_diffusion", "corrector": "langevin"},
     "reverse diffusion": {"predictor": "reverse_diffusion", "corrector": "none"},
     "DPM++(2M) matched": {"predictor": "dpmpp_2m", "corrector": "none", "grid": "edm", "prior": "matched"},
+    "auto": {"predictor": "auto"},
 }
-BASELINE = "DPM++(2M) matched"
+FEW_STEP = ("DPM++(2M) matched", "auto")  # without M, for comparison
 ALPHAS = (3.0, 4.0, 5.0, 8.0, 12.0, 20.0)
 FLATS = (1.03, 1.06, 1.1, 1.15, 1.2, 1.3)
 SCORES = (CRITERION, "spectrum_error")  # for which iterations are compared
@@ -86,11 +87,11 @@ def cells(plan: Plan) -> Iterator[Cell]:
     """All cells, the cheap ones first."""
     for n in sorted(n for n in plan.iterations if plan.images(n)):
         for sampler in SAMPLERS:
-            for method in METHODS if sampler != BASELINE else ("plain",):
-                if method in plan.methods or sampler == BASELINE:
+            for method in METHODS if sampler not in FEW_STEP else ("plain",):
+                if method in plan.methods or sampler in FEW_STEP:
                     yield Cell(sampler, n, method)
     for n in sorted(n for n in set(plan.plain) - set(plan.iterations) if plan.images(n)):
-        yield from (Cell(sampler, n, "plain") for sampler in SAMPLERS if sampler != BASELINE)
+        yield from (Cell(sampler, n, "plain") for sampler in SAMPLERS if sampler not in FEW_STEP)
 
 
 def candidates(cell: Cell) -> Sequence[float]:
@@ -101,6 +102,8 @@ def candidates(cell: Cell) -> Sequence[float]:
 def sampler_of(trained: assembly.Trained, cell: Cell, value: float | str) -> assembly.Plan:
     """The plan of a cell with c or alpha; PdsError where it is certain to diverge."""
     options = dict(SAMPLERS[cell.sampler])
+    if cell.sampler == "auto":
+        return assembly.plan(trained, nfe=cell.iterations, **options)
     speed_up = trained.config.model.num_scales / (cell.iterations + 1e-6)
     if cell.method == "flat":
         return assembly.plan(trained, speed_up=speed_up, filters="flat", gain=float(value), **options)
@@ -119,7 +122,7 @@ def work(trained: assembly.Trained, plan: Plan, cell: Cell) -> cells_lib.Work:
         plan.images(cell.iterations),
         lambda value: sampler_of(trained, cell, value),
         lambda value, made: {"parameter": value if cell.method == "flat" else made.alpha},
-        {"options": SAMPLERS[cell.sampler]},
+        {"options": SAMPLERS[cell.sampler], **({"auto_rule": choose.RULE} if cell.sampler == "auto" else {})},
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from pds_jax import assembly
+from pds_jax import assembly, choose
 from pds_jax.alpha import TUNE_RULE
 from pds_jax.bench import cells as cells_lib
 from pds_jax.bench import figures, quality
@@ -71,12 +71,15 @@ def works(trained: assembly.Trained, plan: Plan) -> Iterator[cells_lib.Work]:
 
 
 def _code(settings: Sequence[methods_lib.Setting]) -> dict[str, Any]:
-    """The files of a user's predictors, whose module is called after their SHA-256, and the rule of alpha="tune"."""
-    names = {str(setting["predictor"]) for setting in settings} - {"auto"}
+    """The files of a user's predictors, whose module is called after their SHA-256, and the rules of tune and auto."""
+    names = {str(setting["predictor"]) for setting in settings}
+    chosen = "auto" in names
+    names.discard("auto")
     modules = sorted({get_predictor(name).fn.__module__ for name in names})
     own = [name for name in modules if not name.startswith("pds_jax.")]
     tuned = any(setting.get("alpha") == "tune" for setting in settings)
-    return {**({"plugins": own} if own else {}), **({"tune_rule": TUNE_RULE} if tuned else {})}
+    rules = {**({"tune_rule": TUNE_RULE} if tuned else {}), **({"auto_rule": choose.RULE} if chosen else {})}
+    return {**({"plugins": own} if own else {}), **rules}
 
 
 def _plan(trained: assembly.Trained, nfe: int, setting: methods_lib.Setting) -> assembly.Plan:

@@ -25,7 +25,7 @@ def test_needed_iterations_lie_between_the_points_of_a_curve():
 def test_cells_are_each_method_of_each_sampler_up_to_what_is_paid_for():
     found = list(ablation.cells(SMALL))
     assert {cell.iterations for cell in found} == {10, 20} and found[0].iterations == 10
-    assert len({cell.key for cell in found}) == len(found) == 2 * (2 * len(ablation.METHODS) + 1)
+    assert len({cell.key for cell in found}) == len(found) == 2 * (2 * len(ablation.METHODS) + 2)
     assert len(ablation.FLATS) == len(ablation.ALPHAS)
 
 
@@ -34,7 +34,7 @@ def test_plain_rows_go_further_and_methods_may_be_fewer():
         SMALL, counts=((40, 8),), iterations=(10,), methods=("plain", "PDS best"), plain=(10, 40, 80)
     )
     found = list(ablation.cells(plan))
-    assert [cell.method for cell in found if cell.iterations == 10] == ["plain", "PDS best"] * 2 + ["plain"]
+    assert [cell.method for cell in found if cell.iterations == 10] == ["plain", "PDS best"] * 2 + ["plain"] * 2
     beyond = [(cell.sampler, cell.iterations, cell.method) for cell in found if cell.iterations > 10]
     assert beyond == [("PC", 40, "plain"), ("reverse diffusion", 40, "plain")]
 
@@ -147,3 +147,5 @@ def test_flat_and_pds_plans_have_their_m():
     assert both.preconditioner.freq is not None and both.preconditioner.space is not None and both.nfe == 20
     plain = ablation.sampler_of(trained, ablation.Cell("PC", 10, "plain"), math.inf)
     assert plain.preconditioner.is_identity
+    auto = ablation.sampler_of(trained, ablation.Cell("auto", 10, "plain"), math.inf)
+    assert auto.nfe == 10 and auto.sampler.predictor == "sde_dpmpp_2m"

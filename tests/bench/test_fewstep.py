@@ -161,3 +161,11 @@ def step(x, t, z, *, sde, score_fn):
         PREDICTORS.pop(name)
     assert keys[0] != keys[1]
     assert "plugins" not in next(fewstep.works(digits, fewstep.Plan(methods.named(["RD"]), (5,)))).decides
+
+
+def test_another_rule_of_auto_is_another_cell(digits, monkeypatch):
+    decided = []
+    for rule in (1, 2):
+        monkeypatch.setattr(choose, "RULE", rule)
+        decided.append(next(fewstep.works(digits, fewstep.Plan(methods.named(["auto"]), (5,)))).decides)
+    assert decided[0] != decided[1]
