@@ -1,9 +1,9 @@
 """Table of plain sampling, a flat M and PDS on a shipped model.
 
 Iterations x {PC, reverse diffusion} x {plain, flat M at its best c, PDS at alpha 5, at its best alpha, at alpha auto,
-with the pixel filter and with both}, beside DPM-Solver++(2M) and predictor=auto. c and alpha are chosen by the Fréchet distance of images
-of other seeds than those reported, from equally many candidates each. Every cell is a file: a run that stopped goes on,
-and more blocks add to what is there.
+with the pixel filter and with both}, beside DPM-Solver++(2M) and predictor=auto. c and alpha are chosen by the Fréchet
+distance of images of other seeds than those reported, from equally many candidates each. Every cell is a file: a run
+that stopped goes on, and more blocks add to what is there.
 """
 
 from __future__ import annotations
