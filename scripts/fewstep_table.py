@@ -18,19 +18,18 @@ import dataclasses
 import json
 import pathlib
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from pds_jax import assembly, statistics
 from pds_jax.bench import cells, fewstep, judges, methods
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors, refuse_words
+from pds_jax.cli import scripts
 from pds_jax.io import files
 from pds_jax.plugins import load_plugin
 from pds_jax.types import PdsError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Trained model, as for pds_jax --checkpoint; photos by default.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Its configuration; by default the one that lies with it.")
+_CONFIG = scripts.define_config("Its configuration; by default the one that lies with it.")
 _STATISTICS = flags.DEFINE_string("statistics", None, "Statistics of its data; by default the checkpoint's own.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Images of its data to compare with: a folder, archive or array.")
 _CLASSIFIER = flags.DEFINE_string("classifier", None, "Folder of scripts/train_classifier.py, for its features.")
@@ -89,7 +88,7 @@ def loaded() -> assembly.Trained:
 
 def main(argv: list[str]) -> None:
     """Measure, tabulate, draw."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     use_compilation_cache(None)
     for path in _PLUGIN.value:
         load_plugin(path)
@@ -116,5 +115,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

@@ -31,17 +31,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from pds_jax import assembly, parallel
 from pds_jax import options as options_lib
 from pds_jax.bench import ablation, cells, quality
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli import coco
+from pds_jax.cli import coco, scripts
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_images, training_reference
-from pds_jax.cli.failures import one_line_errors
 from pds_jax.cli.options import named_values
 from pds_jax.data.shapes import image_shape
 from pds_jax.io import files
@@ -216,13 +215,12 @@ def check_flags(table: str) -> None:
     """Refuse flags that a table does not use.
 
     Raises:
-      PdsError: names the first, and those that it uses.
+      PdsError: names the first, and those that the table uses.
     """
     ships = table in TABLES and any(network.checkpoint for network in TABLES[table].networks.values())
     used = _USED[table if table == COCO else "ablation" if table in ablation.PLANS else "shipped" if ships else ""]
-    for name in sorted({flag for some in _USED.values() for flag in some} - set(used)):
-        if flags.FLAGS[name].present:
-            raise PdsError(f"--{name} is not for --table={table}; it takes --{', --'.join(used)}")
+    others = sorted({flag for some in _USED.values() for flag in some} - set(used))
+    scripts.refuse_flags([(others, f"--table={table} takes --{', --'.join(used)}")])
 
 
 def numbers(words: Sequence[str] | None, flag: str, kind: Callable[[str], Any] = float) -> list[Any] | None:
@@ -654,5 +652,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

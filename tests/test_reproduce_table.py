@@ -100,7 +100,7 @@ def test_a_flag_that_a_table_does_not_use_is_refused(given, monkeypatch, table, 
     given(table="cifar10")
     script.check_flags(table)
     monkeypatch.setattr(script.flags.FLAGS[name], "present", 1)
-    with pytest.raises(script.PdsError, match=f"--{name} is not for --table={table}; it takes --"):
+    with pytest.raises(script.PdsError, match=f"--{name} has no effect here: --table={table} takes --"):
         script.check_flags(table)
 
 
