@@ -30,7 +30,7 @@ _CONFIG = scripts.define_config("Its configuration, where the file carries none.
 _IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of images of the kind it was trained on.")
 _RESIZE = flags.DEFINE_bool("resize_images", False, "Crop images to their central part and resize it.")
 _RANGE = flags.DEFINE_list("range", None, "lo,hi of floating-point arrays; by default the model's own, else 0,1.")
-_COUNT = flags.DEFINE_integer("count", 16, "How many images.")
+_COUNT = flags.DEFINE_integer("count", 16, "How many images.", lower_bound=1)
 _LEVELS = flags.DEFINE_list("levels", ["0.1", "0.3", "1", "3"], "Noise levels in the range of the model's images.")
 _LABEL = flags.DEFINE_integer("label", None, "Class of all images, for a network with classes; by default none.")
 

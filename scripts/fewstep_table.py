@@ -42,7 +42,9 @@ _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of seeds, to estimate the no
 _CHOOSING = flags.DEFINE_integer("choosing", cells.CHOOSING_IMAGES, "Images for each setting.", lower_bound=2)
 _TRIALS = flags.DEFINE_integer("trials", methods.TRIALS, "Most settings of a sampler.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Most images at once; never more than --choosing.", lower_bound=1)
-_MINUTES = flags.DEFINE_float("minutes", None, "Start no new cell after this many minutes; rerun to resume.")
+_MINUTES = flags.DEFINE_float(
+    "minutes", None, "Start no new cell after this many minutes; rerun to resume.", lower_bound=0
+)
 _PLUGIN = flags.DEFINE_list("plugin", [], "Python files that register predictors, which are samplers then.")
 _OUT = flags.DEFINE_string("out", "runs/fewstep", "Folder; a model has a folder in it.")
 _LIST = flags.DEFINE_bool("list", False, "Print what would be measured and its cost.")
@@ -59,7 +61,7 @@ def numbers(texts: list[str], flag: str) -> list[int]:
     Raises:
       PdsError: something else.
     """
-    if not all(text.strip().isdigit() and int(text) > 1 for text in texts):
+    if not texts or not all(text.strip().isdigit() and int(text) > 1 for text in texts):
         raise PdsError(f"--{flag}={','.join(texts)}: use whole numbers above 1, for example 5,10,20")
     return sorted({int(text) for text in texts})
 

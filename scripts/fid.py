@@ -63,7 +63,7 @@ _CONVERT = flags.DEFINE_bool(
 )
 _RANGE = flags.DEFINE_list("range", None, "lo,hi of float arrays; by default 0,1, or what a sampling run says.")
 _SUBSET = flags.DEFINE_integer("kid_subset_size", 1000, "Images of one of KID's 100 subsets.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at once; changes speed and memory only.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at once; changes speed and memory only.", lower_bound=1)
 _CACHE = flags.DEFINE_string("cache", None, "Folder for unfinished work and features; '' for none.")
 
 

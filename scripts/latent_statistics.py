@@ -34,8 +34,8 @@ _RANGE = flags.DEFINE_list("range", None, "lo,hi of floating-point arrays; by de
 _PROMPTS = flags.DEFINE_string("prompts", None, "Without images: texts of the samples, a file as of pds_jax --prompts.")
 _GUIDANCE = flags.DEFINE_float("guidance", 7.5, "Weight of classifier-free guidance of the samples.")
 _NFE = flags.DEFINE_integer("nfe", 100, "Network evaluations of a sample.")
-_LIMIT = flags.DEFINE_integer("limit", 200, "Use so many images or samples.")
-_BATCH = flags.DEFINE_integer("batch_size", 4, "Samples at once.")
+_LIMIT = flags.DEFINE_integer("limit", 200, "Use so many images or samples.", 2)
+_BATCH = flags.DEFINE_integer("batch_size", 4, "Samples at once.", 1)
 _SIZE = flags.DEFINE_list("image_size", None, "H,W of the images; by default those that the network was trained at.")
 _OUT = flags.DEFINE_string("out", "latents.npz", "Where the statistics go.")
 

@@ -24,7 +24,7 @@ from pds_jax.io import images
 
 _MODEL = flags.DEFINE_enum("model", "fashion", checkpoints.SHIPPED, "Which shipped model.")
 _NFES = flags.DEFINE_list("nfe", ["20", "40"], "Numbers of network evaluations; predictor=auto also makes 5.")
-_COUNT = flags.DEFINE_integer("images", 64, "Images a cell; more makes the table's distances less noisy.")
+_COUNT = flags.DEFINE_integer("images", 64, "Images a cell; more makes the table's distances less noisy.", 2)
 _ALPHA = flags.DEFINE_string("alpha", "tune", "Strength of PDS: a number above 1, auto or tune.")
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Where results go.")
 _SHOWN = 16

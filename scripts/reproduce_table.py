@@ -161,7 +161,7 @@ _EXTRACTOR = flags.DEFINE_string("extractor", None, "Another extractor than the 
 _ARGUMENT = flags.DEFINE_string("config_argument", "", "Argument of the configurations, e.g. runlocal.")
 _SPEED_UPS = flags.DEFINE_list("speed_ups", None, "Other speed-ups than the table's.")
 _ALPHAS = flags.DEFINE_list("alphas", None, "Other strengths of PDS than the table's.")
-_SNR = flags.DEFINE_float("snr", None, "Signal-to-noise ratio of the corrector; default: the configuration's.")
+_SNR = flags.DEFINE_float("snr", None, "Signal-to-noise ratio of the corrector; default: the configuration's.", 0)
 _OPTIONS = flags.DEFINE_multi_string(
     "option", [], "name=value of a field of config.sampling or config.pds, e.g. --option=filters=both."
 )
@@ -174,7 +174,7 @@ _ITERATIONS = flags.DEFINE_list("iterations", None, "Rows of the tables of shipp
 _PLAIN = flags.DEFINE_list("plain_iterations", None, "Shipped models: further rows of plain sampling, e.g. 66,100,200.")
 _METHODS = flags.DEFINE_list("methods", None, f"Shipped models: some of {','.join(ablation.METHODS)}.")
 _CHOOSING = flags.DEFINE_integer("choosing", None, "Shipped models: images for each candidate of c and alpha.", 8)
-_MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: start no cell after these minutes; rerun to resume.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: start no cell after these minutes; rerun to resume.", 0)
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1)
 _ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50000 images.")
 _OUT = flags.DEFINE_string("out", "runs/tables", "Folder of images, rows and tables.")
@@ -223,18 +223,20 @@ def check_flags(table: str) -> None:
     scripts.refuse_flags([(others, f"--table={table} takes --{', --'.join(used)}")])
 
 
-def numbers(words: Sequence[str] | None, flag: str, kind: Callable[[str], Any] = float) -> list[Any] | None:
+def numbers(
+    words: Sequence[str] | None, flag: str, kind: Callable[[str], Any] = float, above: int = 0
+) -> list[Any] | None:
     """The numbers of a list flag; None where it was not given.
 
     Raises:
-      PdsError: something else, or none above 0.
+      PdsError: something else, none, or one that is not above ``above``.
     """
     try:
         found = None if words is None else [kind(word) for word in words]
     except ValueError:
         found = []
-    if found is not None and not (found and min(found) > 0):
-        raise PdsError(f"--{flag}={','.join(words or ())}: use numbers above 0, separated by commas")
+    if found is not None and not (found and all(number > above for number in found)):
+        raise PdsError(f"--{flag}={','.join(words or ())}: use numbers above {above}, separated by commas")
     return found
 
 
@@ -243,7 +245,7 @@ def chosen() -> Table:
     table = TABLES[_TABLE.value]
     changes = {
         "speed_ups": numbers(_SPEED_UPS.value, "speed_ups"),
-        "alphas": numbers(_ALPHAS.value, "alphas"),
+        "alphas": numbers(_ALPHAS.value, "alphas", above=1),
         "images": _IMAGES.value or (16 if _QUICK.value else None),
         "ranges": _RANGES.value or (1 if _QUICK.value else None),
         "extractor": _EXTRACTOR.value,
@@ -552,9 +554,9 @@ def ablate(out: pathlib.Path) -> dict[str, Any]:
     if not any(size.images(n) for n in iterations):
         raise PdsError(f"--iterations={min(iterations)}: this table has at most {size.counts[-1][0]}")
     plain_too = tuple(numbers(_PLAIN.value, "plain_iterations", int) or ())
-    methods = tuple(_METHODS.value or size.methods)
-    if unknown := [name for name in methods if name not in ablation.METHODS]:
-        raise PdsError(f"--methods={unknown[0]}: this table has {', '.join(ablation.METHODS)}")
+    methods = size.methods if _METHODS.value is None else tuple(_METHODS.value)
+    if not methods or set(methods) - set(ablation.METHODS):
+        raise PdsError(f"--methods={','.join(methods)}: use some of {', '.join(ablation.METHODS)}")
     if beyond := [n for n in plain_too if not size.images(n)]:
         raise PdsError(f"--plain_iterations={beyond[0]}: this table has at most {size.counts[-1][0]}")
     size = dataclasses.replace(
@@ -588,7 +590,7 @@ def coco_table() -> coco.CocoTable:
     """The table of texts that the flags describe."""
     changes = {
         "nfes": numbers(_NFES.value, "nfes", int),
-        "alphas": numbers(_ALPHAS.value, "alphas"),
+        "alphas": numbers(_ALPHAS.value, "alphas", above=1),
         "images": _IMAGES.value or (2 if _QUICK.value else None),
     }
     table = dataclasses.replace(coco.CocoTable(), **{k: value for k, value in changes.items() if value is not None})
@@ -633,6 +635,8 @@ def main(argv: list[str]) -> None:
     check_flags(_TABLE.value)
     use_compilation_cache(None)
     out = pathlib.Path(_OUT.value) / ("quick" if _QUICK.value else "") / _TABLE.value
+    if not _DRY.value:
+        files.check_writable(out / "table.json")
     if _TABLE.value in ablation.PLANS:
         print(json.dumps(plain(ablate(out))))
         return

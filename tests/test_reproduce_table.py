@@ -134,6 +134,18 @@ def test_lists_of_numbers_hold_numbers(words):
         script.numbers(words, "alphas")
 
 
+def test_a_strength_of_no_use_is_refused_before_any_row(given):
+    with pytest.raises(script.PdsError, match="--alphas=0.5,5: use numbers above 1"):
+        given(table="digits_pc", alphas=["0.5", "5"])
+
+
+def test_no_methods_are_refused(given, monkeypatch, tmp_path):
+    given(table="cifar10", methods=[])
+    monkeypatch.setattr(script.flags.FLAGS["table"], "value", "digits")
+    with pytest.raises(script.PdsError, match="--methods=: use some of "):
+        script.ablate(tmp_path)
+
+
 def run(*words, ok=True):
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "reproduce_table.py"), *map(str, words)],

@@ -23,7 +23,7 @@ from pds_jax.io import images
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.models.analytic import PixelGaussian
 from pds_jax.sde_lib import VESDE
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, unknown_name
 
 _OUT = flags.DEFINE_string("out", "docs/figures", "Folder of the pictures.")
 _ONLY = flags.DEFINE_list("only", None, "Names, of " + "plane, lag, filters, gains, forward, photos; default: all.")
@@ -144,9 +144,9 @@ def main(argv: list[str]) -> None:
     """Draw what is asked for."""
     scripts.refuse_words(argv)
     names = _ONLY.value or list(FIGURES)
-    unknown = sorted(set(names) - set(FIGURES))
-    if unknown:
-        raise PdsError(f"unknown figures {unknown}; known: {', '.join(FIGURES)}")
+    for name in names:
+        if name not in FIGURES:
+            raise PdsError(unknown_name("figure", name, FIGURES))
     use_compilation_cache(None)
     out = pathlib.Path(_OUT.value)
     written = [path for name in names for path in FIGURES[name](out)]

@@ -158,6 +158,11 @@ def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeyp
     [
         ("--seeds=3-1", "--seeds='3-1': the range '3-1' runs backwards"),
         ("--seeds=1,1", "--seeds='1,1': seed 1 is given twice"),
+        *(
+            (f"--eval_folder={text}", f"--eval_folder={text}: write the name of a folder in --workdir")
+            for text in ("", ".", "..", "../x", "a/../../x", "/tmp/x")
+        ),
+        ("--workdir=", "--workdir= is empty"),
         ("--alpha=strong", "--alpha=strong: use a number above 1"),
         ("--alpha=1", "above 1"),
         *((f"--max_batch={text}", f"--max_batch={text}: ") for text in ("0", "-1", "many", "1.5")),

@@ -132,7 +132,8 @@ def test_channels_last_are_taken(tmp_path, shape):
 def test_a_range_is_not_for_image_files(folder, tmp_path):
     """It would change nothing, and stand in the provenance."""
     with pytest.raises(
-        PdsError, match=r"images holds image files, black 0 and white 255; leave the range \(-1.0, 1.0\)"
+        PdsError,
+        match=r"black 0 and white 255, but the range \(-1.0, 1.0\) .* is that of arrays",
     ):
         open_images(folder, value_range=(-1, 1))
     with pytest.raises(PdsError, match="image files, black 0 and white 255"):
@@ -141,7 +142,7 @@ def test_a_range_is_not_for_image_files(folder, tmp_path):
     config = ml_collections.ConfigDict({"data": {"dataset": str(folder), "image_size": 12, "num_channels": 3}})
     assert datasets.get_source(config).size == 7
     config.data.range = (-1.0, 1.0)
-    with pytest.raises(PdsError, match="image files, black 0 and white 255; leave the range"):
+    with pytest.raises(PdsError, match="image files, black 0 and white 255, but the range .* leave the range out"):
         datasets.get_source(config)
 
 
