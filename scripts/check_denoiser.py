@@ -92,10 +92,10 @@ def main(argv: list[str]) -> None:
         raise PdsError("say which network and which images: --checkpoint=PATH and --images=PATH")
     try:
         levels = [float(level) for level in _LEVELS.value]
-    except ValueError as error:
-        raise PdsError(f"--levels: {error}") from error
+    except ValueError:
+        levels = []
     if not levels or not all(0 < level < np.inf for level in levels):
-        raise PdsError(f"--levels={','.join(_LEVELS.value)}: use noise levels above 0")
+        raise PdsError(f"--levels={','.join(_LEVELS.value)}: use noise levels above 0, separated by commas")
     networks = attempts()
     x = pixels(networks[0])
     found = {network.config.model.get("attention_order"): errors(network, x, levels) for network in networks}

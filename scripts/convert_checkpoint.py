@@ -54,6 +54,8 @@ def main(argv: list[str]) -> None:
         raise PdsError("say what to convert and where the result goes: --src=PATH and --out=PATH")
     if FLAGS.like is not None and FLAGS["kind"].present:
         raise PdsError(f"--like={FLAGS.like} writes an EDM snapshot; leave --kind={FLAGS.kind} out")
+    if FLAGS.like is not None and not pathlib.Path(FLAGS.like).is_file():
+        raise PdsError(f"--like={FLAGS.like}: there is no such file; give a snapshot of EDM (.pkl)")
     source = convert.locate(FLAGS.src, FLAGS.allow_download)
     config = FLAGS.config or convert.config_of(source)
     if FLAGS.like is None:

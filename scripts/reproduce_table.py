@@ -46,7 +46,7 @@ from pds_jax.data.shapes import image_shape
 from pds_jax.io import files
 from pds_jax.io.manifest import plain
 from pds_jax.metrics import evaluation, simple
-from pds_jax.metrics.extractors import Extractor, get_extractor
+from pds_jax.metrics.extractors import EXTRACTORS, Extractor, get_extractor
 from pds_jax.metrics.image_sets import ArrayImages, checked_pixels, open_images, select
 from pds_jax.metrics.reference import Reference, load_reference
 from pds_jax.types import PdsError
@@ -157,7 +157,7 @@ _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "PATH, or NETWORK=PATH,NETWORK
 _STATISTICS = flags.DEFINE_list("statistics", [], "Statistics of the data for PDS, FILE.npz or NETWORK=FILE.npz,...")
 _REF = flags.DEFINE_list("ref", [], "Reference of FID, FILE.npz or NETWORK=FILE.npz,...; default: the training data.")
 _WEIGHTS = flags.DEFINE_string("inception_weights", None, "Inception's file; else $PDS_INCEPTION, else torch's cache.")
-_EXTRACTOR = flags.DEFINE_string("extractor", None, "Another extractor than the table's.")
+_EXTRACTOR = flags.DEFINE_enum("extractor", None, sorted(EXTRACTORS), "Another extractor than the table's.")
 _ARGUMENT = flags.DEFINE_string("config_argument", "", "Argument of the configurations, e.g. runlocal.")
 _SPEED_UPS = flags.DEFINE_list("speed_ups", None, "Other speed-ups than the table's.")
 _ALPHAS = flags.DEFINE_list("alphas", None, "Other strengths of PDS than the table's.")
@@ -254,8 +254,15 @@ def chosen() -> Table:
 
 
 def config_of(network: Network) -> ConfigDict:
-    """The configuration of a network."""
-    return importlib.import_module(network.config).get_config(_ARGUMENT.value)
+    """The configuration of a network.
+
+    Raises:
+      PdsError: --config_argument does not fit it.
+    """
+    try:
+        return importlib.import_module(network.config).get_config(_ARGUMENT.value)
+    except ValueError as error:
+        raise PdsError(f"--config_argument={_ARGUMENT.value}: {error}") from error
 
 
 def options_of(table: Table) -> dict[str, Any]:

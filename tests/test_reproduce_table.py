@@ -139,6 +139,12 @@ def test_a_strength_of_no_use_is_refused_before_any_row(given):
         given(table="digits_pc", alphas=["0.5", "5"])
 
 
+def test_an_argument_that_a_configuration_does_not_take_is_named(given):
+    table = given(table="cifar10", config_argument="n_iter=2")
+    with pytest.raises(script.PdsError, match="--config_argument=n_iter=2: .* names no field; near: n_iters"):
+        script.rows_of(table)
+
+
 def test_no_methods_are_refused(given, monkeypatch, tmp_path):
     given(table="cifar10", methods=[])
     monkeypatch.setattr(script.flags.FLAGS["table"], "value", "digits")

@@ -226,7 +226,8 @@ def test_the_command(folder, tmp_path):
     failed = subprocess.run([*command, "--sigma_max_images=0"], capture_output=True, text=True)
     assert failed.returncode == 2 and "sigma_max_images=0: a distance is between" in failed.stderr
     assert "statistics of 7 images are rough; give about 200" in done.stderr
-    failed = subprocess.run([*command, "--limit=1", f"--out={tmp_path / 'one.npz'}"], capture_output=True, text=True)
+    once = [*command[:3], "--limit=1", f"--out={tmp_path / 'one.npz'}"]
+    failed = subprocess.run(once, capture_output=True, text=True)
     assert failed.returncode == 2 and "images: statistics of one image say nothing; give about 200" in failed.stderr
     assert not (tmp_path / "one.npz").exists()
 
