@@ -26,7 +26,7 @@ from pds_jax.denoisers import denoising_errors
 from pds_jax.types import PdsError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The network, whatever --checkpoint of pds_jax takes.")
-_CONFIG = scripts.define_config("Its configuration, where the file carries none.")
+_CONFIG = scripts.define_config("config", "Its configuration, where the file carries none.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of images of the kind it was trained on.")
 _RESIZE = flags.DEFINE_bool("resize_images", False, "Crop images to their central part and resize it.")
 _RANGE = flags.DEFINE_list("range", None, "lo,hi of floating-point arrays; by default the model's own, else 0,1.")

@@ -21,7 +21,7 @@ from pds_jax.types import PdsError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("src", None, "Checkpoint: a file, a folder, or a Hugging Face Hub id with --allow_download.")
-scripts.define_config("Configuration of the network; our own models carry theirs.")
+scripts.define_config("config", "Configuration of the network; our own models carry theirs.")
 flags.DEFINE_string("out", None, "Where the result goes: a folder, or a .pth file for --kind=score_sde_torch.")
 flags.DEFINE_enum("kind", "safetensors", list(convert.EXPORTS), "What to write.")
 flags.DEFINE_string("like", None, "Write a copy of this EDM snapshot with the weights of --src, instead of --kind.")

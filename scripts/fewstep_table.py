@@ -29,7 +29,7 @@ from pds_jax.plugins import load_plugin
 from pds_jax.types import PdsError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Trained model, as for pds_jax --checkpoint; photos by default.")
-_CONFIG = scripts.define_config("Its configuration; by default the one that lies with it.")
+_CONFIG = scripts.define_config("config", "Its configuration; by default the one that lies with it.")
 _STATISTICS = flags.DEFINE_string("statistics", None, "Statistics of its data; by default the checkpoint's own.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Images of its data to compare with: a folder, archive or array.")
 _CLASSIFIER = flags.DEFINE_string("classifier", None, "Folder of scripts/train_classifier.py, for its features.")

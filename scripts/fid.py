@@ -38,7 +38,7 @@ from pds_jax.types import PdsError
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of images.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Draw images from this trained model instead of --images.")
-_CONFIG = scripts.define_config("Configuration of an original checkpoint.")
+_CONFIG = scripts.define_config("config", "Configuration of an original checkpoint.")
 _SPEED_UP = flags.DEFINE_float("speed_up", None, "Sampling: N = num_scales / speed_up iterations.")
 _NFE = flags.DEFINE_integer("nfe", None, "Sampling: network evaluations per image, instead of --speed_up.")
 _ALPHA = flags.DEFINE_string("alpha", None, "Sampling: strength of PDS, a number above 1, auto, tune or inf.")

@@ -55,9 +55,9 @@ def read(words: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     return rest
 
 
-def define_config(text: str) -> flags.FlagHolder[Any]:
-    """Define the flag --config with this help."""
-    return config_flags.DEFINE_config_file("config", None, text, lock_config=False, sys_argv=[])
+def define_config(name: str, text: str) -> flags.FlagHolder[Any]:
+    """Define the flag of a configuration file, with this help."""
+    return config_flags.DEFINE_config_file(name, None, text, lock_config=False, sys_argv=[])
 
 
 def refuse_words(argv: Sequence[str]) -> None:
