@@ -22,7 +22,7 @@ import numpy as np
 from pds_jax.ops import batch_mul
 from pds_jax.scores import as_pytree
 from pds_jax.sde_lib import SDE
-from pds_jax.types import Array, PdsError, ScoreFn
+from pds_jax.types import Array, PdsError, ScoreFn, unknown_name
 
 
 @flax.struct.dataclass
@@ -136,7 +136,7 @@ def ddpm_betas(name: str, n: int = 1000) -> np.ndarray:
     if name == "cosine":
         alpha_bar = np.square(np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2))
         return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
-    raise PdsError(f"unknown noise schedule {name!r}; known: linear, cosine")
+    raise PdsError(unknown_name("noise schedule", name, ("linear", "cosine")))
 
 
 @flax.struct.dataclass

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.io.npy import read_npy
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, PdsError, unknown_name
 
 RECIPES = ("ijcv2025", "eccv2022")
 _ASYMMETRY = 1e-4  # of the largest value; float32 averages of real spectra stay below 1e-6
@@ -207,7 +207,7 @@ def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
       PdsError: the value is unknown.
     """
     if value not in known:
-        raise PdsError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+        raise PdsError(unknown_name(name, value, known))
 
 
 def odd_half_plane(w: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray:

@@ -23,7 +23,7 @@ import numpy as np
 
 from pds_jax.scores import as_pytree
 from pds_jax.sde_lib import SDE
-from pds_jax.types import Array, Key, PdsError, ScoreFn
+from pds_jax.types import Array, Key, PdsError, ScoreFn, unknown_name
 
 SOLVERS: dict[str, Callable[[], Any]] = {
     "RK45": diffrax.Dopri5,
@@ -78,11 +78,9 @@ def get_likelihood_fn(
             "probability-flow ODE has no M; compute bits/dim without it (alpha=inf)"
         )
     if method not in SOLVERS:
-        raise PdsError(f"likelihood: method={method!r} is unknown; known: {', '.join(SOLVERS)}")
+        raise PdsError("likelihood: " + unknown_name("method", method, SOLVERS))
     if hutchinson_type not in HUTCHINSON_TYPES:
-        raise PdsError(
-            f"likelihood: hutchinson_type={hutchinson_type!r} is unknown; known: {', '.join(HUTCHINSON_TYPES)}"
-        )
+        raise PdsError("likelihood: " + unknown_name("hutchinson_type", hutchinson_type, HUTCHINSON_TYPES))
     for name, tolerance in (("rtol", rtol), ("atol", atol)):
         if not tolerance > 0:
             raise PdsError(f"likelihood: {name}={tolerance} must be positive, for instance 1e-5")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -18,7 +17,7 @@ from pds_jax.loading import Trained
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
 from pds_jax.steps import named_options
-from pds_jax.types import PdsError, is_number
+from pds_jax.types import PdsError, is_number, unknown_name
 
 _OF_CORRECTOR = ("snr", "n_steps_each", "norm", "corrector_levels")
 _OF_PC = ("predictor", "corrector", "grid", "variant", "solver_options", "pilot_gain", *_OF_CORRECTOR)
@@ -46,9 +45,7 @@ def with_options(config: ConfigDict, options: dict[str, Any]) -> ConfigDict:
         section = next((s for s in ("sampling", "pds") if name in changed[s]), missing)
         if section is None:
             known = sorted({*changed.sampling, *changed.pds, *own})
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise PdsError(f"unknown sampling option {name!r}; known: {', '.join(known)}{hint}")
+            raise PdsError(unknown_name("sampling option", name, known))
         with changed.ignore_type():
             changed[section][name] = value
     return changed

@@ -15,7 +15,7 @@ from pds_jax.predictors import VARIANTS
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import in_colours
 from pds_jax.steps import Step
-from pds_jax.types import PdsError, is_number
+from pds_jax.types import PdsError, is_number, unknown_name
 
 PRIORS = ("standard", "matched")
 
@@ -69,7 +69,7 @@ def check_names(**options: tuple[str, tuple[str, ...]]) -> None:
     """
     for name, (value, known) in options.items():
         if value not in known:
-            raise PdsError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+            raise PdsError(unknown_name(name, value, known))
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:

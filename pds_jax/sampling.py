@@ -42,7 +42,7 @@ from pds_jax.spectral import matched_prior
 from pds_jax.stability import check_stability
 from pds_jax.steps import Step, named_options
 from pds_jax.table import CHUNK, Carry, Row, Table
-from pds_jax.types import Array, Key, PdsError, ScoreFn, is_number
+from pds_jax.types import Array, Key, PdsError, ScoreFn, is_number, unknown_name
 
 static = functools.partial(flax.struct.field, pytree_node=False)
 _FIELDS = ("snr", "probability_flow", "variant", "norm", "grid", "head_start", "corrector_levels", "colours")
@@ -367,7 +367,7 @@ def get_sampling_fn(
             sde, shape, eps=eps / speed_up, denoise=options.noise_removal, prior=prior, statistics=statistics
         )
     if options.method != "pc":
-        raise PdsError(f"unknown config.sampling.method {options.method!r}; known: pc, ode")
+        raise PdsError(unknown_name("config.sampling.method", options.method, ("pc", "ode")))
     own = {name: options[name] for name in option_names() if name in options}
     given = {"preconditioner": preconditioner, "mean_fn": mean_fn, "statistics": statistics, "check": check}
     given |= _solver_options(options, own)

@@ -22,7 +22,7 @@ import numpy as np
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import plane_mean, wiener_step
-from pds_jax.types import Array, PdsError, ScoreFn
+from pds_jax.types import Array, PdsError, ScoreFn, unknown_name
 
 PARAMETRISATIONS = ("score_sde", "edm", "wiener")
 LABELS = ("training", "sampler")
@@ -178,9 +178,9 @@ def get_score_fn(
         them with ``scale_by_sigma`` or discrete.
     """
     if parametrisation not in PARAMETRISATIONS:
-        raise PdsError(f"unknown parametrisation {parametrisation!r}; known: {', '.join(PARAMETRISATIONS)}")
+        raise PdsError(unknown_name("parametrisation", parametrisation, PARAMETRISATIONS))
     if labels not in LABELS:
-        raise PdsError(f"unknown labels {labels!r}; known: {', '.join(LABELS)}")
+        raise PdsError(unknown_name("labels", labels, LABELS))
     if parametrisation != "score_sde":
         _check_scaled(parametrisation, model, continuous)
     mean, power = _moments(statistics, model) if parametrisation == "wiener" else (None, None)

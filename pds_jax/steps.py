@@ -190,6 +190,14 @@ def numbers(value: Any, count: int) -> tuple[float, ...]:
     return tuple(number(one) for one in given)
 
 
+def read_value(text: str) -> Any:
+    """A value as in the text of :func:`named_options`; text that is none of those, such as a path, stays as it is."""
+    try:
+        return _literal(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, ValueError):
+        return text
+
+
 def _literal(node: ast.expr) -> Any:
     """A number, a tuple of numbers, or a name as a string; inf, true, false, True, False and None are converted."""
     if isinstance(node, ast.Name):

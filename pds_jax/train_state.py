@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, PdsError, unknown_name
 
 Params = Any
 
@@ -133,7 +133,7 @@ def get_optimizer(config: Any) -> optax.GradientTransformation:
     """
     optim = config.optim
     if optim.optimizer != "Adam":
-        raise PdsError(f"optim.optimizer={optim.optimizer!r} is unknown; known: Adam")
+        raise PdsError(unknown_name("optim.optimizer", optim.optimizer, ["Adam"]))
     parts = []
     if optim.grad_clip >= 0:
         parts.append(optax.clip_by_global_norm(optim.grad_clip))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -16,6 +16,23 @@ Key = jax.Array
 
 class PdsError(ValueError):
     """Bad input, found before any long work starts; the message says what, where and what to do."""
+
+
+def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
+    """The text of an error on a name that is not one of the known ones; it suggests the nearest.
+
+    >>> unknown_name("corrector", "langevine", ["ald", "langevin"])
+    "unknown corrector 'langevine'; known: ald, langevin; did you mean langevin?"
+
+    Args:
+      what: kind of the name, or the field that holds it.
+      name: what was given.
+      known: what could be given.
+    """
+    names = [str(one) for one in known]
+    near = difflib.get_close_matches(str(name), names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown {what} {name!r}; known: {', '.join(names)}{hint}"
 
 
 class Registry(dict[str, _Entry]):
@@ -39,9 +56,7 @@ class Registry(dict[str, _Entry]):
         """
         if name in self:
             return self[name]
-        near = difflib.get_close_matches(str(name), self, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise PdsError(f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self))}{hint}")
+        raise PdsError(unknown_name(self.kind, name, sorted(self)))
 
     def register(self, name: str) -> Callable[[_Entry], _Entry]:
         """Decorator that registers an object under a name.

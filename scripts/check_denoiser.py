@@ -15,22 +15,22 @@ import sys
 from typing import Any
 
 import numpy as np
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from pds_jax import assembly
 from pds_jax.bench import quality
-from pds_jax.cli.failures import one_line_errors
+from pds_jax.cli import scripts
 from pds_jax.data import datasets, image_files
 from pds_jax.denoisers import denoising_errors
 from pds_jax.types import PdsError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The network, whatever --checkpoint of pds_jax takes.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Its configuration, where the file carries none.")
+_CONFIG = scripts.define_config("config", "Its configuration, where the file carries none.")
 _IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of images of the kind it was trained on.")
 _RESIZE = flags.DEFINE_bool("resize_images", False, "Crop images to their central part and resize it.")
 _RANGE = flags.DEFINE_list("range", None, "lo,hi of floating-point arrays; by default the model's own, else 0,1.")
-_COUNT = flags.DEFINE_integer("count", 16, "How many images.")
+_COUNT = flags.DEFINE_integer("count", 16, "How many images.", lower_bound=1)
 _LEVELS = flags.DEFINE_list("levels", ["0.1", "0.3", "1", "3"], "Noise levels in the range of the model's images.")
 _LABEL = flags.DEFINE_integer("label", None, "Class of all images, for a network with classes; by default none.")
 
@@ -87,14 +87,15 @@ def verdict(found: dict[str | None, np.ndarray]) -> str:
 
 def main(argv: list[str]) -> None:
     """Measure and judge."""
-    if len(argv) > 1 or not _CHECKPOINT.value or not _IMAGES.value:
-        sys.exit("type --checkpoint=PATH and --images=PATH; every option starts with --")
+    scripts.refuse_words(argv)
+    if not _CHECKPOINT.value or not _IMAGES.value:
+        raise PdsError("say which network and which images: --checkpoint=PATH and --images=PATH")
     try:
         levels = [float(level) for level in _LEVELS.value]
-    except ValueError as error:
-        raise PdsError(f"--levels: {error}") from error
+    except ValueError:
+        levels = []
     if not levels or not all(0 < level < np.inf for level in levels):
-        raise PdsError(f"--levels={','.join(_LEVELS.value)}: use noise levels above 0")
+        raise PdsError(f"--levels={','.join(_LEVELS.value)}: use noise levels above 0, separated by commas")
     networks = attempts()
     x = pixels(networks[0])
     found = {network.config.model.get("attention_order"): errors(network, x, levels) for network in networks}
@@ -109,5 +110,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

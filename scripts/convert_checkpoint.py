@@ -11,18 +11,17 @@ import json
 import pathlib
 from typing import Any
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from pds_jax import convert
-from pds_jax.cli.failures import one_line_errors, refuse_words
+from pds_jax.cli import scripts
 from pds_jax.convert import edm
 from pds_jax.io.files import check_writable
 from pds_jax.types import PdsError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("src", None, "Checkpoint: a file, a folder, or a Hugging Face Hub id with --allow_download.")
-config_flags.DEFINE_config_file("config", None, "Configuration of the network; our own models carry theirs.")
+scripts.define_config("config", "Configuration of the network; our own models carry theirs.")
 flags.DEFINE_string("out", None, "Where the result goes: a folder, or a .pth file for --kind=score_sde_torch.")
 flags.DEFINE_enum("kind", "safetensors", list(convert.EXPORTS), "What to write.")
 flags.DEFINE_string("like", None, "Write a copy of this EDM snapshot with the weights of --src, instead of --kind.")
@@ -30,7 +29,6 @@ flags.DEFINE_bool("raw_weights", False, "Take the raw weights instead of their m
 flags.DEFINE_alias("raw", "raw_weights")
 flags.DEFINE_bool("parity", True, "Compare with the network of diffusers, if diffusers is installed.")
 flags.DEFINE_bool("allow_download", False, "Fetch --src from the Hugging Face Hub if it is an id such as owner/model.")
-flags.mark_flags_as_required(["src", "out"])
 
 
 def parity(kind: str, source: str, config: Any, params: Any) -> float | None:
@@ -51,9 +49,13 @@ def parity(kind: str, source: str, config: Any, params: Any) -> float | None:
 
 def main(argv: list[str]) -> None:
     """Read, report, write."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
+    if not FLAGS.src or not FLAGS.out:
+        raise PdsError("say what to convert and where the result goes: --src=PATH and --out=PATH")
     if FLAGS.like is not None and FLAGS["kind"].present:
         raise PdsError(f"--like={FLAGS.like} writes an EDM snapshot; leave --kind={FLAGS.kind} out")
+    if FLAGS.like is not None and not pathlib.Path(FLAGS.like).is_file():
+        raise PdsError(f"--like={FLAGS.like}: there is no such file; give a snapshot of EDM (.pkl)")
     source = convert.locate(FLAGS.src, FLAGS.allow_download)
     config = FLAGS.config or convert.config_of(source)
     if FLAGS.like is None:
@@ -74,5 +76,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

@@ -8,7 +8,6 @@ stdout is JSON.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import pathlib
@@ -17,6 +16,7 @@ import numpy as np
 
 from pds_jax import checkpoints
 from pds_jax.bench import figures
+from pds_jax.cli import scripts
 from pds_jax.cli.failures import one_line_errors
 from pds_jax.convert.tree import flatten
 from pds_jax.types import PdsError
@@ -35,12 +35,12 @@ def read_log(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 def main() -> None:
     """Export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Arguments(__doc__)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--out", required=True, help="folder of the model")
     parser.add_argument("--step", type=int, help="which snapshot of workdir/checkpoints; by default the newest state")
     parser.add_argument("--raw_weights", action="store_true", help="not their moving average")
-    args = parser.parse_args()
+    args = parser.read()
     workdir, out = pathlib.Path(args.workdir), pathlib.Path(args.out)
     if out.resolve() == workdir.resolve():
         raise PdsError(f"--out={out} is the workdir, which the training needs as it is; choose another folder")

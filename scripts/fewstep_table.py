@@ -18,19 +18,18 @@ import dataclasses
 import json
 import pathlib
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 
 from pds_jax import assembly, statistics
 from pds_jax.bench import cells, fewstep, judges, methods
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors, refuse_words
+from pds_jax.cli import scripts
 from pds_jax.io import files
 from pds_jax.plugins import load_plugin
 from pds_jax.types import PdsError
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Trained model, as for pds_jax --checkpoint; photos by default.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Its configuration; by default the one that lies with it.")
+_CONFIG = scripts.define_config("config", "Its configuration; by default the one that lies with it.")
 _STATISTICS = flags.DEFINE_string("statistics", None, "Statistics of its data; by default the checkpoint's own.")
 _REFERENCE = flags.DEFINE_string("reference", None, "Images of its data to compare with: a folder, archive or array.")
 _CLASSIFIER = flags.DEFINE_string("classifier", None, "Folder of scripts/train_classifier.py, for its features.")
@@ -43,7 +42,9 @@ _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of seeds, to estimate the no
 _CHOOSING = flags.DEFINE_integer("choosing", cells.CHOOSING_IMAGES, "Images for each setting.", lower_bound=2)
 _TRIALS = flags.DEFINE_integer("trials", methods.TRIALS, "Most settings of a sampler.", lower_bound=1)
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Most images at once; never more than --choosing.", lower_bound=1)
-_MINUTES = flags.DEFINE_float("minutes", None, "Start no new cell after this many minutes; rerun to resume.")
+_MINUTES = flags.DEFINE_float(
+    "minutes", None, "Start no new cell after this many minutes; rerun to resume.", lower_bound=0
+)
 _PLUGIN = flags.DEFINE_list("plugin", [], "Python files that register predictors, which are samplers then.")
 _OUT = flags.DEFINE_string("out", "runs/fewstep", "Folder; a model has a folder in it.")
 _LIST = flags.DEFINE_bool("list", False, "Print what would be measured and its cost.")
@@ -60,7 +61,7 @@ def numbers(texts: list[str], flag: str) -> list[int]:
     Raises:
       PdsError: something else.
     """
-    if not all(text.strip().isdigit() and int(text) > 1 for text in texts):
+    if not texts or not all(text.strip().isdigit() and int(text) > 1 for text in texts):
         raise PdsError(f"--{flag}={','.join(texts)}: use whole numbers above 1, for example 5,10,20")
     return sorted({int(text) for text in texts})
 
@@ -89,7 +90,7 @@ def loaded() -> assembly.Trained:
 
 def main(argv: list[str]) -> None:
     """Measure, tabulate, draw."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     use_compilation_cache(None)
     for path in _PLUGIN.value:
         load_plugin(path)
@@ -116,5 +117,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

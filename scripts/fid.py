@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
 from tqdm import tqdm
 
 from pds_jax import parallel
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors
+from pds_jax.cli import scripts
 from pds_jax.cli.options import named_values
 from pds_jax.data.arrays import to_unit
 from pds_jax.data.datasets import get_range
@@ -39,7 +38,7 @@ from pds_jax.types import PdsError
 
 _IMAGES = flags.DEFINE_string("images", None, "Folder, archive, .npz or .npy of images.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Draw images from this trained model instead of --images.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration of an original checkpoint.", lock_config=False)
+_CONFIG = scripts.define_config("config", "Configuration of an original checkpoint.")
 _SPEED_UP = flags.DEFINE_float("speed_up", None, "Sampling: N = num_scales / speed_up iterations.")
 _NFE = flags.DEFINE_integer("nfe", None, "Sampling: network evaluations per image, instead of --speed_up.")
 _ALPHA = flags.DEFINE_string("alpha", None, "Sampling: strength of PDS, a number above 1, auto, tune or inf.")
@@ -64,35 +63,22 @@ _CONVERT = flags.DEFINE_bool(
 )
 _RANGE = flags.DEFINE_list("range", None, "lo,hi of float arrays; by default 0,1, or what a sampling run says.")
 _SUBSET = flags.DEFINE_integer("kid_subset_size", 1000, "Images of one of KID's 100 subsets.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at once; changes speed and memory only.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at once; changes speed and memory only.", lower_bound=1)
 _CACHE = flags.DEFINE_string("cache", None, "Folder for unfinished work and features; '' for none.")
 
 
-# (holds, why these flags have no effect where it does not, the flags)
-_USED_IF: tuple[tuple[Callable[[str], bool], str, tuple[str, ...]], ...] = (
-    (
-        lambda verb: _CHECKPOINT.value is not None,
-        "is for --checkpoint",
-        ("config", "speed_up", "nfe", "alpha", "option"),
-    ),
-    (lambda verb: _IMAGES.value is not None, "is for --images", ("convert_images", "range")),
-    (lambda verb: _EXTRACTOR.value == "inception", "is for --extractor=inception", ("weights", "resize")),
-    (lambda verb: "kid" in _METRICS.value, "is for --metrics=kid", ("kid_subset_size",)),
-    (lambda verb: verb == "ref", "is for fid.py ref", ("out", "keep_features")),
-    (lambda verb: verb == "calc", "is for fid.py calc", ("ref", "metrics", "allow_fewer", "kid_subset_size")),
-)
-
-
-def check_used(verb: str) -> None:
-    """Refuse flags that were given and that have no effect here.
-
-    Raises:
-      PdsError: names the first.
-    """
-    for holds, why, names in _USED_IF:
-        given = [name for name in names if flags.FLAGS[name].present]
-        if given and not holds(verb):
-            raise PdsError(f"--{given[0]} {why}, it has no effect here: leave it out")
+def unused(verb: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(flags, why they have no effect) for a verb and the other flags."""
+    for holds, names, what in (
+        (_CHECKPOINT.value is not None, ("config", "speed_up", "nfe", "alpha", "option"), "--checkpoint"),
+        (_IMAGES.value is not None, ("convert_images", "range"), "--images"),
+        (_EXTRACTOR.value == "inception", ("weights", "resize"), "--extractor=inception"),
+        ("kid" in _METRICS.value, ("kid_subset_size",), "--metrics=kid"),
+        (verb == "ref", ("out", "keep_features"), "fid.py ref"),
+        (verb == "calc", ("ref", "metrics", "allow_fewer", "kid_subset_size"), "fid.py calc"),
+    ):
+        if not holds:
+            yield names, f"it is for {what}"
 
 
 def cache_folder() -> str | None:
@@ -232,13 +218,12 @@ def main(argv: list[str]) -> None:
     """Run one verb."""
     verbs: dict[str, Callable[[], dict[str, Any]]] = {"ref": ref, "calc": calc}
     if len(argv) != 2 or argv[1] not in verbs:
-        raise app.UsageError("type fid.py ref ... or fid.py calc ...; extractors: " + ", ".join(sorted(EXTRACTORS)))
-    check_used(argv[1])
+        raise PdsError("type fid.py ref ... or fid.py calc ...; extractors: " + ", ".join(sorted(EXTRACTORS)))
+    scripts.refuse_flags(unused(argv[1]))
     use_compilation_cache(None)
     result = verbs[argv[1]]()
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from pds_jax import sampling
 from pds_jax.alpha import choose
 from pds_jax.bench import figures, lab
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors, refuse_words
+from pds_jax.cli import scripts
 from pds_jax.io import files
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.plugins import load_plugin
@@ -42,10 +42,10 @@ _METHODS = flags.DEFINE_list(
 )
 _PLUGIN = flags.DEFINE_multi_string("plugin", [], "Python file that registers predictors; may be repeated.")
 _NFES = flags.DEFINE_list("nfe", None, "Score evaluations per image.")
-_SAMPLES = flags.DEFINE_integer("samples", None, "Samples a seed.")
-_SEEDS = flags.DEFINE_integer("repeats", None, "Independent sets of samples (seeds).")
-_IMAGES = flags.DEFINE_integer("images", 500, "Photograph crops of the empirical law.")
-_MINUTES = flags.DEFINE_float("minutes", None, "Begin no new cell after this time; a later run goes on from there.")
+_SAMPLES = flags.DEFINE_integer("samples", None, "Samples a seed.", 2)
+_SEEDS = flags.DEFINE_integer("repeats", None, "Independent sets of samples (seeds).", 1)
+_IMAGES = flags.DEFINE_integer("images", 500, "Photograph crops of the empirical law.", 2)
+_MINUTES = flags.DEFINE_float("minutes", None, "Begin no new cell after this time; a later run goes on from there.", 0)
 _SWEEP = flags.DEFINE_list("sweep", None, "Iterations N at which alpha is swept and tuned.")
 
 _SWEPT = ("pc", "rd")
@@ -357,7 +357,7 @@ def draw_toy(path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Run what is not done, then write tables and figures."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     use_compilation_cache(None)
     about = settings()
     out = pathlib.Path(_OUT.value or ("runs/lab_quick" if _QUICK.value else "runs/lab"))
@@ -379,5 +379,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

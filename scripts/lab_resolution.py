@@ -13,7 +13,6 @@ JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import pathlib
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from pds_jax.bench import ablation, figures, gaussian_law, quality
+from pds_jax.cli import scripts
 from pds_jax.cli.failures import one_line_errors
 from pds_jax.data import photographs
 from pds_jax.io import files
@@ -152,12 +152,12 @@ def draw(rows: Sequence[Mapping[str, Any]], metric: str, target: str, path: path
 
 def main() -> None:
     """Compute, draw, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Arguments(__doc__)
     parser.add_argument("--out", default="runs/lab_resolution")
     parser.add_argument("--views", type=int, default=600)
     parser.add_argument("--largest", type=int, default=SIDES[-1], help="pixels a side")
     parser.add_argument("--iterations", type=int, default=1000, help="at most")
-    args = parser.parse_args()
+    args = parser.read()
     started, out = time.monotonic(), pathlib.Path(args.out)
     sides = [side for side in SIDES if side <= args.largest]
     counts = {round(n) for n in np.geomspace(5, args.iterations, 50)} | {n for n in AT if n <= args.iterations}

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from pds_jax import assembly
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors, refuse_words
+from pds_jax.cli import scripts
 from pds_jax.data import image_files
 from pds_jax.io.files import check_writable
 from pds_jax.latent.captions import read_captions
@@ -34,8 +34,8 @@ _RANGE = flags.DEFINE_list("range", None, "lo,hi of floating-point arrays; by de
 _PROMPTS = flags.DEFINE_string("prompts", None, "Without images: texts of the samples, a file as of pds_jax --prompts.")
 _GUIDANCE = flags.DEFINE_float("guidance", 7.5, "Weight of classifier-free guidance of the samples.")
 _NFE = flags.DEFINE_integer("nfe", 100, "Network evaluations of a sample.")
-_LIMIT = flags.DEFINE_integer("limit", 200, "Use so many images or samples.")
-_BATCH = flags.DEFINE_integer("batch_size", 4, "Samples at once.")
+_LIMIT = flags.DEFINE_integer("limit", 200, "Use so many images or samples.", 2)
+_BATCH = flags.DEFINE_integer("batch_size", 4, "Samples at once.", 1)
 _SIZE = flags.DEFINE_list("image_size", None, "H,W of the images; by default those that the network was trained at.")
 _OUT = flags.DEFINE_string("out", "latents.npz", "Where the statistics go.")
 
@@ -74,7 +74,7 @@ def of_samples(model: LatentModel) -> tuple[Iterator[np.ndarray], dict[str, Any]
 
 def main(argv: list[str]) -> None:
     """Make the file, say what is in it."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     use_compilation_cache(None)
     if _LIMIT.value < 1 or _BATCH.value < 1:
         raise PdsError("--limit and --batch_size must be at least 1")
@@ -94,5 +94,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

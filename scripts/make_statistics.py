@@ -16,10 +16,10 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
 from pds_jax import statistics
-from pds_jax.cli.failures import one_line_errors, refuse_words
+from pds_jax.cli import scripts
 from pds_jax.data import datasets, image_files
 from pds_jax.io.files import check_writable
 from pds_jax.types import PdsError
@@ -78,7 +78,7 @@ def images() -> tuple[Callable[[], Iterator[np.ndarray]], dict[str, Any], str]:
 
 def main(argv: list[str]) -> None:
     """Make the file, say what is in it."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     if _LIMIT.value is not None and _LIMIT.value < 1:
         raise PdsError(f"--limit={_LIMIT.value}: use at least one image")
     if _SIGMA_LIMIT.value < 2:
@@ -117,5 +117,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

@@ -8,11 +8,11 @@ Writes networks.md and networks.png; the last line on stdout is JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 
 from pds_jax.bench import resolution
+from pds_jax.cli import scripts
 from pds_jax.cli.failures import one_line_errors
 from pds_jax.io import files
 from pds_jax.types import PdsError
@@ -20,11 +20,11 @@ from pds_jax.types import PdsError
 
 def main() -> None:
     """Compare, draw, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Arguments(__doc__)
     parser.add_argument("--tables", nargs="+", required=True, help="table.json of scripts/reproduce_table.py")
     parser.add_argument("--at", type=int, default=20, help="iterations of PDS")
     parser.add_argument("--out", default="runs/resolution")
-    args = parser.parse_args()
+    args = parser.read()
     tables = [files.read_json(path) for path in args.tables]
     for path, table in zip(args.tables, tables, strict=True):
         if not {"pixels", "model", "rows"} <= set(table):

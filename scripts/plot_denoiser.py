@@ -9,7 +9,6 @@ The network's curve should be at or below the Wiener curve at every σ. The last
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 
@@ -20,6 +19,7 @@ import numpy as np
 from pds_jax import assembly
 from pds_jax.bench import figures
 from pds_jax.cache import use_compilation_cache
+from pds_jax.cli import scripts
 from pds_jax.cli.failures import one_line_errors
 from pds_jax.data import datasets
 from pds_jax.spectral import wiener_step
@@ -75,14 +75,14 @@ def curve(trained: assembly.Trained, images: np.ndarray, levels: int, repeats: i
 
 def main() -> None:
     """Measure, draw, print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Arguments(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a shipped model, a model's folder or a training workdir")
     parser.add_argument("--out", default="denoiser.png", help="the figure")
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--levels", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=1, help="noise draws an image")
     parser.add_argument("--raw_weights", action="store_true", help="not their moving average")
-    args = parser.parse_args()
+    args = parser.read()
     for name, least in (("images", 2), ("levels", 2), ("repeats", 1)):
         if getattr(args, name) < least:
             raise PdsError(f"--{name}={getattr(args, name)}: use at least {least}")

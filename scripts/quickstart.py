@@ -13,18 +13,18 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from pds_jax import assembly, checkpoints
 from pds_jax.alpha import parse_alpha
 from pds_jax.bench import figures, quality
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import one_line_errors, refuse_words
+from pds_jax.cli import scripts
 from pds_jax.io import images
 
 _MODEL = flags.DEFINE_enum("model", "fashion", checkpoints.SHIPPED, "Which shipped model.")
 _NFES = flags.DEFINE_list("nfe", ["20", "40"], "Numbers of network evaluations; predictor=auto also makes 5.")
-_COUNT = flags.DEFINE_integer("images", 64, "Images a cell; more makes the table's distances less noisy.")
+_COUNT = flags.DEFINE_integer("images", 64, "Images a cell; more makes the table's distances less noisy.", 2)
 _ALPHA = flags.DEFINE_string("alpha", "tune", "Strength of PDS: a number above 1, auto or tune.")
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Where results go.")
 _SHOWN = 16
@@ -42,7 +42,7 @@ def rows() -> dict[str, dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
     """Sample, compare, draw."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     use_compilation_cache(None)
     out, trained = pathlib.Path(_OUT.value), assembly.load(_MODEL.value)
     judge = quality.judge_for(trained.config.data.dataset)
@@ -72,5 +72,4 @@ def _name(label: str, plan: assembly.Plan) -> str:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

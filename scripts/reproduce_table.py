@@ -31,23 +31,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 
 from pds_jax import assembly, parallel
 from pds_jax import options as options_lib
 from pds_jax.bench import ablation, cells, quality
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli import coco
+from pds_jax.cli import coco, scripts
 from pds_jax.cli import sample as sampling_job
 from pds_jax.cli.evaluate import training_images, training_reference
-from pds_jax.cli.failures import one_line_errors
 from pds_jax.cli.options import named_values
 from pds_jax.data.shapes import image_shape
 from pds_jax.io import files
 from pds_jax.io.manifest import plain
 from pds_jax.metrics import evaluation, simple
-from pds_jax.metrics.extractors import Extractor, get_extractor
+from pds_jax.metrics.extractors import EXTRACTORS, Extractor, get_extractor
 from pds_jax.metrics.image_sets import ArrayImages, checked_pixels, open_images, select
 from pds_jax.metrics.reference import Reference, load_reference
 from pds_jax.types import PdsError
@@ -158,11 +157,11 @@ _CHECKPOINT = flags.DEFINE_list("checkpoint", [], "PATH, or NETWORK=PATH,NETWORK
 _STATISTICS = flags.DEFINE_list("statistics", [], "Statistics of the data for PDS, FILE.npz or NETWORK=FILE.npz,...")
 _REF = flags.DEFINE_list("ref", [], "Reference of FID, FILE.npz or NETWORK=FILE.npz,...; default: the training data.")
 _WEIGHTS = flags.DEFINE_string("inception_weights", None, "Inception's file; else $PDS_INCEPTION, else torch's cache.")
-_EXTRACTOR = flags.DEFINE_string("extractor", None, "Another extractor than the table's.")
+_EXTRACTOR = flags.DEFINE_enum("extractor", None, sorted(EXTRACTORS), "Another extractor than the table's.")
 _ARGUMENT = flags.DEFINE_string("config_argument", "", "Argument of the configurations, e.g. runlocal.")
 _SPEED_UPS = flags.DEFINE_list("speed_ups", None, "Other speed-ups than the table's.")
 _ALPHAS = flags.DEFINE_list("alphas", None, "Other strengths of PDS than the table's.")
-_SNR = flags.DEFINE_float("snr", None, "Signal-to-noise ratio of the corrector; default: the configuration's.")
+_SNR = flags.DEFINE_float("snr", None, "Signal-to-noise ratio of the corrector; default: the configuration's.", 0)
 _OPTIONS = flags.DEFINE_multi_string(
     "option", [], "name=value of a field of config.sampling or config.pds, e.g. --option=filters=both."
 )
@@ -175,7 +174,7 @@ _ITERATIONS = flags.DEFINE_list("iterations", None, "Rows of the tables of shipp
 _PLAIN = flags.DEFINE_list("plain_iterations", None, "Shipped models: further rows of plain sampling, e.g. 66,100,200.")
 _METHODS = flags.DEFINE_list("methods", None, f"Shipped models: some of {','.join(ablation.METHODS)}.")
 _CHOOSING = flags.DEFINE_integer("choosing", None, "Shipped models: images for each candidate of c and alpha.", 8)
-_MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: start no cell after these minutes; rerun to resume.")
+_MINUTES = flags.DEFINE_float("minutes", None, "Shipped models: start no cell after these minutes; rerun to resume.", 0)
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images at once.", lower_bound=1)
 _ALLOW = flags.DEFINE_bool("allow_fewer", False, "Accept an FID of fewer than 50000 images.")
 _OUT = flags.DEFINE_string("out", "runs/tables", "Folder of images, rows and tables.")
@@ -216,27 +215,28 @@ def check_flags(table: str) -> None:
     """Refuse flags that a table does not use.
 
     Raises:
-      PdsError: names the first, and those that it uses.
+      PdsError: names the first, and those that the table uses.
     """
     ships = table in TABLES and any(network.checkpoint for network in TABLES[table].networks.values())
     used = _USED[table if table == COCO else "ablation" if table in ablation.PLANS else "shipped" if ships else ""]
-    for name in sorted({flag for some in _USED.values() for flag in some} - set(used)):
-        if flags.FLAGS[name].present:
-            raise PdsError(f"--{name} is not for --table={table}; it takes --{', --'.join(used)}")
+    others = sorted({flag for some in _USED.values() for flag in some} - set(used))
+    scripts.refuse_flags([(others, f"--table={table} takes --{', --'.join(used)}")])
 
 
-def numbers(words: Sequence[str] | None, flag: str, kind: Callable[[str], Any] = float) -> list[Any] | None:
+def numbers(
+    words: Sequence[str] | None, flag: str, kind: Callable[[str], Any] = float, above: int = 0
+) -> list[Any] | None:
     """The numbers of a list flag; None where it was not given.
 
     Raises:
-      PdsError: something else, or none above 0.
+      PdsError: something else, none, or one that is not above ``above``.
     """
     try:
         found = None if words is None else [kind(word) for word in words]
     except ValueError:
         found = []
-    if found is not None and not (found and min(found) > 0):
-        raise PdsError(f"--{flag}={','.join(words or ())}: use numbers above 0, separated by commas")
+    if found is not None and not (found and all(number > above for number in found)):
+        raise PdsError(f"--{flag}={','.join(words or ())}: use numbers above {above}, separated by commas")
     return found
 
 
@@ -245,7 +245,7 @@ def chosen() -> Table:
     table = TABLES[_TABLE.value]
     changes = {
         "speed_ups": numbers(_SPEED_UPS.value, "speed_ups"),
-        "alphas": numbers(_ALPHAS.value, "alphas"),
+        "alphas": numbers(_ALPHAS.value, "alphas", above=1),
         "images": _IMAGES.value or (16 if _QUICK.value else None),
         "ranges": _RANGES.value or (1 if _QUICK.value else None),
         "extractor": _EXTRACTOR.value,
@@ -254,8 +254,15 @@ def chosen() -> Table:
 
 
 def config_of(network: Network) -> ConfigDict:
-    """The configuration of a network."""
-    return importlib.import_module(network.config).get_config(_ARGUMENT.value)
+    """The configuration of a network.
+
+    Raises:
+      PdsError: --config_argument does not fit it.
+    """
+    try:
+        return importlib.import_module(network.config).get_config(_ARGUMENT.value)
+    except ValueError as error:
+        raise PdsError(f"--config_argument={_ARGUMENT.value}: {error}") from error
 
 
 def options_of(table: Table) -> dict[str, Any]:
@@ -554,9 +561,9 @@ def ablate(out: pathlib.Path) -> dict[str, Any]:
     if not any(size.images(n) for n in iterations):
         raise PdsError(f"--iterations={min(iterations)}: this table has at most {size.counts[-1][0]}")
     plain_too = tuple(numbers(_PLAIN.value, "plain_iterations", int) or ())
-    methods = tuple(_METHODS.value or size.methods)
-    if unknown := [name for name in methods if name not in ablation.METHODS]:
-        raise PdsError(f"--methods={unknown[0]}: this table has {', '.join(ablation.METHODS)}")
+    methods = size.methods if _METHODS.value is None else tuple(_METHODS.value)
+    if not methods or set(methods) - set(ablation.METHODS):
+        raise PdsError(f"--methods={','.join(methods)}: use some of {', '.join(ablation.METHODS)}")
     if beyond := [n for n in plain_too if not size.images(n)]:
         raise PdsError(f"--plain_iterations={beyond[0]}: this table has at most {size.counts[-1][0]}")
     size = dataclasses.replace(
@@ -590,7 +597,7 @@ def coco_table() -> coco.CocoTable:
     """The table of texts that the flags describe."""
     changes = {
         "nfes": numbers(_NFES.value, "nfes", int),
-        "alphas": numbers(_ALPHAS.value, "alphas"),
+        "alphas": numbers(_ALPHAS.value, "alphas", above=1),
         "images": _IMAGES.value or (2 if _QUICK.value else None),
     }
     table = dataclasses.replace(coco.CocoTable(), **{k: value for k, value in changes.items() if value is not None})
@@ -635,6 +642,8 @@ def main(argv: list[str]) -> None:
     check_flags(_TABLE.value)
     use_compilation_cache(None)
     out = pathlib.Path(_OUT.value) / ("quick" if _QUICK.value else "") / _TABLE.value
+    if not _DRY.value:
+        files.check_writable(out / "table.json")
     if _TABLE.value in ablation.PLANS:
         print(json.dumps(plain(ablate(out))))
         return
@@ -654,5 +663,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors():
-        app.run(main)
+    scripts.run(main)

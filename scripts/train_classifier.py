@@ -14,7 +14,6 @@ The last line on stdout is JSON: test_accuracy, parameters, seconds.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import pathlib
@@ -29,6 +28,7 @@ import optax
 
 from pds_jax import checkpoints
 from pds_jax.bench import references
+from pds_jax.cli import scripts
 from pds_jax.cli.failures import one_line_errors
 from pds_jax.data import arrays, datasets, fashion_mnist, photographs
 from pds_jax.metrics import classifier_features
@@ -127,7 +127,7 @@ def write_reference(out: str, data: str, images: np.ndarray, labels: np.ndarray,
 
 def main() -> None:
     """Train, test, save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = scripts.Arguments(__doc__)
     parser.add_argument("--data", choices=sorted(RECIPES), required=True)
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int)
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--noise_conditional", action="store_true")
     parser.add_argument("--reference_only", action="store_true", help="train nothing")
-    args = parser.parse_args()
+    args = parser.read()
 
     started, recipe = time.monotonic(), RECIPES[args.data]
     steps, batch_size = args.steps or recipe.steps, args.batch_size or recipe.batch_size

@@ -27,7 +27,9 @@ def blocks(path, language):
 
 
 def flags_of(script):
-    return set(re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', (ROOT / script).read_text())) | {"help"}
+    return set(
+        re.findall(r'(?:DEFINE_\w+|define_config|add_argument)\(\s*"(?:--)?(\w+)"', (ROOT / script).read_text())
+    ) | {"help"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -24,7 +24,9 @@ VALUES = {"predictor": {*PREDICTORS, "auto"}, "corrector": set(CORRECTORS)}
 
 
 def flags_of(script):
-    return set(re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', (ROOT / script).read_text())) | {"help"}
+    return set(
+        re.findall(r'(?:DEFINE_\w+|define_config|add_argument)\(\s*"(?:--)?(\w+)"', (ROOT / script).read_text())
+    ) | {"help"}
 
 
 def mistakes(command, made):

@@ -15,7 +15,7 @@ from pds_jax.preconditioner import from_radius
 from pds_jax.sde_lib import VESDE, VPSDE, subVPSDE
 from pds_jax.solvers import adams, dpm, stochastic
 from pds_jax.solvers.linear import lagrange, quadrature
-from pds_jax.steps import named_options
+from pds_jax.steps import named_options, read_value
 from pds_jax.types import PdsError
 
 SHAPE = (6, 4, 2)
@@ -295,6 +295,15 @@ def test_refusals(name, n, options, message):
 def test_a_corrector_has_no_place_between_their_steps(name):
     with pytest.raises(PdsError, match="corrector 'none'"):
         sampling.get_pc_sampler(SDES["ve"], SHAPE, name, "langevin")
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [("2", 2), ("inf", math.inf), ("true", True), ("false", False), ("None", None), ("(1, 2)", (1, 2)), ("edm", "edm"),
+     ("runs/x.npz", "runs/x.npz"), ("order=2,form=bh1", "order=2,form=bh1"), ("f(2)", "f(2)"), ("", "")],
+)  # fmt: skip
+def test_a_value_is_read_likewise_and_other_text_stays(text, value):
+    assert read_value(text) == value and type(read_value(text)) is type(value)
 
 
 def test_options_as_text():

@@ -223,8 +223,8 @@ def test_preconditioners_are_refused_and_the_identity_is_not():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "BDF"}, "method='BDF'"),
-        ({"hutchinson_type": "sphere"}, "hutchinson_type='sphere'"),
+        ({"method": "BDF"}, "unknown method 'BDF'"),
+        ({"hutchinson_type": "sphere"}, "unknown hutchinson_type 'sphere'"),
         ({"rtol": 0.0}, "rtol=0.0"),
         ({"eps": 0.0}, "eps=0.0"),
         ({"inverse_scaler": lambda x: 1.0 - x}, "slope -1.0"),

@@ -100,7 +100,7 @@ def test_a_flag_that_a_table_does_not_use_is_refused(given, monkeypatch, table, 
     given(table="cifar10")
     script.check_flags(table)
     monkeypatch.setattr(script.flags.FLAGS[name], "present", 1)
-    with pytest.raises(script.PdsError, match=f"--{name} is not for --table={table}; it takes --"):
+    with pytest.raises(script.PdsError, match=f"--{name} has no effect here: --table={table} takes --"):
         script.check_flags(table)
 
 
@@ -132,6 +132,24 @@ def test_lists_of_numbers_hold_numbers(words):
     assert script.numbers(["5", "20"], "alphas") == [5.0, 20.0] and script.numbers(None, "alphas") is None
     with pytest.raises(script.PdsError, match="--alphas=.*: use numbers above 0"):
         script.numbers(words, "alphas")
+
+
+def test_a_strength_of_no_use_is_refused_before_any_row(given):
+    with pytest.raises(script.PdsError, match="--alphas=0.5,5: use numbers above 1"):
+        given(table="digits_pc", alphas=["0.5", "5"])
+
+
+def test_an_argument_that_a_configuration_does_not_take_is_named(given):
+    table = given(table="cifar10", config_argument="n_iter=2")
+    with pytest.raises(script.PdsError, match="--config_argument=n_iter=2: .* names no field; near: n_iters"):
+        script.rows_of(table)
+
+
+def test_no_methods_are_refused(given, monkeypatch, tmp_path):
+    given(table="cifar10", methods=[])
+    monkeypatch.setattr(script.flags.FLAGS["table"], "value", "digits")
+    with pytest.raises(script.PdsError, match="--methods=: use some of "):
+        script.ablate(tmp_path)
 
 
 def run(*words, ok=True):

@@ -66,5 +66,5 @@ def test_state_goes_to_plain_dicts_and_back():
 
 
 def test_another_optimiser_is_refused():
-    with pytest.raises(PdsError, match="optim.optimizer='SGD'"):
+    with pytest.raises(PdsError, match="unknown optim.optimizer 'SGD'; known: Adam"):
         train_state.get_optimizer(config(optimizer="SGD"))

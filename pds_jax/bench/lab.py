@@ -25,7 +25,7 @@ from pds_jax.metrics.frechet import frechet_distance_from_features
 from pds_jax.models import analytic
 from pds_jax.predictors import PREDICTORS, get_predictor
 from pds_jax.sde_lib import SDE, VESDE
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, unknown_name
 
 METRICS = ("frechet", "frechet_pixels", "sliced_wasserstein", "spectrum_error")
 ALPHAS = (3.0, 4.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, math.inf)
@@ -96,7 +96,7 @@ def get_method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     if name not in PREDICTORS:
-        raise PdsError(f"unknown method {name!r}; known: {', '.join([*METHODS, *sorted(PREDICTORS)])}")
+        raise PdsError(unknown_name("method", name, [*METHODS, *sorted(PREDICTORS)]))
     step = PREDICTORS[name]
     prior = "matched" if step.needs_statistics else "standard"
     return Method(name, grid="edm" if step.any_grid else "uniform", prior=prior)
@@ -150,7 +150,7 @@ def make_problem(name: str, images: int = 1000) -> Problem:
         "empirical": functools.partial(_empirical, images),
     }
     if name not in makers:
-        raise PdsError(f"unknown problem {name!r}; known: {', '.join(makers)}")
+        raise PdsError(unknown_name("problem", name, makers))
     law, stats = makers[name]()
     reference = np.asarray(law.sample(jax.random.key(0), _REFERENCE))
     return Problem(name, law, stats, _judge(reference, stats))

@@ -20,7 +20,7 @@ from pds_jax import assembly, choose, pilot, teacher
 from pds_jax.bench.ablation import ALPHAS, FLATS
 from pds_jax.predictors import PREDICTORS
 from pds_jax.spectral import plane_mean
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, unknown_name
 
 TRIALS = 6
 GROUPS = ("papers", "baselines", "PDS", "spectral", "auto")
@@ -216,15 +216,17 @@ def named(names: Sequence[str]) -> list[Method]:
     """Methods by name or group, in the order of the table; names of registered predictors make methods too.
 
     Raises:
-      PdsError: an unknown name.
+      PdsError: no name, or an unknown one.
     """
+    if not names:
+        raise PdsError(f"no samplers: use some of all, {', '.join(GROUPS)}, or their names")
     found = [method for method in METHODS if method.name in names or method.group in names or "all" in names]
     known = {"all", *GROUPS, *(method.name for method in METHODS)}
     for name in names:
         if name not in known and name in PREDICTORS:
             found += _registered(name)
         elif name not in known:
-            raise PdsError(f"no sampler {name!r}; known: all, {', '.join([*GROUPS, *(m.name for m in METHODS)])}")
+            raise PdsError(unknown_name("sampler", name, ["all", *GROUPS, *(m.name for m in METHODS)]))
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from pds_jax.data import arrays, datasets, fashion_mnist, photographs
 from pds_jax.metrics import frechet, simple
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, unknown_name
 
 _CROPS = 4096
 
@@ -67,7 +67,7 @@ def judge_for(name: str) -> Judge:
     """
     makers = {"fashion": _fashion, "landscapes": _landscapes, "photos": _photos, "digits": _digits}
     if name not in makers:
-        raise PdsError(f"no figures of merit for {name!r}; known: {sorted(makers)}; use scripts/fid.py")
+        raise PdsError(f"no figures of merit, use scripts/fid.py: {unknown_name('data set', name, sorted(makers))}")
     return makers[name]()
 
 

@@ -6,10 +6,9 @@ import contextlib
 import errno
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
-from absl import app
 
 from pds_jax.io import files
 from pds_jax.types import PdsError
@@ -39,12 +38,6 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(f"{program}: {message}", file=sys.stderr)
         sys.exit(2)
-
-
-def refuse_words(argv: Sequence[str]) -> None:
-    """Refuse words of a script's command line that belong to no flag; UsageError names them."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {list(argv[1:])}; every option starts with --")
 
 
 def explain(error: Exception, mode: str = "") -> str | None:

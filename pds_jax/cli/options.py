@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from pds_jax.alpha import parse_alpha
 from pds_jax.config_defaults import complete
 from pds_jax.io import files
 from pds_jax.plugins import Plugin, load_plugin
+from pds_jax.steps import read_value
 from pds_jax.types import PdsError
 
 
@@ -212,8 +214,24 @@ def _image_size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
+def _workdir(text: str) -> pathlib.Path:
+    if not text:
+        raise PdsError("--workdir= is empty: write the folder of the run, or . for this one")
+    return pathlib.Path(text)
+
+
+def _eval_folder(text: str) -> str:
+    if not text or ".." in pathlib.Path(text).parts or not pathlib.Path("x", text).parts[1:] or os.path.isabs(text):
+        raise PdsError(
+            f"--eval_folder={text}: write the name of a folder in --workdir, such as plain; all files of a run are "
+            "below --workdir"
+        )
+    return text
+
+
 _PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "workdir": pathlib.Path,
+    "workdir": _workdir,
+    "eval_folder": _eval_folder,
     "seeds": lambda text: tuple(files.parse_seeds(text)),
     "labels": _labels,
     "guidance_interval": _interval,
@@ -231,10 +249,10 @@ _PARSERS: Mapping[str, Callable[[Any], Any]] = {
 
 
 def named_values(words: Sequence[str], flag: str) -> dict[str, Any]:
-    """Options of repeated ``--flag=name=value``: a number, True, False or None where the text is one, else the text.
+    """Options of repeated ``--flag=name=value``; values are read as those of ``solver_options``.
 
-    >>> named_values(["kappa=0.4", "grid=edm"], "option")
-    {'kappa': 0.4, 'grid': 'edm'}
+    >>> named_values(["kappa=0.4", "grid=edm", "colours=true"], "option")
+    {'kappa': 0.4, 'grid': 'edm', 'colours': True}
 
     Raises:
       PdsError: a word of another form, or a name that stands twice.
@@ -242,12 +260,9 @@ def named_values(words: Sequence[str], flag: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
-        if not equals or name in found:
+        if not equals or not name or not text or name in found:
             raise PdsError(f"--{flag}={word}: each is name=value, and each name stands once")
-        try:
-            found[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            found[name] = text
+        found[name] = read_value(text)
     return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 from pds_jax import checkpoints
 from pds_jax.cli.options import RunOptions
 from pds_jax.types import PdsError
@@ -15,6 +17,11 @@ def train(options: RunOptions) -> None:
     """
     from pds_jax import training
 
+    if options.checkpoint in checkpoints.SHIPPED and not pathlib.Path(options.checkpoint).exists():
+        raise PdsError(
+            f"--checkpoint={options.checkpoint}: an included model has no optimizer state to go on from; give a full "
+            "training state (docs/checkpoints.md), or leave --checkpoint out"
+        )
     config = options.configuration(str(options.workdir))
     stored = options.workdir / checkpoints.CONFIG
     if config is None and stored.is_file():

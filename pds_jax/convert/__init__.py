@@ -19,6 +19,7 @@ from pds_jax.convert.training_state import TrainingState, load_training_state
 from pds_jax.convert.tree import ConversionError, Report, template
 from pds_jax.convert.weight_sets import AS_SAVED
 from pds_jax.io import files
+from pds_jax.types import unknown_name
 
 __all__ = [
     "EXPORTS",
@@ -158,7 +159,7 @@ def check_export(config: Any, kind: str) -> None:
       PdsError: unknown kind, or what of the configuration has no place there.
     """
     if kind not in EXPORTS:
-        raise ConversionError(f"cannot write kind {kind!r}; known: {', '.join(EXPORTS)}")
+        raise ConversionError(unknown_name("kind", kind, EXPORTS))
     parametrisation = config.model.get("parametrisation", "score_sde")
     if kind in ("score_sde_torch", "diffusers") and parametrisation != "score_sde":
         raise ConversionError(

@@ -23,6 +23,7 @@ from pds_jax.convert.tree import ConversionError, Pair, Report, Shape, assemble,
 from pds_jax.convert.weight_sets import AS_SAVED
 from pds_jax.io import files
 from pds_jax.models.adm import POOLS
+from pds_jax.types import unknown_name
 
 # The name as a pickle holds it, with its length before it: other programs have it as the end of a longer name.
 _NAME = b"input_blocks.0.0.weight"
@@ -67,9 +68,9 @@ def config_from_settings(
     given = Arguments({name: value for name, value in settings.items() if name not in _IGNORED}, where)
     unknown = sorted(set(given.values) - set(_KNOWN))
     if unknown:
-        raise ConversionError(f"{where}: the argument {unknown[0]} is not known here; known: {', '.join(_KNOWN)}")
+        raise ConversionError(f"{where}: {unknown_name('argument', unknown[0], _KNOWN)}")
     if noise_schedule not in _SDES:
-        raise ConversionError(f"noise_schedule={noise_schedule!r} is unknown; known: {', '.join(_SDES)}")
+        raise ConversionError(unknown_name("noise_schedule", noise_schedule, _SDES))
     if type(steps) is not int or steps < 2:
         raise ConversionError(f"steps={steps!r}: use the number of steps of the diffusion, 2 or more")
     if type(rescale_timesteps) is not bool:

@@ -102,7 +102,10 @@ def check_images(
         return
     if data.dtype == np.uint8:
         if value_range not in (None, (0.0, 255.0)):
-            raise PdsError(f"{name} holds uint8, black 0 and white 255; leave the range {value_range} out")
+            raise PdsError(
+                f"{name} holds uint8, black 0 and white 255, but the range {value_range} (data.range of the model, or "
+                "--range) is that of other numbers: give floats, or leave the range out"
+            )
         return
     floating = np.issubdtype(data.dtype, np.floating)
     if not floating and not (value_range and np.issubdtype(data.dtype, np.integer)):

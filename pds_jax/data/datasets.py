@@ -21,7 +21,7 @@ from pds_jax.data import arrays, fashion_mnist, image_files, photographs, tfds_s
 from pds_jax.data.counters import below, uniform
 from pds_jax.data.shapes import image_shape
 from pds_jax.data.splits import check_split
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, unknown_name
 
 
 class Source(Protocol):
@@ -212,7 +212,7 @@ def get_source(config: Any, split: str = "train") -> Source:
         )
     else:
         names = sorted([*known, *tfds_source.NAMES])
-        raise PdsError(f"data.dataset={name!r} is not known: use a path that exists, or one of {names}")
+        raise PdsError(unknown_name("data.dataset", name, ["a path that exists", *names]))
     if tuple(source.shape) != wanted:
         raise PdsError(
             f"data set {source.name} holds images {tuple(source.shape)}, the configuration says {wanted}; change "

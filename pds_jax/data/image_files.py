@@ -278,7 +278,8 @@ class FileImages:
         decoded = not names[0].lower().endswith(".npy")  # a listing is of image files or of arrays
         if decoded and value_range not in (None, (0.0, 255.0)):
             raise PdsError(
-                f"{path} holds image files, black 0 and white 255; leave the range {value_range} out, which is for .npy"
+                f"{path} holds image files, black 0 and white 255, but the range {value_range} (data.range of the "
+                "model, or --range) is that of arrays: give .npy or .npz, or leave the range out"
             )
         first, shape, bytes_first, white = names[0], (0, 0, 0), True, 0
         with pictures.quiet():

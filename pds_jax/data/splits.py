@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, unknown_name
 
 
 def check_split(split: str) -> str:
     """The split, if it is "train" or "test"."""
     if split not in ("train", "test"):
-        raise PdsError(f"split {split!r} is not known; use 'train' or 'test'")
+        raise PdsError(unknown_name("split", split, ("train", "test")))
     return split

@@ -16,6 +16,7 @@ from pds_jax.io import files
 from pds_jax.latent.autoencoder import AutoencoderSizes
 from pds_jax.latent.clip import ACTIVATIONS, TextSizes, VisionSizes
 from pds_jax.latent.unet2d import CONTEXT, PIXELS, UNetSizes
+from pds_jax.types import unknown_name
 
 SUPPORTED = (
     "supported are StableDiffusionPipeline of Stable Diffusion 1.x and 2.x, and LDMPipeline, with UNet2DConditionModel "
@@ -298,7 +299,7 @@ def vision_sizes(fields: Mapping[str, Any], where: str) -> VisionSizes:
 
 def _transformer(f: Mapping[str, Any], where: str) -> dict[str, Any]:
     if f["hidden_act"] not in ACTIVATIONS:
-        raise ConversionError(f"{where}: hidden_act={f['hidden_act']!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+        raise ConversionError(f"{where}: {unknown_name('hidden_act', f['hidden_act'], ACTIVATIONS)}")
     if f["hidden_size"] % f["num_attention_heads"]:
         raise ConversionError(f"{where}: hidden_size is not a multiple of num_attention_heads")
     return {

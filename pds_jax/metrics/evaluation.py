@@ -16,7 +16,7 @@ from pds_jax.metrics.kid import kernel_distance
 from pds_jax.metrics.precision_recall import density_coverage, precision_recall
 from pds_jax.metrics.reference import Reference
 from pds_jax.metrics.streaming import Extracted, extract
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, unknown_name
 
 STANDARD_COUNT = 50_000
 METRICS = ("fid", "kid", "is", "pr", "dc")
@@ -84,9 +84,11 @@ def check_request(
     Raises:
       PdsError: unknown metric, too few images, or a reference that is missing or has no features.
     """
-    unknown = sorted(set(metrics) - set(METRICS))
-    if unknown or not metrics:
-        raise PdsError(f"metrics {unknown} are not known; use some of {','.join(METRICS)}")
+    if not metrics:
+        raise PdsError(f"no metrics: use some of {','.join(METRICS)}")
+    for metric in metrics:
+        if metric not in METRICS:
+            raise PdsError(unknown_name("metric", metric, METRICS))
     if count < 2:
         raise PdsError(f"{count} images are too few for any metric; use at least 2")
     if count < STANDARD_COUNT and not allow_fewer:

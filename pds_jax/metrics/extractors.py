@@ -18,7 +18,7 @@ import numpy as np
 
 from pds_jax.io.images import to_uint8
 from pds_jax.metrics import inception
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, unknown_name
 
 DATA_RANGE = "uint8 0..255"
 _CROPS = 4096
@@ -124,7 +124,7 @@ def get_extractor(name: str, **options: Any) -> Extractor:
       PdsError: unknown name, or as its maker.
     """
     if name not in EXTRACTORS:
-        raise PdsError(f"extractor {name!r} is not known; use one of {sorted(EXTRACTORS)}")
+        raise PdsError(unknown_name("extractor", name, sorted(EXTRACTORS)))
     return EXTRACTORS[name](**options)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, PdsError, unknown_name
 
 RULES = ("tf1", "half_pixel")
 
@@ -43,7 +43,7 @@ def sample_positions(n: int, size: int, rule: str) -> tuple[np.ndarray, np.ndarr
         half = np.float32(0.5)
         position = np.maximum((index + half) * scale - half, np.float32(0.0))
     else:
-        raise PdsError(f"resize rule {rule!r} is not known; use one of {RULES}")
+        raise PdsError(unknown_name("resize rule", rule, RULES))
     low = np.minimum(np.floor(position).astype(np.int32), np.int32(n - 1))
     high = np.minimum(low + np.int32(1), np.int32(n - 1))
     return low, high, position - low.astype(np.float32)

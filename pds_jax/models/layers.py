@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, PdsError, unknown_name
 
 Activation = Callable[[Array], Array]
 Dtype = jax.typing.DTypeLike
@@ -43,7 +43,7 @@ def get_act(name: str) -> Activation:
       PdsError: for another name.
     """
     if str(name).lower() not in ACTIVATIONS:
-        raise PdsError(f"model.nonlinearity={name!r} is unknown; known: {', '.join(sorted(ACTIVATIONS))}")
+        raise PdsError(unknown_name("model.nonlinearity", name, sorted(ACTIVATIONS)))
     return ACTIVATIONS[str(name).lower()]
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pds_jax.models.layers import Dtype
-from pds_jax.types import Array, Key, PdsError
+from pds_jax.types import Array, Key, PdsError, unknown_name
 
 EPSILON = 1e-5
 
@@ -170,8 +170,7 @@ def get_normalization(name: str, dtype: Dtype = jnp.float32, num_classes: int | 
     if name == "GroupNorm":
         return lambda x, y=None: _group_norm_32(x, dtype)
     if name not in UNCONDITIONAL:
-        known = ", ".join(sorted([*UNCONDITIONAL, "GroupNorm"]))
-        raise PdsError(f"model.normalization={name!r} is unknown; known: {known}")
+        raise PdsError(unknown_name("model.normalization", name, sorted([*UNCONDITIONAL, "GroupNorm"])))
     return lambda x, y=None: UNCONDITIONAL[name](dtype=dtype)(x)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pds_jax.data.shapes import image_size
 from pds_jax.models.layers import Dtype
-from pds_jax.types import Array, Key, PdsError
+from pds_jax.types import Array, Key, PdsError, unknown_name
 
 Builder = Callable[[Any], nn.Module]
 MODELS: dict[str, Builder] = {}
@@ -139,7 +139,7 @@ def choice(what: str, value: str, known: Any) -> str:
       PdsError: if the value is not known.
     """
     if not isinstance(value, str) or value not in known:
-        raise PdsError(f"{what}={value!r} is unknown; known: {', '.join(sorted(known))}")
+        raise PdsError(unknown_name(what, value, sorted(known)))
     return value
 
 

@@ -25,7 +25,7 @@ from pds_jax.sde_lib import SDE
 from pds_jax.spectral import noise_level
 from pds_jax.steps import number
 from pds_jax.table import Row
-from pds_jax.types import Array, PdsError, ScoreFn
+from pds_jax.types import Array, PdsError, ScoreFn, unknown_name
 
 PREDICTIONS = ("data", "noise")
 _NODES, _GAUSS = np.polynomial.legendre.leggauss(64)
@@ -197,7 +197,7 @@ def chosen(options: dict[str, Any], name: str, known: tuple[str, ...], method: s
       PdsError: it is not.
     """
     if options[name] not in known:
-        raise PdsError(f"{method}: unknown {name} {options[name]!r}; known: {', '.join(known)}")
+        raise PdsError(f"{method}: {unknown_name(name, options[name], known)}")
     return str(options[name])
 
 

@@ -39,7 +39,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from configs import digits
 from configs.ve import (
@@ -52,7 +52,7 @@ from pds_jax import assembly, checkpoints, parallel, preconditioner, sampling, s
 from pds_jax.bench import figures, quality
 from pds_jax.bench.timing import clock, in_turns
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import refuse_words
+from pds_jax.cli import scripts
 from pds_jax.io import files
 from pds_jax.models import create_model, init_model
 from pds_jax.score_fn import get_score_fn
@@ -495,7 +495,7 @@ def draw_figure(found: dict[str, Any], path: pathlib.Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Measure, print, write."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     use_compilation_cache(_CACHE.value)
     if _JOB.value is not None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -516,4 +516,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

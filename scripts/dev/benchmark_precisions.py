@@ -43,14 +43,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from configs.ve import church_ncsnpp_continuous, cifar10_ncsnpp_deep_continuous, ffhq_ncsnpp_continuous
 from pds_jax import parallel, preconditioner, sampling, sde_lib
 from pds_jax.bench import quality
 from pds_jax.bench.timing import Timer, clock, in_turns
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import refuse_words
+from pds_jax.cli import scripts
 from pds_jax.io import files
 from pds_jax.models import create_model, init_model
 from pds_jax.models.utils import choice
@@ -448,7 +448,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Measure, print, write."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     if _TORCH_JOB.value is not None:
         torch_job(_TORCH_JOB.value)
         return
@@ -466,4 +466,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

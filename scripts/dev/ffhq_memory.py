@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from configs.ve import ffhq_ncsnpp_continuous
 from pds_jax import parallel, preconditioner, sampling, sde_lib
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import refuse_words
+from pds_jax.cli import scripts
 from pds_jax.models import create_model, init_model
 from pds_jax.score_fn import get_score_fn
 from pds_jax.types import ScoreFn
@@ -49,7 +49,7 @@ def random_score_fn(config: Any) -> ScoreFn:
 
 def main(argv: list[str]) -> None:
     """Measure and print."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     use_compilation_cache(None)
     config = ffhq_ncsnpp_continuous.get_config()
     config.data.image_size = _SIZE.value
@@ -94,4 +94,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

@@ -19,11 +19,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 from jax import lax
 
 from pds_jax.bench import quality
-from pds_jax.cli.failures import refuse_words
+from pds_jax.cli import scripts
 from pds_jax.models import layers, layerspp
 from pds_jax.models import up_or_down_sampling as resampling
 from pds_jax.types import Array
@@ -164,7 +164,7 @@ def repeated_blocks(batch: int, turns: int, count: int = 8) -> list[dict[str, An
 
 def main(argv: list[str]) -> None:
     """Compare and print."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     found = {part: compare(forms, _TURNS.value) for part, forms in cases(_BATCH.value).items()}
     rows = [
         {"part": part, "form": name, "ms": value, "": "in use" if number == 0 else ""}
@@ -177,4 +177,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

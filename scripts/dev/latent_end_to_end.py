@@ -24,8 +24,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from pds_jax.cli import scripts
 from pds_jax.convert.folder_weights import DIFFUSERS_STEM, TRANSFORMERS_STEMS
 from pds_jax.convert.safetensors_io import write_arrays
 from pds_jax.convert.tree import Pair, source_shape
@@ -159,4 +160,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

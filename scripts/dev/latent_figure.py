@@ -15,10 +15,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from latent_end_to_end import write_tokenizer
 
 from pds_jax import sampling
+from pds_jax.cli import scripts
 from pds_jax.io import images
 from pds_jax.latent.codec import Codec
 from pds_jax.latent.folder import load_pipeline
@@ -116,4 +117,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

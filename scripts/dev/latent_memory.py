@@ -15,9 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from pds_jax.cache import set_cpu_flags
+from pds_jax.cli import scripts
 from pds_jax.convert.tree import nest
 from pds_jax.latent import cost, layouts
 from pds_jax.latent.autoencoder import Autoencoder
@@ -72,4 +73,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

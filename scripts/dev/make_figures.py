@@ -13,16 +13,17 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from pds_jax import assembly, preconditioner, sampling, statistics
 from pds_jax.bench import figures, lab
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli.failures import refuse_words
+from pds_jax.cli import scripts
 from pds_jax.io import images
 from pds_jax.metrics.simple import power_spectrum
 from pds_jax.models.analytic import PixelGaussian
 from pds_jax.sde_lib import VESDE
+from pds_jax.types import PdsError, unknown_name
 
 _OUT = flags.DEFINE_string("out", "docs/figures", "Folder of the pictures.")
 _ONLY = flags.DEFINE_list("only", None, "Names, of " + "plane, lag, filters, gains, forward, photos; default: all.")
@@ -141,11 +142,11 @@ FIGURES = {each.__name__: each for each in (plane, lag, filters, gains, forward,
 
 def main(argv: list[str]) -> None:
     """Draw what is asked for."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     names = _ONLY.value or list(FIGURES)
-    unknown = sorted(set(names) - set(FIGURES))
-    if unknown:
-        raise app.UsageError(f"unknown figures {unknown}; known: {', '.join(FIGURES)}")
+    for name in names:
+        if name not in FIGURES:
+            raise PdsError(unknown_name("figure", name, FIGURES))
     use_compilation_cache(None)
     out = pathlib.Path(_OUT.value)
     written = [path for name in names for path in FIGURES[name](out)]
@@ -155,4 +156,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

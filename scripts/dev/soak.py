@@ -19,7 +19,9 @@ import sys
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import flags
+
+from pds_jax.cli import scripts
 
 _IMAGES = flags.DEFINE_integer("images", 50_000, "How many.")
 _WORKDIR = flags.DEFINE_string("workdir", "/tmp/pds_soak", "Folder of the run.")
@@ -87,8 +89,7 @@ def watch(stop_at: int | None) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Run twice, print."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected words {argv[1:]}; every option starts with --")
+    scripts.refuse_words(argv)
     parts = []
     for stop_at in (shards() + (-(-_IMAGES.value // 64) - shards()) // 2, None):
         parts.append(watch(stop_at))
@@ -102,4 +103,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

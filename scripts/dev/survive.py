@@ -37,13 +37,12 @@ import numpy as np
 import orbax.checkpoint  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import tensorboardX  # noqa: F401
-from absl import app, flags
+from absl import flags
 
 from configs import digits
 from pds_jax import checkpoints, parallel, statistics, training
 from pds_jax.cache import use_compilation_cache
-from pds_jax.cli import run_lib
-from pds_jax.cli.failures import refuse_words
+from pds_jax.cli import run_lib, scripts
 from pds_jax.cli.options import RunOptions, SamplerOptions
 from pds_jax.data import datasets
 from pds_jax.io import files, images
@@ -260,7 +259,7 @@ def one_run(
 
 def main(argv: list[str]) -> None:
     """Kill everything, print a table."""
-    refuse_words(argv)
+    scripts.refuse_words(argv)
     place = pathlib.Path(_WORKDIR.value) / time.strftime("%H%M%S")
     place.mkdir(parents=True)
     model = multiprocessing.get_context("fork").Process(target=make_model, args=(place / "model",))
@@ -277,4 +276,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

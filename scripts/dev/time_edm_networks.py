@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from pds_jax.bench.timing import clock, in_turns
 from pds_jax.cache import set_cpu_flags
+from pds_jax.cli import scripts
 from pds_jax.convert.edm import config_from_arguments, edm_pairs
 from pds_jax.convert.tree import Pair, nest, source_shape, template, to_source
 from pds_jax.models import create_model
@@ -94,4 +95,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    scripts.run(main)

@@ -47,7 +47,9 @@ def test_samplers_are_named_by_group_or_name():
     assert [method.name for method in methods.named(["euler_maruyama"])] == [
         "euler_maruyama", "euler_maruyama + flat M", "euler_maruyama + PDS"
     ]  # fmt: skip
-    with pytest.raises(PdsError, match="no sampler 'nothing'"):
+    with pytest.raises(PdsError, match="no samplers: use some of all, "):
+        methods.named([])
+    with pytest.raises(PdsError, match="unknown sampler 'nothing'; known: all, "):
         methods.named(["nothing"])
 
 

@@ -174,6 +174,12 @@ def test_bad_input_is_refused_before_the_run(place, tmp_path, mode, options, mat
     assert not list(tmp_path.iterdir())
 
 
+def test_image_files_are_refused_where_the_model_declares_a_range_of_arrays(place, tmp_path):
+    words = {"mask": str(place / "mask.png"), "overrides": (("data.range", "-1,1"),)}
+    with pytest.raises(PdsError, match="white 255, but the range .* .data.range of the model, .* give .npy or .npz"):
+        run(place, tmp_path, "inpaint", **words)
+
+
 def test_an_adaptive_solver_is_refused(place, tmp_path):
     with pytest.raises(PdsError, match="sampling.method=ode takes no condition"):
         run(place, tmp_path, "inpaint", {"method": "ode"}, mask=str(place / "mask.png"))

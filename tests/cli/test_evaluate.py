@@ -166,7 +166,7 @@ def test_bits_per_dimension_are_resumed_batch_by_batch(training):
         ({"enable_sampling": True}, {"batch_size": 0}, "--batch_size=0: use at least 1"),
         ({"enable_sampling": True, "enable_loss": False}, {"eval_images": 4}, "--eval_images has no effect here"),
         ({}, {"metrics": ("fid",)}, "--metrics has no effect here: config.eval.enable_sampling is off"),
-        ({"enable_sampling": True}, {"metrics": ("fid", "fvd")}, r"\['fvd'\] are not known"),
+        ({"enable_sampling": True}, {"metrics": ("fid", "fvd")}, r"unknown metric 'fvd'; known: fid,"),
         ({"enable_sampling": True}, {"ref": "missing.npz"}, "missing.npz"),
         ({"enable_sampling": True}, {"inception_weights": "w.pt"}, "the extractor is 'digits'; leave it out"),
         ({"enable_sampling": True, "num_samples": 1}, {}, "num_samples=1 at least 2"),

@@ -126,7 +126,7 @@ def test_help_is_printed(monkeypatch, capsys):
         (["--colors"], "did you mean --colours?"),
         (["--headstart=4"], "did you mean --head_start?"),
         ([*SAMPLE, "--kapa=0.4"], "did you mean --kappa?"),
-        (["--mode=train", "--workdir=x", "--kappa=1"], "--kappa is not used by --mode=train"),
+        (["--mode=train", "--workdir=x", "--kappa=1"], "--kappa has no effect here: it is for --mode="),
         (["--nosuchthing"], "unknown flag --nosuchthing"),
         (["--mode=fly", "--workdir=x"], "sample|train"),
         (["photos"], "unexpected words ['photos']"),
@@ -135,10 +135,10 @@ def test_help_is_printed(monkeypatch, capsys):
         ([*SAMPLE, "--alpha=5", "--alpha=3"], "--alpha is given twice"),
         ([*SAMPLE, "--config.sampling.snr"], "--config.sampling.snr: write --config.section.field=value"),
         ([*SAMPLE, "--norm=batches"], "--norm=batches: use one of sample|batch"),
-        ([*SAMPLE, "--mask=m.png"], "--mask is not used by --mode=sample (it is for inpaint)"),
-        ([*SAMPLE, "--metrics=fid"], "--metrics is not used by --mode=sample"),
-        (["--mode=train", "--workdir=x", "--seeds=0-3"], "--seeds is not used by --mode=train"),
-        (["--mode=eval", "--workdir=x", "--shard=0/2"], "--shard is not used by --mode=eval"),
+        ([*SAMPLE, "--mask=m.png"], "--mask has no effect here: it is for --mode=inpaint; leave it out"),
+        ([*SAMPLE, "--metrics=fid"], "--metrics has no effect here: it is for --mode="),
+        (["--mode=train", "--workdir=x", "--seeds=0-3"], "--seeds has no effect here: it is for --mode="),
+        (["--mode=eval", "--workdir=x", "--shard=0/2"], "--shard has no effect here: it is for --mode="),
     ],
 )
 def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeypatch):
@@ -158,6 +158,11 @@ def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeyp
     [
         ("--seeds=3-1", "--seeds='3-1': the range '3-1' runs backwards"),
         ("--seeds=1,1", "--seeds='1,1': seed 1 is given twice"),
+        *(
+            (f"--eval_folder={text}", f"--eval_folder={text}: write the name of a folder in --workdir")
+            for text in ("", ".", "..", "../x", "a/../../x", "/tmp/x")
+        ),
+        ("--workdir=", "--workdir= is empty"),
         ("--alpha=strong", "--alpha=strong: use a number above 1"),
         ("--alpha=1", "above 1"),
         *((f"--max_batch={text}", f"--max_batch={text}: ") for text in ("0", "-1", "many", "1.5")),
@@ -221,9 +226,9 @@ def test_a_wrong_argument_of_a_configuration_is_said_without_the_class_of_the_er
     assert str(refusal.value).startswith(wanted)
 
 
-def test_a_fault_in_a_configuration_keeps_the_class_of_the_error(tmp_path):
+def test_a_fault_in_a_configuration_keeps_its_place_and_class(tmp_path):
     (tmp_path / "mine.py").write_text("def get_config():\n    return None + 1\n")
-    with pytest.raises(PdsError, match="^TypeError: unsupported operand"):
+    with pytest.raises(PdsError, match="mine.py, line 2: TypeError: unsupported operand"):
         options(*SAMPLE, f"--config={tmp_path}/mine.py")
 
 

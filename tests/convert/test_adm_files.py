@@ -184,7 +184,7 @@ def test_attention_order_decides_the_result():
     [
         ({"dims": 1}, "dims"),
         ({"out_channels": 4}, "out_channels is 4, not 3, or 6 with learn_sigma"),
-        ({"heads": 4}, "argument heads is not known"),
+        ({"heads": 4}, "unknown argument 'heads'; known: "),
         ({"attention_resolutions": "16,8"}, "attention_resolutions"),
         ({"num_classes": 0}, "num_classes"),
         ({"use_new_attention_order": 1}, "True or False"),

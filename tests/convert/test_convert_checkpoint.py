@@ -99,6 +99,11 @@ def test_a_place_that_cannot_be_written_is_found_before_the_weights_are_read(tmp
     assert done.returncode == 2 and not done.stdout and "cannot write" in done.stderr
 
 
+def test_a_missing_snapshot_is_refused_before_the_weights_are_read(tmp_path):
+    done = run("--src=checkpoints/digits", f"--out={tmp_path / 'm'}", "--like=none.pkl")
+    assert done.returncode == 2 and "--like=none.pkl: there is no such file" in done.stderr and not done.stdout
+
+
 def test_a_kind_beside_like_is_refused(tmp_path):
     done = run("--src=checkpoints/digits", f"--out={tmp_path / 'm'}", "--like=edm.pkl", "--kind=diffusers")
     assert done.returncode == 2 and not done.stdout

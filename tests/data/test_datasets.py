@@ -71,7 +71,7 @@ def config(**data):
 
 def test_named_sources():
     assert datasets.get_source(config(dataset="digits"), "test").size == 297
-    with pytest.raises(PdsError, match="'imagnet' is not known.*digits"):
+    with pytest.raises(PdsError, match="unknown data.dataset 'imagnet'; known: .*digits"):
         datasets.get_source(config(dataset="imagnet"))
     with pytest.raises(PdsError, match=r"\(8, 8, 1\).*\(16, 16, 1\)"):
         datasets.get_source(config(dataset="digits", image_size=16))
@@ -105,7 +105,7 @@ def test_a_data_set_without_a_name_is_not_the_current_folder(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     config = digits_config.get_config()
     config.data.dataset = ""
-    with pytest.raises(PdsError, match="data.dataset='' is not known"):
+    with pytest.raises(PdsError, match="unknown data.dataset ''"):
         datasets.get_source(config, "train")
 
 

@@ -56,7 +56,7 @@ def test_other_autoencoders_are_refused_by_name(fields, message):
     [
         ({"model_type": "t5", "architectures": ["T5EncoderModel"]}, "T5EncoderModel.*supported are"),
         ({"architectures": ["CLIPTextModelWithProjection"]}, "CLIPTextModelWithProjection"),
-        ({"hidden_act": "relu"}, "hidden_act='relu'"),
+        ({"hidden_act": "relu"}, "unknown hidden_act 'relu'"),
     ],
 )
 def test_other_text_encoders_are_refused_by_name(fields, message):

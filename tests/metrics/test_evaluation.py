@@ -74,7 +74,7 @@ def test_what_would_fail_later_fails_first():
     refused("49999 images are fewer than the 50000.*--allow_fewer", 49_999, allow_fewer=False)
     check_request(50_000, ("fid",), plain, allow_fewer=False)
     refused("1 images are too few.*at least 2", 1)
-    refused(r"metrics \['fvd'\] are not known", metrics=("fid", "fvd"))
+    refused(r"unknown metric 'fvd'; known: fid,", metrics=("fid", "fvd"))
     refused("need a reference", reference=None)
     check_request(100, ("is",), None, allow_fewer=True)
     refused("kid,dc need the reference's features.*--keep_features", metrics=("kid", "fid", "dc"))

@@ -53,7 +53,7 @@ def test_gray_is_rgb_with_equal_channels():
     np.testing.assert_array_equal(preprocess(gray), preprocess(np.repeat(gray, 3, axis=-1)))
     with pytest.raises(PdsError, match=r"\(B, H, W, 3\) or \(B, H, W, 1\)"):
         preprocess(np.zeros((1, 4, 4, 4), np.uint8))
-    with pytest.raises(PdsError, match="'area' is not known"):
+    with pytest.raises(PdsError, match="unknown resize rule 'area'; known: "):
         preprocess(gray, "area")
 
 
