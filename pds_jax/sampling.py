@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax import gits, spectral_steps, time_grids  # noqa: F401  gits and spectral_steps register themselves
+from pds_jax import gits, solvers, spectral_steps, time_grids  # noqa: F401  all but time_grids: to be registered
 from pds_jax import table as tables
 from pds_jax.correctors import CORRECTORS, NORMS, get_corrector
 from pds_jax.keys import image_keys, normal, typed
@@ -37,7 +37,6 @@ from pds_jax.runner import PACE, Run, SamplingDiverged, check_finite, run  # noq
 from pds_jax.sampler_checks import check_options, checked_moments, image_shape, needed_moments
 from pds_jax.scores import checked, finite, known
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers import Memory
 from pds_jax.spectral import matched_prior
 from pds_jax.stability import check_stability
 from pds_jax.steps import Step, named_options
@@ -142,8 +141,7 @@ class PCSampler:
             x = x * (self.sde.std(first) / self.sde.std(jnp.float32(self.sde.T)))  # 1 but for times that begin below T
         if condition is not None:
             x = condition.start(x, jnp.full(x.shape[:1], first), z, self.sde)
-        starts = [step.init_memory or Memory.empty for step in self.kinds if step.multistep]
-        memory = starts[0](x) if starts else None
+        memory = next((step.init_memory(x) for step in self.kinds if step.init_memory is not None), None)
         keys = image_keys(range(z.shape[0])) if keys is None else keys
         return Carry(x, x, keys, jnp.int32(0), finite(x) - 1, condition, memory)
 
@@ -200,7 +198,7 @@ class PCSampler:
     ) -> tuple[Array, Array, Any]:
         options = {name: value for name, value in (*self.numbers.items(), *self.choices) if name in step.options}
         x, x_mean, *memory = step(x, t, z if step.draws else None, **inputs, **options)
-        return x, x_mean, memory[0] if memory else inputs["memory"]
+        return x, x_mean, memory[0] if step.multistep else inputs["memory"]
 
     def _pinned(self, carry: Carry, draw: Array, state: Any, t: Array, noise: Noise, row: Row) -> Any:
         pin = lambda: carry.condition.pin(*state, t, noise(row.iteration, draw), self.sde)  # noqa: E731

@@ -97,7 +97,7 @@ def _evaluated(
     return _State(y, residual, p, mean, basis, level, below, m_next)
 
 
-@register_predictor("spectral", has_stability_limit=False, validate=lambda *a: _refuse(*a))
+@register_predictor("spectral", init_memory=Memory.empty, has_stability_limit=False, validate=lambda *a: _refuse(*a))
 def spectral(
     x: Array,
     t: Array,
@@ -144,7 +144,7 @@ def spectral(
     return at.noisy(x_mean, z, _added(at, lam)), x_mean, memory
 
 
-@register_predictor("spectral_dpmpp_2m", draws=0)
+@register_predictor("spectral_dpmpp_2m", draws=0, init_memory=Memory.empty)
 def spectral_dpmpp_2m(
     x: Array,
     t: Array,

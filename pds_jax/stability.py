@@ -13,7 +13,6 @@ import numpy as np
 from pds_jax.preconditioner import Preconditioner, lambda_max
 from pds_jax.runner import SamplingDiverged
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers import Memory
 from pds_jax.steps import Step
 from pds_jax.types import Array
 
@@ -106,7 +105,7 @@ def _amplification(
         preconditioner=_Gain(lam),
         t_next=jnp.asarray(times)[1:],
         moments=(0 * ones[0], variance * ones[0]),
-        memory=(step.init_memory or Memory.empty)(ones),
+        memory=None if step.init_memory is None else step.init_memory(ones),
         **{name: value for name, value in options if name in step.options},
     )[1]
     return x_mean[:, 0, 0, 0]

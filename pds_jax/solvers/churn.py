@@ -190,11 +190,10 @@ def _single(options: dict[str, Any]) -> bool:
     return whole(options, "order", 1, 2, "edm") == 1
 
 
-_SECOND = Step("predictor", "edm_second", on_noise, draws=0)
 edm = register_predictor(
     "edm",
     draws=0,
-    second=_SECOND,
+    second=on_noise,
     is_single_stage=_single,
     build=edm_rows,
     init_memory=keeps(2, corrects=True),
@@ -202,7 +201,7 @@ edm = register_predictor(
 )(on_noise)
 restart = register_predictor(
     "restart",
-    second=_SECOND,
+    second=on_noise,
     is_single_stage=_single,
     build=edm_rows,
     extra_rows=_extra,
