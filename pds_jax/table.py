@@ -241,6 +241,12 @@ def build(
     if predictor.build is not None:
         return predictor.build(sde, times, predictor, options)
     weights = None if predictor.coefficients is None else predictor.coefficients(sde, times, options)
+    steps = len(times) - (not to_data)
+    if weights is not None and (np.ndim(weights) != 2 or len(weights) < steps):
+        raise PdsError(
+            f"predictor {predictor.name!r}: its coefficients are {np.shape(weights)} for {steps} steps; return (N, K), "
+            "one row for each step"
+        )
     corrected = None if levels is None else _between(sde, times, levels)
     return pc(times, predictor, corrector, n_steps, to_data, weights, corrected)
 

@@ -25,7 +25,8 @@ from pds_jax import table as tables
 from pds_jax.levels import levels
 from pds_jax.predictors import register_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers.linear import Weights, keeps, on_noise, whole
+from pds_jax.solvers.checks import whole_number
+from pds_jax.solvers.linear import Weights, keeps, on_noise
 from pds_jax.steps import Step, number, numbers
 from pds_jax.table import Table
 from pds_jax.types import PdsError
@@ -103,7 +104,7 @@ def _checked(options: dict[str, Any], method: str) -> None:
     Raises:
       PdsError: names one.
     """
-    whole(options, "order", 1, 2, method)
+    whole_number(options, "order", 1, 2, method)
     low, high = options["churn_min"], options["churn_max"]
     if not 0 <= number(low) <= number(high):
         raise PdsError(f"{method}: needs numbers 0 <= churn_min <= churn_max, got {low} and {high}")
@@ -187,7 +188,7 @@ def _extra(options: dict[str, Any]) -> int:
 
 def _single(options: dict[str, Any]) -> bool:
     """Whether all steps are Euler's, of one row."""
-    return whole(options, "order", 1, 2, "edm") == 1
+    return whole_number(options, "order", 1, 2, "edm") == 1
 
 
 edm = register_predictor(
