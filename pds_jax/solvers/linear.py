@@ -30,11 +30,14 @@ import numpy as np
 
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import SDE
+from pds_jax.solvers import checks
 from pds_jax.spectral import noise_level
 from pds_jax.table import Row
 from pds_jax.types import Array, PdsError, ScoreFn
 
 PREDICTIONS = ("data", "noise")
+# Their names until 0.1.0rc4.
+whole, flag, chosen, enough = checks.whole_number, checks.true_or_false, checks.one_of, checks.check_steps
 COLUMNS = ("keep", "noise", "corrects", "seed")  # of a row's coefficients, before its predict and correct
 _NODES, _GAUSS = np.polynomial.legendre.leggauss(64)
 
@@ -89,6 +92,11 @@ class History:
 
     base: Array | None
     outputs: Array
+
+    @property
+    def answers(self) -> Array:
+        """The outputs, by their name until 0.1.0rc4."""
+        return self.outputs
 
 
 def keeps(count: int, corrects: bool = False) -> Callable[[Array], History]:
