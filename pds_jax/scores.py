@@ -69,9 +69,18 @@ def checked(score_fn: ScoreFn) -> ScoreFn:
     return score
 
 
-def known(s: Array) -> ScoreFn:
-    """A score function whose only value has been computed."""
-    return lambda x, t: s
+def known(s: Array, x: Array, t: Array) -> ScoreFn:
+    """A score function whose only value, s at (x, t), has been computed; it refuses other arguments."""
+
+    def score(images: Array, times: Array) -> Array:
+        if images is not x or times is not t:
+            raise PdsError(
+                "a step evaluates the score once, at its own x and t: call score_fn(x, t) with those two, and make a "
+                "second evaluation a second stage (second=)"
+            )
+        return s
+
+    return score
 
 
 def finite(x: Array) -> Array:
