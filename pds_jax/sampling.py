@@ -55,13 +55,13 @@ class PCSampler:
     Attributes:
       sde: SDE with the sampler's N levels.
       preconditioner: M.
-      rows: the table, padded.
+      rows: the table, padded with rows that are never reached.
       count: () int32, rows of the table without padding.
       first: () float32, time of the prior.
-      numbers: options of the steps that are numbers; traced.
+      numbers: options of the steps that are numbers, so that other values do not recompile.
       moments: (mean (H, W, C), power (H, W // 2 + 1, C), …) of the data in the model's range, if needed.
       shape: (H, W, C).
-      kinds: the steps that ``rows.kind`` counts in.
+      kinds: the different steps of the table; ``rows.kind`` is an index into them.
       choices: options of the steps that are not numbers.
       draws: noise draws per iteration.
       adds_noise_before: whether rows scale x or add noise before the evaluation.
@@ -138,7 +138,8 @@ class PCSampler:
             x = matched_prior(z, self.sde, first, self.moments)
         else:
             x = (self.preconditioner.apply(z) if self.variant == "paper" else z) * self.sde.prior_std
-            x = x * (self.sde.std(first) / self.sde.std(jnp.float32(self.sde.T)))  # 1 but for times that begin below T
+            # prior_std is of T, but the first of given times may be lower.
+            x = x * (self.sde.std(first) / self.sde.std(jnp.float32(self.sde.T)))
         if condition is not None:
             x = condition.start(x, jnp.full(x.shape[:1], first), z, self.sde)
         memory = next((step.init_memory(x) for step in self.kinds if step.init_memory is not None), None)
@@ -162,13 +163,13 @@ class PCSampler:
         """
         stop = jnp.minimum(carry.row + rows, self.count)
 
-        def advance(carry: Carry) -> Carry:
+        def process(carry: Carry) -> Carry:
             return self.turn(carry, lambda step, draw: normal(carry.keys, step, draw, self.shape), score_fn)
 
-        def turn(carry: Carry, _: None) -> tuple[Carry, None]:
-            return jax.lax.cond(carry.row < stop, advance, lambda same: same, carry), None
+        def process_or_skip(carry: Carry, _: None) -> tuple[Carry, None]:
+            return jax.lax.cond(carry.row < stop, process, lambda same: same, carry), None
 
-        return jax.lax.scan(turn, carry, length=CHUNK)[0]
+        return jax.lax.scan(process_or_skip, carry, length=CHUNK)[0]
 
     def turn(self, carry: Carry, noise: Noise, score_fn: ScoreFn) -> Carry:
         """Process one row: add noise if it says so, evaluate the score, take its step, pin the known part."""
@@ -196,11 +197,13 @@ class PCSampler:
     def _take(
         self, step: Step, x: Array, t: Array, z: Array | None, inputs: dict[str, Any]
     ) -> tuple[Array, Array, Any]:
+        """Take a step with its own options; x, x_mean and the memory, which stays where the step has none."""
         options = {name: value for name, value in (*self.numbers.items(), *self.choices) if name in step.options}
         x, x_mean, *memory = step(x, t, z if step.draws else None, **inputs, **options)
         return x, x_mean, memory[0] if step.multistep else inputs["memory"]
 
     def _pinned(self, carry: Carry, draw: Array, state: Any, t: Array, noise: Noise, row: Row) -> Any:
+        """The state with its known part set by the condition, where the row says so (`draw` ≥ 0)."""
         pin = lambda: carry.condition.pin(*state, t, noise(row.iteration, draw), self.sde)  # noqa: E731
         return jax.lax.cond(draw >= 0, pin, lambda: state)
 
@@ -369,9 +372,10 @@ def get_sampling_fn(
     own = {name: options[name] for name in option_names() if name in options}
     given = {"preconditioner": preconditioner, "mean_fn": mean_fn, "statistics": statistics, "check": check}
     given |= _solver_options(options, own)
-    steps = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
-    level = sde.with_num_scales(n)
-    return get_pc_sampler(level, shape, options.predictor, options.corrector, **steps, **own, **given)
+    renamed = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
+    return get_pc_sampler(
+        sde.with_num_scales(n), shape, options.predictor, options.corrector, **renamed, **own, **given
+    )
 
 
 def _solver_options(options: Any, own: dict[str, Any]) -> dict[str, Any]:

@@ -64,8 +64,12 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
     if number > 2:
         raise SamplingDiverged(
             f"this setting diverges: with N={sampler.steps}, predictor {step.name!r} multiplies errors by "
-            f"{number - 1:.3g} or more in a quarter of its steps (M amplifies the drift up to {largest:.3g} times); "
-            "use more steps, or a weaker M (a larger alpha)"
+            f"{number - 1:.3g} or more in a quarter of its steps"
+            + (
+                f" (M amplifies the drift up to {largest:.3g} times); use more steps, or a weaker M (a larger alpha)"
+                if largest > 1
+                else "; use more steps, or for fewer another predictor or grid"
+            )
         )
     return number
 

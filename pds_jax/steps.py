@@ -176,7 +176,9 @@ def _check_form(step: Step) -> None:
     what, keyword = f"{step.kind} {step.name!r}", inspect.Parameter.KEYWORD_ONLY
     for fn in (step.fn, *([] if step.second is None else [step.second.fn])):
         signature = inspect.signature(fn)
-        kinds = [p.kind for p in signature.parameters.values() if p.kind != keyword]
+        kinds = [
+            p.kind for p in signature.parameters.values() if p.kind not in (keyword, inspect.Parameter.VAR_KEYWORD)
+        ]
         if kinds != [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 3:
             raise PdsError(f"{what}: write fn(x, t, z, *, ...), with every other argument after the *; got {signature}")
         for p in signature.parameters.values():
