@@ -69,11 +69,14 @@ def checked(score_fn: ScoreFn) -> ScoreFn:
     return score
 
 
-def known(s: Array, x: Array, t: Array) -> ScoreFn:
-    """A score function whose only value, s at (x, t), has been computed; it refuses other arguments."""
+def known(s: Array, at: tuple[Array, Array]) -> ScoreFn:
+    """A score function whose only value, s at (x, t), has been computed; it refuses other arguments.
 
-    def score(images: Array, times: Array) -> Array:
-        if images is not x or times is not t:
+    The arrays themselves are compared, since values are not known while a program is traced.
+    """
+
+    def score(x: Array, t: Array) -> Array:
+        if x is not at[0] or t is not at[1]:
             raise PdsError(
                 "a step evaluates the score once, at its own x and t: call score_fn(x, t) with those two, and make a "
                 "second evaluation a second stage (second=)"

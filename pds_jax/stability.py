@@ -62,14 +62,11 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
     q = 1 - np.asarray(_amplification(sampler.sde, times, jnp.float32(largest), jnp.float32(variance), step, options))
     number = float(np.quantile(q[: max(sampler.steps - 1, 1)], 0.75))
     if number > 2:
+        by_m = f" (M amplifies the drift up to {largest:.3g} times)" if largest > 1 else ""
+        or_else = ", or a weaker M (a larger alpha)" if largest > 1 else ", or another predictor or grid"
         raise SamplingDiverged(
             f"this setting diverges: with N={sampler.steps}, predictor {step.name!r} multiplies errors by "
-            f"{number - 1:.3g} or more in a quarter of its steps"
-            + (
-                f" (M amplifies the drift up to {largest:.3g} times); use more steps, or a weaker M (a larger alpha)"
-                if largest > 1
-                else "; use more steps, or for fewer another predictor or grid"
-            )
+            f"{number - 1:.3g} or more in a quarter of its steps{by_m}; use more steps{or_else}"
         )
     return number
 
