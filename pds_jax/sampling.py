@@ -184,8 +184,9 @@ class PCSampler:
             x = self._pinned(carry, row.pin_before, (x, x), t, noise, row)[0]
         s = checked(score_fn)(x, t)
         z = noise(row.iteration, row.draw + offset) if any(step.draws for step in self.kinds) else None
-        inputs = {"sde": self.sde, "score_fn": known(s, (x, t)), "preconditioner": self.preconditioner, "t_next": t_next,
-                  "moments": self.moments, "memory": carry.memory, "row": row, "mean_fn": self.mean_fn}  # fmt: skip
+        inputs = {"sde": self.sde, "score_fn": known(s, at=(x, t)), "preconditioner": self.preconditioner,
+                  "t_next": t_next, "moments": self.moments, "memory": carry.memory, "row": row,
+                  "mean_fn": self.mean_fn}  # fmt: skip
         branches = [lambda step=step: self._take(step, x, t, z, inputs) for step in self.kinds]
         x, x_mean, memory = branches[0]() if len(branches) == 1 else jax.lax.switch(row.kind, branches)
         if condition is not None:
