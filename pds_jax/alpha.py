@@ -309,10 +309,7 @@ def final_variance(
     snr: float = 0.0,
     n_steps: int = 1,
 ) -> np.ndarray:
-    """Variance of every mode after the paper's sampler on Gaussian data with the exact score.
-
-    V ← (1 − ε λ/A)² V + 2 ε λ for each Langevin step, ε = 2 a (snr)² Σλ / Σ(λ² V/A²), and then
-    V ← (1 − λ (f + G²/A))² V + G² λ for the predictor, without its noise in the last iteration; A = m_t² P + std².
+    """Variance of every mode after the paper's sampler on Gaussian data with the exact score, by :func:`final_law`.
 
     Args:
       sde: the SDE, discretised here with N scales.
@@ -330,17 +327,73 @@ def final_variance(
     f, diffusion = level.discretize(np.ones((N, 1, 1, 1), np.float32), t)
     columns = (f[:, 0, 0, 0], diffusion, level.mean_scale(t), level.std(t), level.alphas_at(t))
     drift, g, scale, std, langevin = (np.asarray(column, np.float64) for column in columns)
-    variance = gains * float(level.prior_std) ** 2
-    for i in range(N):
-        marginal = scale[i] ** 2 * power + std[i] ** 2
+    schedule = Schedule(drift, g**2, scale, std, langevin, float(level.prior_std))
+    return final_law(schedule, power, gains, snr, n_steps)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The numbers of an SDE that the paper's sampler uses, float64, in the order of its N iterations.
+
+    Attributes:
+      drift: (N,) f of ``sde.discretize``, divided by x.
+      diffusion: (N,) its G².
+      mean_scale: (N,) m_t.
+      std: (N,) std_t.
+      alphas: (N,) factor a_t of the Langevin step size.
+      prior_std: deviation of the prior.
+    """
+
+    drift: np.ndarray
+    diffusion: np.ndarray
+    mean_scale: np.ndarray
+    std: np.ndarray
+    alphas: np.ndarray
+    prior_std: float
+
+
+def final_law(
+    schedule: Schedule,
+    power: np.ndarray,
+    gains: np.ndarray,
+    snr: float = 0.0,
+    n_steps: int = 1,
+    offset: np.ndarray | float = 0.0,
+    count: np.ndarray | float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Variance V and offset b of every mode after the paper's sampler on Gaussian data with the exact score.
+
+    V ← (1 − ε λ/A)² V + 2 ε λ for each Langevin step, ε = 2 a (snr)² Σλ / Σ(λ² (V + b)/A²), and then
+    V ← (1 − λ (f + G²/A))² V + G² λ for the predictor, without its noise in the last iteration; A = m_t² P + std².
+    b, the squared distance of the mean from the data's, is multiplied as V and gets no noise. Derived.
+
+    Args:
+      schedule: of the SDE and N.
+      power: (..., K) P of the modes in the model's range.
+      gains: (..., K) eigenvalues λ of M Mᵀ.
+      snr: of the Langevin steps, 0 for none.
+      n_steps: Langevin steps per iteration.
+      offset: (K,) b at the start: the squared mean of the data.
+      count: (K,) how many modes are like each one.
+
+    Returns:
+      (..., K) each.
+    """
+    variance, factor = gains * schedule.prior_std**2, np.ones_like(gains)
+    last = len(schedule.std) - 1
+    for i in range(last + 1):
+        marginal = schedule.mean_scale[i] ** 2 * power + schedule.std[i] ** 2
         for _ in range(n_steps if snr else 0):
-            norms = np.sum(gains, -1, keepdims=True) / np.sum(gains**2 * variance / marginal**2, -1, keepdims=True)
-            step = 2 * langevin[i] * snr**2 * norms
-            variance = (1 - step * gains / marginal) ** 2 * variance + 2 * step * gains
-        variance = (1 - gains * (drift[i] + g[i] ** 2 / marginal)) ** 2 * variance
-        if i < N - 1:
-            variance = variance + g[i] ** 2 * gains
-    return variance
+            square = count * gains**2 * (variance + factor**2 * offset) / marginal**2
+            norms = np.sum(count * gains, -1, keepdims=True) / np.sum(square, -1, keepdims=True)
+            step = 2 * schedule.alphas[i] * snr**2 * norms
+            shrink = 1 - step * gains / marginal
+            variance, factor = shrink**2 * variance + 2 * step * gains, shrink * factor
+        shrink = 1 - gains * (schedule.drift[i] + schedule.diffusion[i] / marginal)
+        variance, factor = shrink**2 * variance, shrink * factor
+        if i < last:
+            variance = variance + schedule.diffusion[i] * gains
+    return variance, factor**2 * offset
 
 
 def _of_statistics(stats: Any) -> tuple[np.ndarray, np.ndarray]:

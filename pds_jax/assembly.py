@@ -97,8 +97,9 @@ def plan(
       guidance: weight w of classifier-free guidance, s_u + w (s_c − s_u); unless it is 1, an evaluation counts as two.
       guidance_interval: guide only at noise levels std/m_t in (low, high], in the data's units.
       check: raise an error for a setting that is certain to diverge.
-      given: as in :func:`draw`, for the options that are measured on samples: alpha="tune", predictor="auto",
-        head_start="auto", grid="gits". By default, random classes, guided, for a network with classes.
+      given: condition and score of the images, as in :func:`draw`, for the options that are measured on samples:
+        alpha="tune", predictor="auto", head_start="auto", grid="gits". By default, random classes, guided, for a
+        network with classes.
       **options: fields of config.sampling or config.pds, e.g. predictor="reverse_diffusion", corrector="none", snr=0.1,
         variant="exact", prior="matched", filters="both", and options of the predictor. predictor="auto" chooses all of
         them (``choose``), head_start="auto" the head start alone, grid="gits" the times (``teacher``).
@@ -110,7 +111,7 @@ def plan(
       PdsError: an unknown option or value, options that exclude each other, an option without effect, or options that
         the sampler refuses.
     """
-    config = options_lib.with_options(trained.config, {**options, **options_lib.of_alpha(alpha)})
+    config = options_lib.with_options(trained.config, {**options, **options_lib.alpha_options(alpha)})
     strength.check(config.pds, options)
     if "gain" in options and config.pds.alpha == "tune":
         raise PdsError(f"gain={options['gain']}: alpha=tune chooses the gain of a flat M; leave one of the two out")
@@ -180,7 +181,7 @@ def _planned(
         tuned = tune_alpha(trained, config, stats, given=given, kinds=kinds)
         chosen, said = tuned.alpha, (tuned.said,)
         if math.isinf(chosen):
-            of_m = options_lib.with_options(config, options_lib.flat(tuned.gain or 1.0))
+            of_m = options_lib.with_options(config, options_lib.flat_options(tuned.gain or 1.0))
     alpha = chosen
     m = strength.get_preconditioner(of_m, trained.shape, alpha, stats)
     if not m.is_identity:
@@ -223,7 +224,7 @@ def tune_alpha(
     config = options_lib.with_options(config, {"pilot_gain": False})  # its runs would be most of the work
 
     def planned(alpha: float, flat: bool, check: bool = True) -> Plan:
-        return _planned(trained, options_lib.with_options(config, options_lib.of_strength(alpha, flat)), check)
+        return _planned(trained, options_lib.with_options(config, options_lib.strength_options(alpha, flat)), check)
 
     def sample(made: Plan, first: int, label: str) -> np.ndarray:
         seeds = range(first, first + images)
@@ -253,7 +254,7 @@ def _many_steps(trained: Trained, config: ConfigDict) -> ConfigDict:
         "method": "pc", "predictor": "dpmpp_2m", "corrector": "none", "grid": times, "prior": "matched",
         "variant": "paper", "probability_flow": False, "noise_removal": True, "solenoidal": 0.0, "speed_up": 1.0,
     }  # fmt: skip
-    found = options_lib.with_options(config, {**solver, **options_lib.of_strength(math.inf, False)})
+    found = options_lib.with_options(config, {**solver, **options_lib.strength_options(math.inf, False)})
     for name in (sampling.option_names() | {"pilot_gain", "solver_options"}) - {*solver, "snr", "norm"}:
         if name in found.sampling:
             del found.sampling[name]
@@ -327,7 +328,8 @@ def draw(
       on_cost: called before the first batch with the batch size, the number of batches, and the cost of one.
       on_step: called with (steps done, total steps) of all batches, between compiled blocks of steps.
       trajectory_every: keep the images every this many steps; 0 keeps none.
-      given: seeds -> (condition, score function), see ``controllable_generation``; by default no condition.
+      given: what is given of the images, such as their known part: a function of the seeds of a batch that returns
+        (condition, score_fn), see ``controllable_generation``; by default no condition and the score of ``labels``.
       labels: class of each seed, −1 for none; "random" (from the seed) or "none". A network with classes needs them.
 
     Returns:

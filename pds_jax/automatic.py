@@ -17,7 +17,7 @@ from pds_jax.batches import Given
 from pds_jax.io.manifest import plain
 from pds_jax.levels import levels
 from pds_jax.loading import Trained, digest_of
-from pds_jax.options import checked_evaluations, of_alpha, statistics_of, with_options
+from pds_jax.options import alpha_options, checked_evaluations, statistics_of, with_options
 from pds_jax.predictors import get_predictor
 from pds_jax.steps import named_options
 from pds_jax.types import PdsError, ScoreFn
@@ -29,7 +29,7 @@ def chosen(trained: Trained, config: ConfigDict, nfe: int, given: Given | None) 
     choice = choose.choose(measures, nfe, stats.cross is not None)
     for reason in choice.reasons:
         logging.info("predictor=auto, %d evaluations: %s", nfe, reason)
-    return with_options(config, {**of_alpha(math.inf), **choice.options}), choice.reasons
+    return with_options(config, {**alpha_options(math.inf), **choice.options}), choice.reasons
 
 
 def measured(trained: Trained, config: ConfigDict, given: Given | None) -> tuple[ConfigDict, tuple[str, ...]]:

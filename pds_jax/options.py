@@ -182,7 +182,7 @@ def statistics_of(trained: Trained, config: ConfigDict) -> statistics_lib.Statis
     return stats
 
 
-def of_alpha(alpha: float | str | None) -> dict[str, Any]:
+def alpha_options(alpha: float | str | None) -> dict[str, Any]:
     """Options that set α; infinity also turns off masks, which otherwise default to α = 5."""
     if alpha is None:
         return {}
@@ -190,14 +190,14 @@ def of_alpha(alpha: float | str | None) -> dict[str, Any]:
     return {"alpha": alpha, **masks}
 
 
-def flat(gain: float) -> dict[str, Any]:
+def flat_options(gain: float) -> dict[str, Any]:
     """Options of M = c I."""
-    return {"filters": "flat", "gain": gain, **of_alpha(math.inf)}
+    return {"filters": "flat", "gain": gain, **alpha_options(math.inf)}
 
 
-def of_strength(alpha: float, is_flat: bool) -> dict[str, Any]:
+def strength_options(alpha: float, is_flat: bool) -> dict[str, Any]:
     """Options of the M of strength α, or of the flat M with the same largest gain; infinity turns M off."""
-    return flat(largest_gain(alpha)) if is_flat or math.isinf(alpha) else of_alpha(alpha)
+    return flat_options(largest_gain(alpha)) if is_flat or math.isinf(alpha) else alpha_options(alpha)
 
 
 def check_used(given: Mapping[str, Any], config: ConfigDict, mark: str = "") -> None:
@@ -212,7 +212,7 @@ def check_used(given: Mapping[str, Any], config: ConfigDict, mark: str = "") -> 
       PdsError: an option has no effect; names the first and the reason.
     """
     own = {name: value for name, value in given.items() if name not in ("nfe", "speed_up", "alpha")}
-    refuse(given, without_effect(with_options(config, {**own, **of_alpha(given.get("alpha"))})), mark)
+    refuse(given, without_effect(with_options(config, {**own, **alpha_options(given.get("alpha"))})), mark)
 
 
 def refuse(given: Mapping[str, Any], unused: Iterable[tuple[Collection[str], str]], mark: str = "") -> None:

@@ -23,7 +23,7 @@ from pds_jax.keys import image_keys
 from pds_jax.ops import batch_mul, half_plane_weights
 from pds_jax.sampling import PCSampler
 from pds_jax.scores import as_pytree
-from pds_jax.spectral import from_modes, modewise, noise_level, parts, times, to_modes
+from pds_jax.spectral import from_modes, modewise, noise_level, parts, scaled, to_modes
 from pds_jax.spectral_steps import eigenvalues, ring_gains, rings
 from pds_jax.types import Array, PdsError, ScoreFn
 
@@ -105,7 +105,7 @@ def _deviation(sampler: PCSampler, x: Array, row: Any) -> Array:
     """Modes of x̄ − μ, normalised so that white noise of variance 1 has power 1."""
     mean, _, basis = parts(sampler.moments)
     pixels = sampler.shape[0] * sampler.shape[1]
-    return times(jnp.float32(pixels**-0.5), to_modes(x / _levels(sampler, row)[2] - mean, basis))
+    return scaled(jnp.float32(pixels**-0.5), to_modes(x / _levels(sampler, row)[2] - mean, basis))
 
 
 @jax.jit
@@ -138,6 +138,6 @@ def _corrected(sampler: PCSampler, carry: Any, row: Any, gains: Array) -> Any:
     """The images as the sampler with these gains would have made them."""
     basis = parts(sampler.moments)[2]
     modes = to_modes(carry.x_mean / _levels(sampler, row)[2] - parts(sampler.moments)[0], basis)
-    change = from_modes(times(ring_gains(gains, modes.shape[1:3]) - 1, modes), sampler.shape[1], basis)
+    change = from_modes(scaled(ring_gains(gains, modes.shape[1:3]) - 1, modes), sampler.shape[1], basis)
     change = batch_mul(jnp.full(change.shape[:1], _levels(sampler, row)[2]), change)
     return dataclasses.replace(carry, x=carry.x + change, x_mean=carry.x_mean + change)

@@ -13,6 +13,7 @@ Source: Ma, Zhu, Feng, Zhang, "Preconditioned Score-based Generative Models", IJ
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from typing import Any
@@ -30,14 +31,14 @@ from pds_jax.types import Array, PdsError, is_number
 FILTERS = ("freq", "space", "both")
 
 
-class Label(str):
-    """Name of a recipe. All labels are equal, so another recipe with the same filters does not recompile."""
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """How filters were made, in words. All labels are equal, so filters made otherwise do not recompile."""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Label)
+    text: str = dataclasses.field(compare=False)
 
-    def __hash__(self) -> int:
-        return 0
+    def __str__(self) -> str:
+        return self.text
 
 
 @flax.struct.dataclass

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pds_jax import gits, spectral_steps, time_grids  # noqa: F401  gits and spectral_steps register themselves
+from pds_jax import gits, solvers, spectral_steps, time_grids  # noqa: F401  all but time_grids: to be registered
 from pds_jax import table as tables
 from pds_jax.correctors import CORRECTORS, NORMS, get_corrector
 from pds_jax.keys import image_keys, normal, typed
@@ -37,7 +37,6 @@ from pds_jax.runner import PACE, Run, SamplingDiverged, check_finite, run  # noq
 from pds_jax.sampler_checks import check_options, checked_moments, image_shape, needed_moments
 from pds_jax.scores import checked, finite, known
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers import Memory
 from pds_jax.spectral import matched_prior
 from pds_jax.stability import check_stability
 from pds_jax.steps import Step, named_options
@@ -56,13 +55,13 @@ class PCSampler:
     Attributes:
       sde: SDE with the sampler's N levels.
       preconditioner: M.
-      rows: the table, padded.
+      rows: the table, padded with rows that are never reached.
       count: () int32, rows of the table without padding.
       first: () float32, time of the prior.
-      numbers: options of the steps that are numbers; traced.
+      numbers: options of the steps that are numbers, so that other values do not recompile.
       moments: (mean (H, W, C), power (H, W // 2 + 1, C), …) of the data in the model's range, if needed.
       shape: (H, W, C).
-      kinds: the steps that ``rows.kind`` counts in.
+      kinds: the different steps of the table; ``rows.kind`` is an index into them.
       choices: options of the steps that are not numbers.
       draws: noise draws per iteration.
       adds_noise_before: whether rows scale x or add noise before the evaluation.
@@ -139,11 +138,11 @@ class PCSampler:
             x = matched_prior(z, self.sde, first, self.moments)
         else:
             x = (self.preconditioner.apply(z) if self.variant == "paper" else z) * self.sde.prior_std
-            x = x * (self.sde.std(first) / self.sde.std(jnp.float32(self.sde.T)))  # 1 but for times that begin below T
+            # prior_std is of T, but the first of given times may be lower.
+            x = x * (self.sde.std(first) / self.sde.std(jnp.float32(self.sde.T)))
         if condition is not None:
             x = condition.start(x, jnp.full(x.shape[:1], first), z, self.sde)
-        starts = [step.init_memory or Memory.empty for step in self.kinds if step.multistep]
-        memory = starts[0](x) if starts else None
+        memory = next((step.init_memory(x) for step in self.kinds if step.init_memory is not None), None)
         keys = image_keys(range(z.shape[0])) if keys is None else keys
         return Carry(x, x, keys, jnp.int32(0), finite(x) - 1, condition, memory)
 
@@ -164,13 +163,13 @@ class PCSampler:
         """
         stop = jnp.minimum(carry.row + rows, self.count)
 
-        def advance(carry: Carry) -> Carry:
+        def process(carry: Carry) -> Carry:
             return self.turn(carry, lambda step, draw: normal(carry.keys, step, draw, self.shape), score_fn)
 
-        def turn(carry: Carry, _: None) -> tuple[Carry, None]:
-            return jax.lax.cond(carry.row < stop, advance, lambda same: same, carry), None
+        def process_or_skip(carry: Carry, _: None) -> tuple[Carry, None]:
+            return jax.lax.cond(carry.row < stop, process, lambda same: same, carry), None
 
-        return jax.lax.scan(turn, carry, length=CHUNK)[0]
+        return jax.lax.scan(process_or_skip, carry, length=CHUNK)[0]
 
     def turn(self, carry: Carry, noise: Noise, score_fn: ScoreFn) -> Carry:
         """Process one row: add noise if it says so, evaluate the score, take its step, pin the known part."""
@@ -185,8 +184,9 @@ class PCSampler:
             x = self._pinned(carry, row.pin_before, (x, x), t, noise, row)[0]
         s = checked(score_fn)(x, t)
         z = noise(row.iteration, row.draw + offset) if any(step.draws for step in self.kinds) else None
-        inputs = {"sde": self.sde, "score_fn": known(s), "preconditioner": self.preconditioner, "t_next": t_next,
-                  "moments": self.moments, "memory": carry.memory, "row": row, "mean_fn": self.mean_fn}  # fmt: skip
+        inputs = {"sde": self.sde, "score_fn": known(s, at=(x, t)), "preconditioner": self.preconditioner,
+                  "t_next": t_next, "moments": self.moments, "memory": carry.memory, "row": row,
+                  "mean_fn": self.mean_fn}  # fmt: skip
         branches = [lambda step=step: self._take(step, x, t, z, inputs) for step in self.kinds]
         x, x_mean, memory = branches[0]() if len(branches) == 1 else jax.lax.switch(row.kind, branches)
         if condition is not None:
@@ -198,11 +198,13 @@ class PCSampler:
     def _take(
         self, step: Step, x: Array, t: Array, z: Array | None, inputs: dict[str, Any]
     ) -> tuple[Array, Array, Any]:
+        """Take a step with its own options; x, x_mean and the memory, which stays where the step has none."""
         options = {name: value for name, value in (*self.numbers.items(), *self.choices) if name in step.options}
         x, x_mean, *memory = step(x, t, z if step.draws else None, **inputs, **options)
-        return x, x_mean, memory[0] if memory else inputs["memory"]
+        return x, x_mean, memory[0] if step.multistep else inputs["memory"]
 
     def _pinned(self, carry: Carry, draw: Array, state: Any, t: Array, noise: Noise, row: Row) -> Any:
+        """The state with its known part set by the condition, where the row says so (`draw` ≥ 0)."""
         pin = lambda: carry.condition.pin(*state, t, noise(row.iteration, draw), self.sde)  # noqa: E731
         return jax.lax.cond(draw >= 0, pin, lambda: state)
 
@@ -371,9 +373,10 @@ def get_sampling_fn(
     own = {name: options[name] for name in option_names() if name in options}
     given = {"preconditioner": preconditioner, "mean_fn": mean_fn, "statistics": statistics, "check": check}
     given |= _solver_options(options, own)
-    steps = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
-    level = sde.with_num_scales(n)
-    return get_pc_sampler(level, shape, options.predictor, options.corrector, **steps, **own, **given)
+    renamed = {"n_steps": options.n_steps_each, "denoise": options.noise_removal, "eps": eps, "prior": prior}
+    return get_pc_sampler(
+        sde.with_num_scales(n), shape, options.predictor, options.corrector, **renamed, **own, **given
+    )
 
 
 def _solver_options(options: Any, own: dict[str, Any]) -> dict[str, Any]:

@@ -69,9 +69,22 @@ def checked(score_fn: ScoreFn) -> ScoreFn:
     return score
 
 
-def known(s: Array) -> ScoreFn:
-    """A score function whose only value has been computed."""
-    return lambda x, t: s
+def known(s: Array, at: tuple[Array, Array] | None = None) -> ScoreFn:
+    """A score function whose only value, s at (x, t), has been computed.
+
+    With ``at``, that x and t, it refuses any other. The arrays themselves are compared: while a program is traced
+    their values are not known.
+    """
+
+    def score(x: Array, t: Array) -> Array:
+        if at is not None and (x is not at[0] or t is not at[1]):
+            raise PdsError(
+                "a step evaluates the score once, at its own x and t: call score_fn(x, t) with those two, and make a "
+                "second evaluation a second stage (second=)"
+            )
+        return s
+
+    return score
 
 
 def finite(x: Array) -> Array:

@@ -63,7 +63,7 @@ def from_modes(spectrum: Array, width: int, basis: Array | None = None) -> Array
     return x if basis is None else jnp.matmul(x, basis.T, precision=_HIGHEST)
 
 
-def times(gain: Array, spectrum: Array) -> Array:
+def scaled(gain: Array, spectrum: Array) -> Array:
     """gain ⊙ spectrum for a real gain."""
     return jax.lax.complex(gain * spectrum.real, gain * spectrum.imag)
 
@@ -79,7 +79,7 @@ def filtered(x: Array, gain: Array, basis: Array | None = None) -> Array:
     Returns:
       (B, H, W, C).
     """
-    return from_modes(times(gain, to_modes(x, basis)), x.shape[2], basis)
+    return from_modes(scaled(gain, to_modes(x, basis)), x.shape[2], basis)
 
 
 def plane_mean(half: Array, width: int) -> Array:

@@ -35,7 +35,7 @@ from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.predictors import register_predictor, score_drift
 from pds_jax.sde_lib import SDE
 from pds_jax.solvers import Memory
-from pds_jax.spectral import Moments, from_modes, modewise, noise_level, parts, per_mode, times, to_modes
+from pds_jax.spectral import Moments, from_modes, modewise, noise_level, parts, per_mode, scaled, to_modes
 from pds_jax.table import Row
 from pds_jax.types import Array, PdsError, ScoreFn
 
@@ -46,19 +46,31 @@ _SMALLEST = 1e-34  # stands for q = 0, of a mode without data in the step to the
 
 
 class _State(NamedTuple):
-    """An evaluation in modes: y, R and what goes with them, all (B or 1, H, W // 2 + 1, C)."""
+    """One evaluation, in modes: F of the channels, rotated to the basis of P where there is one.
+
+    Attributes:
+      y: (B, H, W // 2 + 1, C) complex64, F(x̄ − μ).
+      residual: likewise, R.
+      p: (1, H, W // 2 + 1, C) P.
+      mean: (1, H, W, C) μ.
+      basis: (C, C), or None.
+      level: (B,) s.
+      below: (B,) s'.
+      m_next: (B,) m at t_next.
+    """
 
     y: Array
     residual: Array
     p: Array
-    mean: Array  # (1, H, W, C)
+    mean: Array
     basis: Array | None
-    level: Array  # (B,)
-    below: Array  # (B,)
-    m_next: Array  # (B,)
+    level: Array
+    below: Array
+    m_next: Array
 
     @property
     def log_q(self) -> Array:
+        """log((P + s'²)/(P + s²)) per mode."""
         gap = per_mode((self.level - self.below) * (self.level + self.below))
         total, total_below = self.p + per_mode(self.level) ** 2, self.p + per_mode(self.below) ** 2
         # Each form is accurate where the other cancels.
@@ -66,38 +78,79 @@ class _State(NamedTuple):
         return jnp.where(2 * gap > total, large, jnp.log1p(-jnp.minimum(gap / total, 0.5)))
 
     def modes(self, x: Array) -> Array:
-        """Of images."""
+        """Modes of images x (B, H, W, C)."""
         return to_modes(x, self.basis)
 
-    def kept(self) -> Memory:
-        """R, as images, for the next step."""
+    def memory(self) -> Memory:
+        """R, as images, and s, for the next step."""
         return Memory(from_modes(self.residual, self.mean.shape[2], self.basis), jnp.log(self.level))
 
     def images(self, modes: Array) -> Array:
-        """x of modes of y."""
+        """Images at t_next of modes of y'."""
         return batch_mul(self.m_next, self.mean + from_modes(modes, self.mean.shape[2], self.basis))
 
     def noisy(self, x_mean: Array, z: Array | None, variance: Array) -> Array:
-        """x_mean and white noise of a variance per mode."""
+        """x_mean plus noise of a variance per mode, made of z; x_mean itself without z."""
         if z is None:
             return x_mean
-        noise = from_modes(times(jnp.sqrt(variance), self.modes(z)), z.shape[2], self.basis)
+        noise = from_modes(scaled(jnp.sqrt(variance), self.modes(z)), z.shape[2], self.basis)
         return x_mean + batch_mul(self.m_next, noise)
 
 
 def _evaluated(
     x: Array, t: Array, t_next: Array, sde: SDE, score_fn: ScoreFn, moments: Moments, share: float | Array = 1.0
 ) -> _State:
+    """The score at (x, t), in modes; P is multiplied by `share`."""
     (m, level), (m_next, below) = noise_level(sde, t), noise_level(sde, t_next)
     mean, power, basis = parts(moments)
     p, variance = share * power, per_mode(level) ** 2
     y = to_modes(batch_mul(1 / m, x) - mean, basis)
     # D − μ − J y = v s̄ + (1 − J) y, without the cancellation at small v.
-    residual = to_modes(batch_mul(m * jnp.square(level), score_fn(x, t)), basis) + times(variance / (p + variance), y)
+    residual = to_modes(batch_mul(m * jnp.square(level), score_fn(x, t)), basis) + scaled(variance / (p + variance), y)
     return _State(y, residual, p, mean, basis, level, below, m_next)
 
 
-@register_predictor("spectral", has_stability_limit=False, validate=lambda *a: _refuse(*a))
+def eigenvalues(m: Preconditioner | None) -> Array:
+    """m², the eigenvalues of M Mᵀ per mode; (1, H, W // 2 + 1, C) or a number.
+
+    Raises:
+      PdsError: M is not diagonal in frequency (a pixel filter), or has a solenoidal term.
+    """
+    if m is None or m.is_identity:
+        return jnp.float32(1)
+    if m.skew is not None or (m.space is not None and math.prod(m.space.shape) > 1):
+        raise PdsError("M is integrated per frequency: use filters 'freq' or 'flat', and no solenoidal term")
+    flat = jnp.float32(1) if m.space is None else jnp.square(m.space[0, 0, 0])
+    return flat if m.freq is None else flat * jnp.square(m.freq)[None]
+
+
+def _check_options(options: dict[str, Any], m: Preconditioner, shape: tuple[int, int, int]) -> None:
+    """Refuse values of the family's options that are out of range, and an M that is not diagonal in frequency.
+
+    Raises:
+      PdsError: names the option.
+    """
+    eigenvalues(m)
+    plane = (shape[0], shape[1] // 2 + 1, shape[2])
+    lam = options.get("stochasticity", 0.0)
+    if isinstance(lam, str) and lam != "M":
+        raise PdsError(f"stochasticity={lam!r}: use a number >= 0 (0 the flow, 1 the reverse SDE), or 'M'")
+    if "stochasticity" in options and not isinstance(lam, str) and not m.is_identity:
+        raise PdsError(f"stochasticity={lam}: M enters this predictor as its stochasticity: use 'M', or alpha=inf")
+    for name, low, high in (("stochasticity", 0, math.inf), ("spectrum", 0, 1), ("kappa", 0, math.inf)):
+        value = options.get(name, 0.0)
+        if name == "stochasticity" and isinstance(lam, str):
+            continue
+        array = np.asarray(math.nan if isinstance(value, str) else value, np.float64)
+        of_mode = array.ndim == 0 or (name != "kappa" and array.shape in (plane, (*plane[:2], 1)))
+        if not of_mode or not np.all((array >= low) & (array <= high) & np.isfinite(array)):
+            shapes = "one" if name == "kappa" else f"one, or {plane}"
+            raise PdsError(f"{name}={value}: use finite numbers ({shapes}) from {low} to {high}")
+        if array.ndim:
+            check_even(array, shape[1], name)
+
+
+@register_predictor("spectral", init_memory=Memory.empty, has_stability_limit=False, validate=_check_options)
 def spectral(
     x: Array,
     t: Array,
@@ -137,14 +190,14 @@ def spectral(
     at = _evaluated(x, t, t_next, sde, score_fn, moments, modewise(spectrum))
     lam = eigenvalues(preconditioner) if isinstance(stochasticity, str) else modewise(stochasticity)
     guess, memory = _extrapolated(at, memory, kappa)
-    moved = _moved(at, lam, times(_weights(at, lam)[0], guess))
+    moved = _moved(at, lam, scaled(_weights(at, lam)[0], guess))
     if row is not None and row.coefficients.shape[-1]:
-        moved = times(ring_gains(row.coefficients, moved.shape[1:3]), moved)
+        moved = scaled(ring_gains(row.coefficients, moved.shape[1:3]), moved)
     x_mean = at.images(moved)
     return at.noisy(x_mean, z, _added(at, lam)), x_mean, memory
 
 
-@register_predictor("spectral_dpmpp_2m", draws=0)
+@register_predictor("spectral_dpmpp_2m", draws=0, init_memory=Memory.empty)
 def spectral_dpmpp_2m(
     x: Array,
     t: Array,
@@ -159,9 +212,9 @@ def spectral_dpmpp_2m(
     """λ = 0 with the line through R and R₋ integrated; Args and Returns as :func:`spectral`."""
     at = _evaluated(x, t, t_next, sde, score_fn, moments)
     c0, c1 = _weights(at, 0.0)
-    slope = times(per_mode(1 / (memory.log_level - jnp.log(at.level))), at.residual - at.modes(memory.previous))
-    x = at.images(_moved(at, 0.0, times(c0, at.residual) + times(c1, slope)))
-    return x, x, at.kept()
+    slope = scaled(per_mode(1 / (memory.log_level - jnp.log(at.level))), at.residual - at.modes(memory.previous))
+    x = at.images(_moved(at, 0.0, scaled(c0, at.residual) + scaled(c1, slope)))
+    return x, x, at.memory()
 
 
 @register_predictor("spectral_ddim", draws=0)
@@ -170,7 +223,7 @@ def spectral_ddim(
 ) -> tuple[Array, Array]:
     """x̄' = x̄ + c s̄, c = (P + s²)(1 − √q): λ = 0 at one level; Args and Returns as :func:`spectral`."""
     at = _evaluated(x, t, t_next, sde, score_fn, moments)
-    x = at.images(_moved(at, 0.0, times(_last_weight(at, 0.0), at.residual)))
+    x = at.images(_moved(at, 0.0, scaled(_last_weight(at, 0.0), at.residual)))
     return x, x
 
 
@@ -205,7 +258,7 @@ def spectral_ancestral(
     return x_mean + m_op.apply(noise), x_mean
 
 
-@register_corrector("langevin_exact", validate=lambda *a: _refuse(*a))
+@register_corrector("langevin_exact", validate=_check_options)
 def langevin_exact(
     x: Array,
     t: Array,
@@ -232,44 +285,8 @@ def langevin_exact(
     total = at.p + per_mode(at.level) ** 2
     keep = per_mode(at.level) ** 2 / total
     log_a = -2 * jnp.square(snr) * eigenvalues(preconditioner) * keep
-    x_mean = at.images(times(jnp.exp(log_a), at.y) + times(-jnp.expm1(log_a) / keep, at.residual))
+    x_mean = at.images(scaled(jnp.exp(log_a), at.y) + scaled(-jnp.expm1(log_a) / keep, at.residual))
     return at.noisy(x_mean, z, total * -jnp.expm1(2 * log_a)), x_mean
-
-
-def eigenvalues(m: Preconditioner | None) -> Array:
-    """m², the eigenvalues of M Mᵀ per mode; (1, H, W // 2 + 1, C) or a number.
-
-    Raises:
-      PdsError: M is not diagonal in frequency (a pixel filter), or has a solenoidal term.
-    """
-    if m is None or m.is_identity:
-        return jnp.float32(1)
-    if m.skew is not None or (m.space is not None and math.prod(m.space.shape) > 1):
-        raise PdsError("M is integrated per frequency: use filters 'freq' or 'flat', and no solenoidal term")
-    flat = jnp.float32(1) if m.space is None else jnp.square(m.space[0, 0, 0])
-    return flat if m.freq is None else flat * jnp.square(m.freq)[None]
-
-
-def _refuse(options: dict[str, Any], m: Preconditioner, shape: tuple[int, int, int]) -> None:
-    """Options that no run could do, by name."""
-    eigenvalues(m)
-    plane = (shape[0], shape[1] // 2 + 1, shape[2])
-    lam = options.get("stochasticity", 0.0)
-    if isinstance(lam, str) and lam != "M":
-        raise PdsError(f"stochasticity={lam!r}: use a number >= 0 (0 the flow, 1 the reverse SDE), or 'M'")
-    if "stochasticity" in options and not isinstance(lam, str) and not m.is_identity:
-        raise PdsError(f"stochasticity={lam}: M enters this predictor as its stochasticity: use 'M', or alpha=inf")
-    for name, low, high in (("stochasticity", 0, math.inf), ("spectrum", 0, 1), ("kappa", 0, math.inf)):
-        value = options.get(name, 0.0)
-        if name == "stochasticity" and isinstance(lam, str):
-            continue
-        array = np.asarray(math.nan if isinstance(value, str) else value, np.float64)
-        of_mode = array.ndim == 0 or (name != "kappa" and array.shape in (plane, (*plane[:2], 1)))
-        if not of_mode or not np.all((array >= low) & (array <= high) & np.isfinite(array)):
-            shapes = "one" if name == "kappa" else f"one, or {plane}"
-            raise PdsError(f"{name}={value}: use finite numbers ({shapes}) from {low} to {high}")
-        if array.ndim:
-            check_even(array, shape[1], name)
 
 
 def rings(plane: tuple[int, ...]) -> np.ndarray:
@@ -286,7 +303,7 @@ def ring_gains(gains: Array, plane: tuple[int, ...]) -> Array:
 
 def _moved(at: _State, lam: Array | float, pull: Array) -> Array:
     """A y + pull."""
-    return times(jnp.exp((1 + lam) / 2 * at.log_q), at.y) + pull
+    return scaled(jnp.exp((1 + lam) / 2 * at.log_q), at.y) + pull
 
 
 def _added(at: _State, lam: Array | float) -> Array:
@@ -304,7 +321,7 @@ def _extrapolated(at: _State, memory: Memory, kappa: float | Array) -> tuple[Arr
     """R̂; R itself in the first step and in the last."""
     h = jnp.where(at.below > 0, jnp.log(at.level / jnp.where(at.below > 0, at.below, at.level)), 0.0)
     factor = kappa * h / (2 * (memory.log_level - jnp.log(at.level)))
-    return at.residual + times(per_mode(factor), at.residual - at.modes(memory.previous)), at.kept()
+    return at.residual + scaled(per_mode(factor), at.residual - at.modes(memory.previous)), at.memory()
 
 
 def _weights(at: _State, lam: Array | float) -> tuple[Array, Array]:

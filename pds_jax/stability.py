@@ -13,7 +13,6 @@ import numpy as np
 from pds_jax.preconditioner import Preconditioner, lambda_max
 from pds_jax.runner import SamplingDiverged
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers import Memory
 from pds_jax.steps import Step
 from pds_jax.types import Array
 
@@ -63,10 +62,11 @@ def check_stability(sampler: Any, statistics: Any = None) -> float:
     q = 1 - np.asarray(_amplification(sampler.sde, times, jnp.float32(largest), jnp.float32(variance), step, options))
     number = float(np.quantile(q[: max(sampler.steps - 1, 1)], 0.75))
     if number > 2:
+        by_m = f" (M amplifies the drift up to {largest:.3g} times)" if largest > 1 else ""
+        or_else = ", or a weaker M (a larger alpha)" if largest > 1 else ", or another predictor or grid"
         raise SamplingDiverged(
             f"this setting diverges: with N={sampler.steps}, predictor {step.name!r} multiplies errors by "
-            f"{number - 1:.3g} or more in a quarter of its steps (M amplifies the drift up to {largest:.3g} times); "
-            "use more steps, or a weaker M (a larger alpha)"
+            f"{number - 1:.3g} or more in a quarter of its steps{by_m}; use more steps{or_else}"
         )
     return number
 
@@ -106,7 +106,7 @@ def _amplification(
         preconditioner=_Gain(lam),
         t_next=jnp.asarray(times)[1:],
         moments=(0 * ones[0], variance * ones[0]),
-        memory=(step.init_memory or Memory.empty)(ones),
+        memory=None if step.init_memory is None else step.init_memory(ones),
         **{name: value for name, value in options if name in step.options},
     )[1]
     return x_mean[:, 0, 0, 0]

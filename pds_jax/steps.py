@@ -1,14 +1,19 @@
 """Records of predictors and correctors, made from the signatures of their functions.
 
-A step is a pure function ``fn(x, t, z, *, ...) -> (x, x_mean)``, or ``(x, x_mean, memory)``. Its keywords that are in
-:data:`INPUTS` are supplied by the loop; all others are options of the step. An option that a step lacks raises an
-error that names it.
+A step is a pure function
+
+    fn(x, t, z, *, ...) -> (x, x_mean)            or (x, x_mean, memory) if it takes ``memory``
+
+of images x (B, H, W, C) at times t (B,) and standard normal noise z like x, all float32. x_mean is x before its noise
+was added. Keywords in :data:`INPUTS` are supplied by the loop; all others are options of the step, with a default. An
+option that a step lacks raises an error that names it.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -18,11 +23,12 @@ import numpy as np
 
 from pds_jax.types import Array, PdsError, Registry
 
-# Inputs a step can request: the SDE; the score at (x, t); M; the time to step to; (mean, power) of the data; the memory
-# from its last row; the row of the table; the mean of norms over images (``correctors.NORMS``).
+# Inputs a step can request: the SDE; the score at (x, t); M; the time to step to (B,), 0 for the data; (mean, power) of
+# the data; the memory from its last row; the row of the table; the mean of norms over images (``correctors.NORMS``).
 INPUTS = ("sde", "score_fn", "preconditioner", "t_next", "moments", "memory", "row", "mean_fn")
 _WORDS = {"inf": math.inf, "true": True, "false": False}  # in text, beside Python's own True, False and None
 _NEUTRAL = {"variant": "paper", "probability_flow": False}  # options of every sampler -> what asks for nothing
+_ALWAYS_GIVEN = ("snr", *_NEUTRAL)  # options that a step can have without a default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +40,14 @@ class Step:
       name: its name in the registry.
       fn: the function.
       draws: noise draws a row, 0 or 1; z is None where it is 0.
-      second: a second stage, a row of its own at t_next, left out where t_next is the data.
+      second: a second stage, a row of its own at t_next, left out where t_next is the data; it shares the memory. The
+        decorator takes its function, or a step.
       is_single_stage: options -> whether every step omits `second`; None for never.
       coefficients: (sde, times (N,), options) -> (N, K) float64, weights computed on the host, for
         ``row.coefficients``.
       build: (sde, times, step, options) -> ``table.Table``, for a method whose rows are not one per time; else None.
       extra_rows: options -> rows of its table in addition to those of its steps; None for none.
-      init_memory: x -> value of ``memory`` before the first row.
+      init_memory: x -> ``memory`` before the first row, arrays of the shapes that the step returns.
       host_options: options read on the host by `coefficients` and `build` only -> their defaults.
       min_steps: fewest steps that the method is defined for.
       has_stability_limit: whether the step diverges for a large M (``stability.check_stability``).
@@ -77,7 +84,7 @@ class Step:
         """Take the step; inputs that the function does not take are dropped, unknown options raise an error.
 
         Raises:
-          PdsError: an option, or M, that the step does not take.
+          PdsError: an option, or M, that the step does not take, or results of another number.
         """
         self.check({name: value for name, value in kwargs.items() if name not in INPUTS})
         if not self.uses_M and not getattr(kwargs.get("preconditioner"), "is_identity", True):
@@ -85,7 +92,12 @@ class Step:
         taken = {name: value for name, value in kwargs.items() if name in self.inputs or self.takes(name)}
         if taken.get("preconditioner", self) is None:
             del taken["preconditioner"]
-        return self.fn(x, t, z, **taken)
+        found = self.fn(x, t, z, **taken)
+        if not isinstance(found, tuple) or len(found) != 2 + self.multistep:
+            what = f"{len(found)} results" if isinstance(found, tuple) else "one result"
+            expected = "(x, x_mean, memory), since it takes memory" if self.multistep else "(x, x_mean)"
+            raise PdsError(f"{self.kind} {self.name!r} returned {what}: return {expected}")
+        return found
 
     def takes(self, name: str) -> bool:
         """Whether an option is a keyword of the function."""
@@ -137,17 +149,48 @@ def registrar(registry: Registry[Step]) -> Callable[..., Callable[[Callable[...,
         """Decorator: register a function as a step; ``traits`` are attributes of :class:`Step`.
 
         Raises:
-          PdsError: the name is taken.
+          PdsError: the name is taken, or the function is not of the form of a step.
         """
 
         def enter(fn: Callable[..., Any]) -> Step:
-            step = Step(registry.kind, name, fn, **traits)
+            second = traits.get("second")
+            if second is not None and not isinstance(second, Step):
+                second = Step(registry.kind, f"{name}_second", second, draws=0)
+            step = Step(registry.kind, name, fn, **{**traits, "second": second})
+            if name not in registry:
+                _check_form(step)
             registry.add(name, step)
             return step
 
         return enter
 
     return register
+
+
+def _check_form(step: Step) -> None:
+    """Refuse a function that is not fn(x, t, z, *, ...), and keywords that nothing would supply.
+
+    Raises:
+      PdsError: says what to write instead.
+    """
+    what, keyword = f"{step.kind} {step.name!r}", inspect.Parameter.KEYWORD_ONLY
+    for fn in (step.fn, *([] if step.second is None else [step.second.fn])):
+        signature = inspect.signature(fn)
+        kinds = [
+            p.kind for p in signature.parameters.values() if p.kind not in (keyword, inspect.Parameter.VAR_KEYWORD)
+        ]
+        if kinds != [inspect.Parameter.POSITIONAL_OR_KEYWORD] * 3:
+            raise PdsError(f"{what}: write fn(x, t, z, *, ...), with every other argument after the *; got {signature}")
+        for p in signature.parameters.values():
+            if p.kind == keyword and p.default is p.empty and p.name not in (*INPUTS, *_ALWAYS_GIVEN):
+                near = difflib.get_close_matches(p.name, INPUTS, 1)
+                hint = f"; did you mean {near[0]}?" if near else f" (the inputs are {', '.join(INPUTS)})"
+                raise PdsError(f"{what}: keyword {p.name} is no input, so it is an option and needs a default{hint}")
+    if step.multistep and step.init_memory is None:
+        raise PdsError(
+            f"{what} takes memory: register it with init_memory=, a function of x (B, H, W, C) that makes the memory "
+            "before the first row, e.g. solvers.Memory.empty or solvers.linear.keeps(2)"
+        )
 
 
 def named_options(given: Any) -> dict[str, Any]:

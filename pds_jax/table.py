@@ -29,7 +29,7 @@ class Row:
     """One row; a table has the same fields with a leading axis of rows.
 
     Attributes:
-      kind: int32, which of the sampler's kinds of step.
+      kind: int32, index of the row's step in ``Table.kinds``.
       iteration: int32, from 1; noise is drawn from fold_in(fold_in(key, iteration), draw).
       draw: int32, number of the row's draw within its iteration.
       draw_before: int32, index of the draw for the noise added before the evaluation.
@@ -41,7 +41,7 @@ class Row:
       t_next: float32 time that x is at afterwards; 0 stands for the data.
       noise_before: float32 deviation of the noise added before the evaluation.
       scale_before: float32 factor of x before that.
-      coefficients: (K,) float32 weights of a step that has them.
+      coefficients: (K,) float32 weights of a step that has them (``solvers.linear.Weights``); K = 0 otherwise.
     """
 
     kind: Any
@@ -92,7 +92,7 @@ class Table:
 
     Attributes:
       rows: :class:`Row` with a leading axis of R rows, NumPy.
-      kinds: what ``rows.kind`` counts in.
+      kinds: the different steps; ``rows.kind`` is an index into them.
       draws: most noise draws of an iteration, without a condition's.
     """
 
@@ -181,7 +181,8 @@ def pc(
       predictor: see ``steps``.
       corrector: likewise.
       n_steps: corrector rows an iteration.
-      to_data: whether a predictor of any grid steps from the last time to the data; otherwise it makes N − 1 steps.
+      to_data: whether a predictor that takes ``t_next`` steps from the last time to the data; if not, it makes N − 1
+        steps. One that does not take it steps through the SDE's N levels.
       coefficients: (N, K) of the predictor's rows.
       corrected: (N,) bool, which iterations have the corrector's rows; all by default.
 
@@ -241,6 +242,12 @@ def build(
     if predictor.build is not None:
         return predictor.build(sde, times, predictor, options)
     weights = None if predictor.coefficients is None else predictor.coefficients(sde, times, options)
+    steps = len(times) - (not to_data)
+    if weights is not None and (np.ndim(weights) != 2 or len(weights) < steps):
+        raise PdsError(
+            f"predictor {predictor.name!r}: its coefficients are {np.shape(weights)} for {steps} steps; return (N, K), "
+            "one row for each step"
+        )
     corrected = None if levels is None else _between(sde, times, levels)
     return pc(times, predictor, corrector, n_steps, to_data, weights, corrected)
 

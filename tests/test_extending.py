@@ -15,6 +15,8 @@ from pds_jax import likelihood, losses, preconditioner, sampling, sde_lib
 from pds_jax.models.analytic import PixelGaussian
 from pds_jax.ops import batch_mul
 from pds_jax.plugins import load_plugin
+from pds_jax.predictors import PREDICTORS, register_predictor
+from pds_jax.solvers import linear
 from pds_jax.types import PdsError
 
 SHAPE = (4, 4, 1)
@@ -150,3 +152,82 @@ def test_an_sde_of_ones_own_is_trained_and_sampled_from_the_command_line(tmp_pat
     for words in (train, sample):
         done = subprocess.run([*program, *words], cwd=root, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fn", "traits", "message"),
+    [
+        (lambda x, t, z, sde, score_fn: (x, x), {}, r"write fn\(x, t, z, \*, ...\)"),
+        (lambda x, t, z, *, score: (x, x), {}, "keyword score is no input.*did you mean score_fn"),
+        (lambda x, t, z, *, blob: (x, x), {}, "keyword blob is no input.*the inputs are sde"),
+        (lambda x, t, z, *, memory: (x, x, memory), {}, "register it with init_memory="),
+        (lambda x, t, z: (x, x), {"second": lambda x, t: (x, x)}, r"write fn\(x, t, z"),
+    ],
+)
+def test_a_function_that_is_no_step_is_refused_when_it_is_registered(fn, traits, message):
+    with pytest.raises(PdsError, match=f"predictor 'no_step'.*{message}"):
+        register_predictor("no_step", **traits)(fn)
+    assert "no_step" not in PREDICTORS
+
+
+def one_result(x, t, z, *, score_fn, t_next):
+    return x
+
+
+def no_memory(x, t, z, *, score_fn, t_next, memory):
+    return x, x
+
+
+def score_elsewhere(x, t, z, *, score_fn, t_next):
+    return x, x + score_fn(x + score_fn(x, t), t_next)
+
+
+def weights_of_one(rows):
+    return lambda sde, times, options: np.ones((rows, 6))
+
+
+@pytest.mark.parametrize(
+    ("fn", "traits", "message"),
+    [
+        (one_result, {}, r"returned one result: return \(x, x_mean\)"),
+        (no_memory, {"init_memory": jnp.zeros_like}, r"returned 2 results: return \(x, x_mean, memory\)"),
+        (score_elsewhere, {}, r"second=\)"),
+        (linear.on_noise, {"init_memory": linear.keeps(2)}, "keeps 2 outputs, but the rows have no weights"),
+        (
+            linear.on_noise,
+            {"init_memory": linear.keeps(2), "coefficients": weights_of_one(4)},
+            "for 1 outputs",
+        ),
+        (
+            linear.on_noise,
+            {"init_memory": linear.keeps(1), "coefficients": weights_of_one(3)},
+            r"\(3, 6\) for 4",
+        ),
+    ],
+)
+def test_what_a_step_does_wrong_is_said_by_name(fn, traits, message):
+    register_predictor("wrong", draws=0, **traits)(fn)
+    sde = sde_lib.VESDE(0.01, 5.0, 4)
+    try:
+        with pytest.raises(PdsError, match=message):
+            sampling.get_pc_sampler(sde, SHAPE, "wrong", "none")(sampling.image_keys([0]), law(sde))
+    finally:
+        PREDICTORS.pop("wrong")
+
+
+def test_a_second_stage_is_a_function():
+    """A predictor whose second stage undoes the first leaves x, but for the step to the data."""
+
+    def back(x, t, z, *, memory):
+        return memory, memory, memory
+
+    @register_predictor("there_and_back", draws=0, second=back, init_memory=jnp.zeros_like)
+    def there(x, t, z, *, t_next, memory):
+        return 2 * x, 2 * x, x
+
+    sde = sde_lib.VESDE(0.01, 5.0, 4)
+    sampler = sampling.get_pc_sampler(sde, SHAPE, "there_and_back", "none")
+    x, nfe = sampler(sampling.image_keys([0]), law(sde))
+    PREDICTORS.pop("there_and_back")
+    assert int(nfe) == 7 and sampler.table.kinds[1].name == "there_and_back_second"
+    np.testing.assert_allclose(x, 2 * sampler.init(sampling.image_keys([0])).x)

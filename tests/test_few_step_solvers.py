@@ -10,6 +10,7 @@ import pytest
 
 from pds_jax import predictors, runner, sampling, table
 from pds_jax.correctors import get_corrector
+from pds_jax.levels import levels
 from pds_jax.models.analytic import FrequencyGaussian, GaussianMixture
 from pds_jax.preconditioner import from_radius
 from pds_jax.sde_lib import VESDE, VPSDE, subVPSDE
@@ -148,6 +149,7 @@ def test_variance_of_er_sde_on_data_of_one_image(scale):
         ("edm", {"order": 1, "denoise": False}, 6),
         ("restart", {"restarts": ((4, 3, 0.1, 1.0), (2, 1, 1.0, 5.0))}, 13 + 18 + 2),
         ("restart", {"order": 1, "restarts": ((4, 3, 0.1, 1.0),)}, 7 + 9),
+        ("restart", {"restarts": ((3, 2, 0.1, 1.0), (2, 1, 0.11, 5.0))}, 13 + 8 + 2),
     ],
 )
 def test_evaluations_are_rows(name, options, expected):
@@ -206,6 +208,16 @@ def test_finite_with_few_steps_on_every_grid(kind, name):
             # Heun's slope at the end of a step over all levels is steep: finite, not good.
             assert np.isfinite(x).all() and np.abs(x).max() < 1e4, (grid, n)
     assert made >= 5
+
+
+def test_intervals_at_one_level_are_repeated_one_after_the_other():
+    """(3, 2) is (3, 1) twice, and another interval follows from the same level."""
+    first, second = (3, 1, 0.1, 1.0), (2, 1, 0.11, 5.0)
+    twice = make(SDES["ve"], 9, "restart", grid="edm", restarts=((3, 2, 0.1, 1.0), second)).table
+    apart = make(SDES["ve"], 9, "restart", grid="edm", restarts=(first, first, second)).table
+    assert str(twice) == str(apart)
+    level = twice.rows.t_next[np.flatnonzero(np.diff(twice.rows.t, append=0) > 0)]
+    np.testing.assert_allclose(levels(SDES["ve"], level)[1], [1.0, 1.0, 5.0], rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -281,7 +293,6 @@ MATCHED = {"prior": "matched", "statistics": (MEAN, POWER)}
         ("restart", 9, {"restarts": ((3, 2, 19.0, 20.0),)}, "nearest is 20"),
         ("restart", 9, {"restarts": ((3, 2, 0.06, 21.0),)}, "above the first level, 20"),
         ("restart", 9, {"restarts": ((3, 2, 0.06, 5.0),), "head_start": 4.0, **MATCHED}, "above the first level, 4"),
-        ("restart", 9, {"restarts": ((3, 1, 0.1, 0.4), (2, 1, 0.11, 0.5))}, "two intervals"),
         ("ddim", 9, {"rho": 5.0}, "no rho option"),
         ("ddim", 9, {"grid": "edm", "rho": 0.0}, "rho=0.0"),
     ],

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pds_jax import alpha as alpha_lib
 from pds_jax.types import PdsError
 
 
@@ -103,28 +104,19 @@ def final_law(
     """
     if iterations < 2:
         raise PdsError(f"iterations={iterations}: use 2 or more")
-    m2 = np.square(np.asarray(gain, np.float64)) * np.ones_like(modes.power)
     least, largest = sigma
-    index = np.arange(iterations) / (iterations - 1)
-    levels = np.concatenate([[0.0], least * (largest / least) ** index])
+    level = least * (largest / least) ** (np.arange(iterations)[::-1] / (iterations - 1))
     times = np.linspace(1.0, min(eps0 * max(1000 / iterations, 1.0), 0.1), iterations)
-    variance, factor = m2 * largest**2, np.ones_like(m2)
-    noise_norm = np.sum(modes.count * m2, axis=-1, keepdims=True)
-    for step, t in enumerate(times):
-        level = iterations - step
-        total = modes.power + (least * (largest / least) ** t) ** 2
-        if snr is not None:
-            square = np.square(m2 / total) * (variance + np.square(factor) * modes.offset)
-            gradient_norm = np.sum(modes.count * square, axis=-1, keepdims=True)
-            epsilon = 2 * snr**2 * noise_norm / gradient_norm
-            shrink = 1 - epsilon * m2 / total
-            variance, factor = np.square(shrink) * variance + 2 * epsilon * m2, shrink * factor
-        gap = levels[level] ** 2 - levels[level - 1] ** 2
-        shrink = 1 - gap * m2 / total
-        variance, factor = np.square(shrink) * variance, shrink * factor
-        if level > 1:
-            variance = variance + gap * m2
-    return Law(variance, np.square(factor) * modes.offset)
+    schedule = alpha_lib.Schedule(
+        drift=np.zeros(iterations),
+        diffusion=-np.diff(level**2, append=0.0),
+        mean_scale=np.ones(iterations),
+        std=least * (largest / least) ** times,
+        alphas=np.ones(iterations),
+        prior_std=largest,
+    )
+    gains = np.square(np.asarray(gain, np.float64)) * np.ones_like(modes.power)
+    return Law(*alpha_lib.final_law(schedule, modes.power, gains, snr or 0.0, 1, modes.offset, modes.count))
 
 
 def frechet(modes: Modes, law: Law) -> np.ndarray:

@@ -32,7 +32,6 @@ from pds_jax.predictors import register_predictor, score_drift
 from pds_jax.scores import checked, lay_out
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import noise_level
-from pds_jax.steps import Step
 from pds_jax.types import Array, ScoreFn
 
 _IDENTITY = identity()
@@ -94,9 +93,7 @@ def _start_heun(x: Array) -> Memory:
     return Memory(jnp.zeros((2, *x.shape)), jnp.zeros(x.shape[:1]))
 
 
-@register_predictor(
-    "heun", draws=0, second=Step("predictor", "heun_second", heun_second, draws=0), init_memory=_start_heun
-)
+@register_predictor("heun", draws=0, second=heun_second, init_memory=_start_heun)
 def heun(
     x: Array, t: Array, z: Array | None, *, sde: SDE, score_fn: ScoreFn, t_next: Array, memory: Memory
 ) -> tuple[Array, Array, Memory]:
@@ -110,7 +107,7 @@ def heun(
     return x, x, Memory(jnp.stack([x_bar, slope]), jnp.log(level))
 
 
-@register_predictor("sde_dpmpp_2m")
+@register_predictor("sde_dpmpp_2m", init_memory=Memory.empty)
 def sde_dpmpp_2m(
     x: Array,
     t: Array,

@@ -6,7 +6,7 @@
     ipndm_v   w_j = ∫ ℓ_j(σ) dσ over σ..σ', ℓ_j the Lagrange basis in σ        the same, rhoAB
     deis      w_j = ∫ ℓ_j(τ(σ)) dσ, the basis in the time τ of a VP SDE        the same, tAB
 
-The order grows from 1 with the answers there are. The step to the data is of order 1.
+The first steps have as high an order as there are outputs, up to the method's. The step to the data is of order 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pds_jax import table as tables
 from pds_jax.levels import VPTime, levels
 from pds_jax.predictors import PREDICTORS, register_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers.linear import Weights, enough, flag, keeps, lagrange, on_noise, quadrature, whole
+from pds_jax.solvers.checks import check_steps, true_or_false, whole_number
+from pds_jax.solvers.linear import COLUMNS, Weights, keeps, lagrange, on_noise, quadrature
 from pds_jax.steps import Step, numbers
 from pds_jax.table import Table
 from pds_jax.types import PdsError
@@ -38,7 +39,7 @@ def adams_bashforth(sigma: np.ndarray, order: int, time: Callable[[np.ndarray], 
       time: σ -> the variable of the polynomials; None for the weights of constant steps.
 
     Returns:
-      n rows that keep 4 answers.
+      n rows that keep 4 outputs.
     """
     weights = Weights.blank(len(sigma) - 1, 4)
     for i, (start, end) in enumerate(zip(sigma[:-1], sigma[1:], strict=True)):
@@ -55,14 +56,12 @@ def _one_step(nodes: np.ndarray, start: float, end: float, time: Any) -> np.ndar
     return lagrange(time(nodes), time(np.exp(points))) @ (measure * np.exp(points))
 
 
-def _coefficients(time: Callable[..., Any]) -> Callable[..., np.ndarray]:
+def _coefficients(name: str, time: Callable[..., Any]) -> Callable[..., np.ndarray]:
     """Of a variant: `time` gives (sde, options) -> σ -> variable."""
 
     def coefficients(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-        order = whole(options, "order", 1, 4, "Adams-Bashforth")
-        enough(
-            len(times) - (not options["denoise"]) - flag(options, "afs", "Adams-Bashforth"), order, "Adams-Bashforth"
-        )
+        order = whole_number(options, "order", 1, 4, name)
+        check_steps(len(times) - (not options["denoise"]) - true_or_false(options, "afs", name), order, name)
         sigma = np.append(levels(sde, times)[1], 0.0)
         return adams_bashforth(sigma, order, time(sde, options)).stacked()
 
@@ -77,12 +76,12 @@ def build(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) -> T
     assert step.coefficients is not None
     coefficients, to_data = step.coefficients(sde, times, options), bool(options["denoise"])
     none = PREDICTORS["none"]
-    if not flag(options, "afs", step.name):
+    if not true_or_false(options, "afs", step.name):
         return tables.pc(times, step, none, 0, to_data, coefficients)
     (m, below_m), (level, below) = (values[:2] for values in levels(sde, times))
     slope = 1 / np.sqrt(1 + level**2)
     grown = 1 + (below - level) * slope
-    coefficients[1, 3] = slope / grown
+    coefficients[1, COLUMNS.index("seed")] = slope / grown
     table = tables.pc(times[1:], step, none, 0, to_data, coefficients[1:])
     table.rows.scale_before[0] = below_m / m * grown
     return table
@@ -99,17 +98,17 @@ def _deis_time(sde: SDE, options: dict[str, Any]) -> Callable[[np.ndarray], np.n
     return VPTime(low, high).of_level
 
 
-def _register(name: str, time: Callable[..., Any], **more: Any) -> Step:
-    planned = {"order": 3, "afs": False, **more}
-    traits: Any = {
-        "coefficients": _coefficients(time),
-        "build": build,
-        "init_memory": keeps(4),
-        "host_options": planned,
-    }
-    return register_predictor(name, draws=0, extra_rows=lambda options: -int(flag(options, "afs", name)), **traits)(
-        on_noise
+def _register(name: str, time: Callable[..., Any], **more_options: Any) -> Step:
+    register = register_predictor(
+        name,
+        draws=0,
+        coefficients=_coefficients(name, time),
+        build=build,
+        extra_rows=lambda options: -int(true_or_false(options, "afs", name)),
+        init_memory=keeps(4),
+        host_options={"order": 3, "afs": False, **more_options},
     )
+    return register(on_noise)
 
 
 ipndm = _register("ipndm", lambda sde, options: None)

@@ -3,7 +3,9 @@
     edm      at each level σ: σ̂ = (1 + γ) σ,  x̂ = x̄ + √(σ̂² − σ²) S z,  then a step of order 2 from σ̂ to σ'
              γ = min(churn/N, √2 − 1) where churn_min ≤ σ ≤ churn_max, else 0; less where the SDE has no level σ̂
     restart  the same; each time that it arrives at σ_min of an interval (n, K, σ_min, σ_max), K times
-             x̄ ← x̄ + √(σ_max² − σ_min²) S z, and n − 1 steps down again, on EDM's grid of n levels between
+             x̄ ← x̄ + √(σ_max² − σ_min²) S z, and n − 1 steps down again, on EDM's grid of n levels between. σ_min is
+             rounded to the nearest level of the grid; intervals at the same level are repeated one after the other,
+             in the order given (the authors' program keeps the last of them alone)
 
 A step of order 2 is two rows, at σ̂ and at σ̂ + a (σ' − σ̂); a = 1 is Heun's, ½ the midpoint method. The step to the data
 is Euler's and one row. The noise is white: what is added must be what the network is trained on.
@@ -25,7 +27,8 @@ from pds_jax import table as tables
 from pds_jax.levels import levels
 from pds_jax.predictors import register_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers.linear import Weights, keeps, on_noise, whole
+from pds_jax.solvers.checks import whole_number
+from pds_jax.solvers.linear import Weights, keeps, on_noise
 from pds_jax.steps import Step, number, numbers
 from pds_jax.table import Table
 from pds_jax.types import PdsError
@@ -103,7 +106,7 @@ def _checked(options: dict[str, Any], method: str) -> None:
     Raises:
       PdsError: names one.
     """
-    whole(options, "order", 1, 2, method)
+    whole_number(options, "order", 1, 2, method)
     low, high = options["churn_min"], options["churn_max"]
     if not 0 <= number(low) <= number(high):
         raise PdsError(f"{method}: needs numbers 0 <= churn_min <= churn_max, got {low} and {high}")
@@ -120,18 +123,18 @@ def edm_rows(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) -
     sigma = levels(sde, times)[1]
     ends = np.append(sigma[1:], [0.0] * bool(options["denoise"]))
     rows, most = _Rows(sde, options), min(float(options["churn"]) / len(ends), _MOST)
-    gamma, found = gammas(sigma, most, options), _placed(_intervals(options), np.append(sigma[0], ends))
+    gamma, repeats = gammas(sigma, most, options), _placed(_intervals(options), np.append(sigma[0], ends))
     for i, below in enumerate(ends):
-        count, repeats, top = found.get(i + 1, (0, 0, 0.0))
-        rows.add(sigma[i], gamma[i], below, top if repeats else 0.0)
-        for repeat in range(repeats):
+        here = repeats.get(i + 1, [])
+        tops = [top for _, top in here] + [0.0]
+        rows.add(sigma[i], gamma[i], below, tops[0])
+        for (count, top), next_top in zip(here, tops[1:], strict=True):
             inner = np.linspace(top ** (1 / _RHO), below ** (1 / _RHO), count) ** _RHO
             inner[0], inner[-1] = top, below
             inside = gammas(inner, float(options["restart_gamma"]), options)
             for j in range(count - 1):
-                again = j + 2 == count and repeat + 1 < repeats
-                rows.add(inner[j], inside[j], inner[j + 1], top if again else 0.0)
-    return tables.from_rows(rows.rows, (step,), 2 if found else 1)
+                rows.add(inner[j], inside[j], inner[j + 1], next_top if j + 2 == count else 0.0)
+    return tables.from_rows(rows.rows, (step,), 2 if repeats else 1)
 
 
 def _intervals(options: dict[str, Any]) -> list[Interval]:
@@ -154,13 +157,13 @@ def _intervals(options: dict[str, Any]) -> list[Interval]:
     return found
 
 
-def _placed(intervals: list[Interval], sigma: np.ndarray) -> dict[int, tuple[int, int, float]]:
-    """Index of the level nearest to σ_min -> (n, K, σ_max).
+def _placed(intervals: list[Interval], sigma: np.ndarray) -> dict[int, list[tuple[int, float]]]:
+    """Index of the level nearest to σ_min -> (n, σ_max) of each repeat there.
 
     Raises:
-      PdsError: an interval that begins above the first level, or two at one level.
+      PdsError: an interval that begins above the first level, or has no level of the grid below its σ_max.
     """
-    found: dict[int, tuple[int, int, float]] = {}
+    found: dict[int, list[tuple[int, float]]] = {}
     for interval in intervals:
         count, repeats, low, high = interval
         index = int(np.argmin(np.abs(sigma - low)))
@@ -173,9 +176,7 @@ def _placed(intervals: list[Interval], sigma: np.ndarray) -> dict[int, tuple[int
                 f"restart: the grid has no level near sigma_min of interval {interval} that is below its "
                 f"sigma_max; the nearest is {sigma[index]:.4g}"
             )
-        if index in found:
-            raise PdsError(f"restart: two intervals begin at the level {sigma[index]:.4g}; use more steps, or one")
-        found[index] = count, repeats, high
+        found.setdefault(index, []).extend([(count, high)] * repeats)
     return found
 
 
@@ -187,14 +188,13 @@ def _extra(options: dict[str, Any]) -> int:
 
 def _single(options: dict[str, Any]) -> bool:
     """Whether all steps are Euler's, of one row."""
-    return whole(options, "order", 1, 2, "edm") == 1
+    return whole_number(options, "order", 1, 2, "edm") == 1
 
 
-_SECOND = Step("predictor", "edm_second", on_noise, draws=0)
 edm = register_predictor(
     "edm",
     draws=0,
-    second=_SECOND,
+    second=on_noise,
     is_single_stage=_single,
     build=edm_rows,
     init_memory=keeps(2, corrects=True),
@@ -202,7 +202,7 @@ edm = register_predictor(
 )(on_noise)
 restart = register_predictor(
     "restart",
-    second=_SECOND,
+    second=on_noise,
     is_single_stage=_single,
     build=edm_rows,
     extra_rows=_extra,

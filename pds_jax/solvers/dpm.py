@@ -1,7 +1,7 @@
 """Exponential integrators in λ = −log σ: DPM-Solver++(2M, 3M) and UniPC, each of either prediction.
 
-With h the step in λ, q the answers (D, or the slope d), z = −h for D and h for d, φ_k(z) the integral of
-e^{(1−u)z} u^{k−1}/(k−1)! over 0..1, and q + u D₁ + u² D₂ + … the answer along the step,
+With h the step in λ, q the newest output (D, or the slope d), z = −h for D and h for d, φ_k(z) the integral of
+e^{(1−u)z} u^{k−1}/(k−1)! over 0..1, and q + u D₁ + u² D₂ + … the polynomial through the outputs,
 
     data     x̄' = (σ'/σ) x̄ + h [φ₁ q + …]           noise     x̄' = x̄ − σ' h [φ₁ q + …]
 
@@ -9,8 +9,8 @@ e^{(1−u)z} u^{k−1}/(k−1)! over 0..1, and q + u D₁ + u² D₂ + … the a
     dpmpp_3m   φ₁ q + φ₂ D₁ + φ₃ D₂, at order 2 φ₁ (q + D₁/2)         the same, appendix B
     unipc      φ₁ q + (B/h) Σ_k ρ_k (q_k − q)/r_k, and the corrector  Zhao et al., "UniPC", 2023, algorithms 1 to 4
 
-UniPC corrects the state with the answer that the next step needs anyway, so a step is one evaluation. At the end the
-orders go down again (``lower_final``); for dpmpp_2m that is off where a step to the data follows.
+UniPC corrects the state with the output that the next step needs anyway, so a step is one evaluation. The last steps
+have lower orders (``lower_final``); for dpmpp_2m that is off where a step to the data follows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ import numpy as np
 from pds_jax.levels import levels
 from pds_jax.predictors import register_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers.linear import PREDICTIONS, Weights, advance, chosen, enough, flag, keeps, whole
+from pds_jax.solvers.checks import check_steps, one_of, true_or_false, whole_number
+from pds_jax.solvers.linear import PREDICTIONS, Weights, advance, keeps
 
 FORMS = ("bh1", "bh2")
 
@@ -40,12 +41,12 @@ def phi(z: float, count: int) -> list[float]:
 
 
 def rising(steps: int, order: int, lower_final: bool) -> list[int]:
-    """The order of each step: at most the answers there are and, with `lower_final`, the steps that are left."""
+    """The order of each step: at most the number of outputs so far and, with `lower_final`, of the steps left."""
     return [min(order, i + 1, steps - i if lower_final else order) for i in range(steps)]
 
 
 def dpmpp(sigma: np.ndarray, order: int, prediction: str, lower_final: bool, exact: bool = False) -> Weights:
-    """DPM-Solver++ of order 1 to 3 for levels σ (n + 1,) > 0; n rows that keep 3 answers.
+    """DPM-Solver++ of order 1 to 3 for levels σ (n + 1,) > 0; n rows that keep 3 outputs.
 
     `exact` gives D₁ and D₂ the weights of the integral, φ₂ and 2 φ₃. Published are φ₁/2 at order 2, which changes no
     order, and φ₃ at order 3, half of what order 3 needs.
@@ -70,7 +71,7 @@ def dpmpp(sigma: np.ndarray, order: int, prediction: str, lower_final: bool, exa
 
 
 def unipc_weights(sigma: np.ndarray, order: int, form: str, prediction: str, lower_final: bool = True) -> Weights:
-    """UniPC of order 1 to 4 for levels σ (n + 1,) > 0; n rows that keep order + 1 answers.
+    """UniPC of order 1 to 4 for levels σ (n + 1,) > 0; n rows that keep order + 1 outputs.
 
     A row corrects the state that the step before has made; the last step's is not corrected.
     """
@@ -107,12 +108,12 @@ def _solved(powers: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _dpmpp(name: str, most: int) -> Callable[..., np.ndarray]:
     def coefficients(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-        prediction = chosen(options, "prediction", PREDICTIONS, name)
-        order = whole(options, "order", 1, most, name) if most > 2 else most
-        enough(len(times) - (not options["denoise"]), order, name)
+        prediction = one_of(options, "prediction", PREDICTIONS, name)
+        order = whole_number(options, "order", 1, most, name) if most > 2 else most
+        check_steps(len(times) - (not options["denoise"]), order, name)
         lower = options["lower_final"]
-        lower = not options["denoise"] if lower is None else flag(options, "lower_final", name)
-        exact = "exact" in options and flag(options, "exact", name)
+        lower = not options["denoise"] if lower is None else true_or_false(options, "lower_final", name)
+        exact = "exact" in options and true_or_false(options, "exact", name)
         sigma = levels(sde, times)[1]
         weights = dpmpp(sigma, order, prediction, lower, exact)
         return weights.to_data(sigma[-1], prediction).stacked()
@@ -121,12 +122,12 @@ def _dpmpp(name: str, most: int) -> Callable[..., np.ndarray]:
 
 
 def _unipc(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    order = whole(options, "order", 1, 4, "unipc")
-    chosen(options, "prediction", PREDICTIONS, "unipc")
-    chosen(options, "form", FORMS, "unipc")
-    enough(len(times) - (not options["denoise"]), order, "unipc")
+    order = whole_number(options, "order", 1, 4, "unipc")
+    one_of(options, "prediction", PREDICTIONS, "unipc")
+    one_of(options, "form", FORMS, "unipc")
+    check_steps(len(times) - (not options["denoise"]), order, "unipc")
     sigma, prediction = levels(sde, times)[1], options["prediction"]
-    weights = unipc_weights(sigma, order, options["form"], prediction, flag(options, "lower_final", "unipc"))
+    weights = unipc_weights(sigma, order, options["form"], prediction, true_or_false(options, "lower_final", "unipc"))
     return weights.to_data(sigma[-1], prediction).stacked()
 
 

@@ -7,7 +7,15 @@ With x̄ = x/m_t, σ its noise level and q the network outputs kept from earlier
     x̄' = base + Σ_j p_j q_j
 
 q is the denoised image D (``prediction="data"``) or (x̄ − D)/σ, the slope dx̄/dσ of the probability flow
-(``prediction="noise"``). A method is the function that gives k, n, p and c for a list of levels.
+(``prediction="noise"``). A method is a function that fills :class:`Weights` for a list of levels; Euler's is
+
+    def euler(sde, times, options):
+        sigma = np.append(levels(sde, times)[1], 0.0)
+        weights = Weights.blank(rows=len(times), keeps=1)
+        weights.predict[:, 0] = np.diff(sigma)
+        return weights.stacked()
+
+    register_predictor("euler", draws=0, coefficients=euler, init_memory=keeps(1))(on_noise)
 """
 
 from __future__ import annotations
@@ -22,26 +30,27 @@ import numpy as np
 
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import SDE
+from pds_jax.solvers import checks
 from pds_jax.spectral import noise_level
-from pds_jax.steps import number
 from pds_jax.table import Row
-from pds_jax.types import Array, PdsError, ScoreFn, unknown_name
+from pds_jax.types import Array, PdsError, ScoreFn
 
 PREDICTIONS = ("data", "noise")
+COLUMNS = ("keep", "noise", "corrects", "seed")  # of a row's coefficients, before its predict and correct
 _NODES, _GAUSS = np.polynomial.legendre.leggauss(64)
 
 
 @dataclasses.dataclass
 class Weights:
-    """The weights of N rows that keep K answers; float64.
+    """The weights of N rows that keep K outputs; float64.
 
     Attributes:
       keep: (N,) k.
       noise: (N,) n.
-      predict: (N, K) p, of the answer at the row itself first.
-      correct: (N, K) c.
-      corrects: (N,) whether the row corrects its state.
-      seed: (N,) what x̄ is multiplied by to stand for the answer before, where that was not asked for; 0 elsewhere.
+      predict: (N, K) p; column 0 is for the output of the row itself, column 1 for that of the row before.
+      correct: (N, K) c, likewise.
+      corrects: (N,) 1 where the row corrects its state, else 0.
+      seed: (N,) where the row before was not evaluated, its output is taken to be `seed` times x̄; 0 elsewhere.
     """
 
     keep: np.ndarray
@@ -53,7 +62,7 @@ class Weights:
 
     @classmethod
     def blank(cls, rows: int, keeps: int) -> Weights:
-        """Rows that leave x̄ as it is."""
+        """N rows that leave x̄ as it is, of a method that keeps K outputs."""
         columns = [np.zeros(rows) for _ in range(3)]
         return cls(np.ones(rows), columns[0], np.zeros((rows, keeps)), np.zeros((rows, keeps)), *columns[1:])
 
@@ -65,26 +74,26 @@ class Weights:
         return Weights(*(np.concatenate(pair) for pair in pairs))
 
     def stacked(self) -> np.ndarray:
-        """(N, 4 + 2 K), as ``row.coefficients`` has them."""
-        scalars = np.stack([self.keep, self.noise, self.corrects, self.seed], axis=1)
+        """(N, 4 + 2 K), as ``row.coefficients`` has them: :data:`COLUMNS`, predict, correct."""
+        scalars = np.stack([getattr(self, name) for name in COLUMNS], axis=1)
         return np.concatenate([scalars, self.predict, self.correct], axis=1)
 
 
 @flax.struct.dataclass
 class History:
-    """What a linear method keeps.
+    """The memory of a linear multistep method.
 
     Attributes:
-      base: (B, H, W, C), see the top of this module; None where nothing is corrected.
-      answers: (K, B, H, W, C), newest first.
+      base: (B, H, W, C), see the top of this module; None for a method that corrects nothing.
+      outputs: (K, B, H, W, C), newest first.
     """
 
     base: Array | None
-    answers: Array
+    outputs: Array
 
 
 def keeps(count: int, corrects: bool = False) -> Callable[[Array], History]:
-    """The memory before the first row, of a method that keeps `count` answers."""
+    """``init_memory`` of a method that keeps K = `count` outputs, and ``corrects`` states or not."""
 
     def start(x: Array) -> History:
         return History(jnp.zeros_like(x) if corrects else None, jnp.zeros((count, *x.shape), x.dtype))
@@ -104,26 +113,42 @@ def advance(
     row: Row,
     prediction: str = "data",
 ) -> tuple[Array, Array, History]:
-    """One row; x (B, H, W, C) at t (B,), z its noise or None.
+    """One row of a linear multistep method, by the equations at the top of this module.
+
+    Args:
+      x: (B, H, W, C) float32 images at t.
+      t: (B,) times.
+      z: (B, H, W, C) standard normal noise, or None for none.
+      sde: SDE.
+      score_fn: score function.
+      t_next: (B,) times to step to; 0 is the data.
+      memory: base and outputs.
+      row: its coefficients are those of :meth:`Weights.stacked`.
+      prediction: "data" or "noise", see above.
 
     Returns:
       x at t_next, the same without the noise, and the memory.
+
+    Raises:
+      PdsError: weights for another number of outputs than the memory keeps.
     """
     (m, level), (m_next, _) = noise_level(sde, t), noise_level(sde, t_next)
-    count = memory.answers.shape[0]
-    keep, noise, corrects, seed = (row.coefficients[i] for i in range(4))
+    count = memory.outputs.shape[0]
+    _check_weights(row, count)
+    keep, noise, corrects, seed = (row.coefficients[i] for i in range(len(COLUMNS)))
+    predict, correct = row.coefficients[len(COLUMNS) :].reshape(2, count)
     x_bar, s = batch_mul(1 / m, x), score_fn(x, t)
-    answer = batch_mul(-m * level, s) if prediction == "noise" else x_bar + batch_mul(m * jnp.square(level), s)
-    before = jnp.where(seed != 0, seed * x_bar, memory.answers[0])
-    answers = jnp.concatenate([answer[None], before[None], memory.answers[1:-1]])[:count]
+    output = batch_mul(-m * level, s) if prediction == "noise" else x_bar + batch_mul(m * jnp.square(level), s)
+    before = jnp.where(seed != 0, seed * x_bar, memory.outputs[0])
+    outputs = jnp.concatenate([output[None], before[None], memory.outputs[1:-1]])[:count]
     if memory.base is not None:
-        corrected = memory.base + _combined(row.coefficients[4 + count : 4 + 2 * count], answers)
+        corrected = memory.base + _combined(correct, outputs)
         x_bar = jnp.where(corrects != 0, corrected, x_bar)
-    quiet, added = keep * x_bar, 0.0 if z is None else noise * z
-    base = quiet + added
-    change = _combined(row.coefficients[4 : 4 + count], answers)
-    x, x_mean = (batch_mul(m_next, start + change) for start in (base, quiet))
-    return x, x_mean, History(None if memory.base is None else base, answers)
+    base_mean = keep * x_bar
+    base = base_mean + (0.0 if z is None else noise * z)
+    change = _combined(predict, outputs)
+    x, x_mean = (batch_mul(m_next, start + change) for start in (base, base_mean))
+    return x, x_mean, History(None if memory.base is None else base, outputs)
 
 
 def on_noise(
@@ -142,11 +167,22 @@ def on_data(
     return advance(x, t, z, prediction="data", **inputs)
 
 
-def _combined(weights: Array, answers: Array) -> Array:
+def _check_weights(row: Row, count: int) -> None:
+    """Refuse a row without weights, or with those of a method that keeps another number of outputs."""
+    found = row.coefficients.shape[-1]
+    if found != len(COLUMNS) + 2 * count:
+        of = "no weights" if found == 0 else f"weights for {(found - len(COLUMNS)) / 2:g} outputs"
+        raise PdsError(
+            f"init_memory keeps {count} outputs, but the rows have {of}: coefficients= must return "
+            f"Weights.blank(rows, {count}), filled and stacked()"
+        )
+
+
+def _combined(weights: Array, outputs: Array) -> Array:
     """Σ_j w_j q_j; written out, since a matrix product may have fewer digits."""
-    total = weights[0] * answers[0]
-    for j in range(1, answers.shape[0]):
-        total = total + weights[j] * answers[j]
+    total = weights[0] * outputs[0]
+    for j in range(1, outputs.shape[0]):
+        total = total + weights[j] * outputs[j]
     return total
 
 
@@ -164,48 +200,3 @@ def quadrature(start: float, end: float) -> tuple[np.ndarray, np.ndarray]:
     """Gauss–Legendre points and weights for an integral from start to end, exact to degree 127."""
     half = (end - start) / 2
     return start + half * (_NODES + 1), half * _GAUSS
-
-
-def whole(options: dict[str, Any], name: str, low: int, high: int, method: str) -> int:
-    """An option that is a whole number in a range.
-
-    Raises:
-      PdsError: it is not.
-    """
-    value = number(options[name])
-    if not low <= value <= high or int(value) != value:
-        raise PdsError(f"{method}: {name}={options[name]}; use a whole number from {low} to {high}")
-    return int(value)
-
-
-def flag(options: dict[str, Any], name: str, method: str) -> bool:
-    """An option that is true or false, or 1 or 0.
-
-    Raises:
-      PdsError: it is not.
-    """
-    value = options[name]
-    if not isinstance(value, int | float | np.number | np.bool_) or value not in (0, 1):
-        raise PdsError(f"{method}: {name}={value}; use true or false")
-    return bool(value)
-
-
-def chosen(options: dict[str, Any], name: str, known: tuple[str, ...], method: str) -> str:
-    """An option that is one of some words.
-
-    Raises:
-      PdsError: it is not.
-    """
-    if options[name] not in known:
-        raise PdsError(f"{method}: {unknown_name(name, options[name], known)}")
-    return str(options[name])
-
-
-def enough(steps: int, order: int, method: str) -> None:
-    """Refuse fewer steps than the order.
-
-    Raises:
-      PdsError: names the least number.
-    """
-    if steps < order:
-        raise PdsError(f"{method}: order {order} needs at least {order} steps, got {steps}; use more, or a lower order")

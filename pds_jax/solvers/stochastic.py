@@ -21,7 +21,8 @@ from pds_jax import table as tables
 from pds_jax.levels import levels
 from pds_jax.predictors import PREDICTORS, register_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers.linear import Weights, enough, flag, keeps, lagrange, on_data, quadrature, whole
+from pds_jax.solvers.checks import check_steps, true_or_false, whole_number
+from pds_jax.solvers.linear import Weights, keeps, lagrange, on_data, quadrature
 from pds_jax.steps import Step, number, numbers
 from pds_jax.table import Table
 from pds_jax.types import PdsError
@@ -84,10 +85,10 @@ def er_sde_weights(
 
 
 def _er_sde(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    order = whole(options, "order", 1, 3, "er_sde")
+    order = whole_number(options, "order", 1, 3, "er_sde")
     scale = options["scale"]
-    f = scale if callable(scale) else SCALES[whole(options, "scale", 1, 7, "er_sde")]
-    enough(len(times) - (not options["denoise"]), order, "er_sde")
+    f = scale if callable(scale) else SCALES[whole_number(options, "scale", 1, 7, "er_sde")]
+    check_steps(len(times) - (not options["denoise"]), order, "er_sde")
     least = number(options["least_variance"])
     if not 0 <= least < math.inf:
         raise PdsError(f"er_sde: least_variance={options['least_variance']}; use a finite number >= 0")
@@ -121,7 +122,7 @@ def sa_weights(
     Args:
       sigma: decreasing.
       order: of the predictor.
-      corrector_order: answers that the corrector uses, the new one included; 0 for none.
+      corrector_order: outputs that the corrector uses, the new one included; 0 for none.
       tau: (n,) of each step; the last is taken to be 0 without `more_steps`.
       more_steps: correct the last step too, and leave the weights of two nodes as they are.
     """
@@ -158,9 +159,9 @@ def tau_of(tau: Any, times: np.ndarray) -> np.ndarray:
 
 
 def _sa(sde: SDE, times: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    order, corrector = whole(options, "order", 1, 5, "sa"), whole(options, "corrector_order", 0, 5, "sa")
-    enough(len(times) - 1, max(order, corrector - 1), "sa")
-    sigma, more = levels(sde, times)[1], flag(options, "more_steps", "sa")
+    order, corrector = whole_number(options, "order", 1, 5, "sa"), whole_number(options, "corrector_order", 0, 5, "sa")
+    check_steps(len(times) - 1, max(order, corrector - 1), "sa")
+    sigma, more = levels(sde, times)[1], true_or_false(options, "more_steps", "sa")
     weights = sa_weights(sigma, order, corrector, tau_of(options["tau"], times[1:]), more)
     return weights.to_data(sigma[-1], "data").stacked()
 
@@ -169,7 +170,7 @@ def _sa_table(sde: SDE, times: np.ndarray, step: Step, options: dict[str, Any]) 
     """One row a time; with `more_steps` the last is visited once more."""
     assert step.coefficients is not None
     coefficients = step.coefficients(sde, times, options)
-    visited = np.append(times, times[-1:]) if flag(options, "more_steps", "sa") else times
+    visited = np.append(times, times[-1:]) if true_or_false(options, "more_steps", "sa") else times
     table = tables.pc(visited, step, PREDICTORS["none"], 0, bool(options["denoise"]), coefficients)
     table.rows.draws[len(times) - 1 :] = 0
     return table
@@ -185,7 +186,7 @@ sa = register_predictor(
     "sa",
     coefficients=_sa,
     build=_sa_table,
-    extra_rows=lambda options: int(flag(options, "more_steps", "sa")),
+    extra_rows=lambda options: int(true_or_false(options, "more_steps", "sa")),
     init_memory=keeps(5, corrects=True),
     host_options={"order": 3, "corrector_order": 4, "tau": 1.0, "more_steps": False},
 )(on_data)
