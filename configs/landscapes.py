@@ -15,7 +15,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     ve(config)
     config.training.update(
         batch_size=32,
-        n_iters=12000,
+        n_iters=17500,
         snapshot_freq=4000,
         snapshot_freq_for_preemption=100,
         log_freq=50,
@@ -41,5 +41,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         ema_warmup=True,
     )
     config.eval.update(begin_ckpt=1, end_ckpt=1, batch_size=64, num_samples=512, enable_sampling=True)
-    config.optim.update(lr=1e-3, warmup=500, cosine_steps=5000)
+    config.optim.update(lr=1e-3, warmup=500, cosine_steps=2000)
     return finish(config, arg)

@@ -30,7 +30,6 @@ import numpy as np
 
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import SDE
-from pds_jax.solvers import checks
 from pds_jax.spectral import noise_level
 from pds_jax.table import Row
 from pds_jax.types import Array, PdsError, ScoreFn
