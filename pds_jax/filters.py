@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pds_jax.io.npy import read_npy
-from pds_jax.types import Array, PdsError, unknown_name
+from pds_jax.types import Array, PdsError, check_choice
 
 RECIPES = ("ijcv2025", "eccv2022")
 _ASYMMETRY = 1e-4  # of the largest value; float32 averages of real spectra stay below 1e-6
@@ -193,21 +193,6 @@ def check_alpha(alpha: float) -> None:
         raise PdsError(
             f"alpha={alpha}: use a number above 1 (5 is the paper's; the larger the weaker; inf switches PDS off)"
         )
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise if a value is not one of the known ones.
-
-    Args:
-      name: of the option.
-      value: what was given.
-      known: all values.
-
-    Raises:
-      PdsError: the value is unknown.
-    """
-    if value not in known:
-        raise PdsError(unknown_name(name, value, known))
 
 
 def odd_half_plane(w: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray:

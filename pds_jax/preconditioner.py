@@ -25,8 +25,8 @@ import numpy as np
 
 from pds_jax import filters as raw
 from pds_jax import ops
-from pds_jax.filters import check_choice, float32
-from pds_jax.types import Array, PdsError, is_number
+from pds_jax.filters import float32
+from pds_jax.types import Array, PdsError, check_choice, is_number
 
 FILTERS = ("freq", "space", "both")
 

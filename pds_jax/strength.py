@@ -12,11 +12,11 @@ from typing import Any
 
 from pds_jax import preconditioner, solenoidal
 from pds_jax.alpha import alpha_auto, parse_alpha
-from pds_jax.filters import RECIPES, check_choice
+from pds_jax.filters import RECIPES
 from pds_jax.preconditioner import Preconditioner
 from pds_jax.predictors import get_predictor
 from pds_jax.sde_lib import SDE
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, check_choice
 
 _ALPHA_OF_THE_PAPERS = 5.0
 

@@ -35,6 +35,23 @@ def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}; known: {', '.join(names)}{hint}"
 
 
+def check_choice(what: str, value: Any, known: Iterable[str]) -> str:
+    """The value of an option that is one of some names.
+
+    Args:
+      what: the option, for the message.
+      value: what was given.
+      known: all names.
+
+    Raises:
+      PdsError: the value is none of them; the nearest is named.
+    """
+    names = tuple(known)
+    if not isinstance(value, str) or value not in names:
+        raise PdsError(unknown_name(what, value, names))
+    return value
+
+
 class Registry(dict[str, _Entry]):
     """Objects of one kind by name: predictors, correctors, SDEs, grids."""
 

@@ -24,13 +24,12 @@ from pds_jax.models.layerspp import GroupNorm
 from pds_jax.models.utils import (
     check_divisible,
     check_sizes,
-    choice,
     get_dtype,
     image_size,
     register_model,
     remat_keeping_name,
 )
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, PdsError, check_choice
 
 ATTENTION_ORDERS = ("legacy", "new", "interleaved")
 POOLS = ("attention", "adaptive", "spatial")
@@ -156,7 +155,7 @@ class _Unet(nn.Module):
 
     def __post_init__(self) -> None:
         """Refuse unknown options before any work."""
-        choice("model.attention_order", self.attention_order, ATTENTION_ORDERS)
+        check_choice("model.attention_order", self.attention_order, ATTENTION_ORDERS)
         check_sizes(self.nf, [self._width(mult) for mult in self.ch_mult], self.num_res_blocks, self.dropout)
         super().__post_init__()
 
@@ -283,7 +282,7 @@ class ADMClassifier(_Unet):
 
     def __post_init__(self) -> None:
         """Refuse an unknown pooling before any work."""
-        choice("model.pool", self.pool, POOLS)
+        check_choice("model.pool", self.pool, POOLS)
         super().__post_init__()
 
     @nn.compact

@@ -21,7 +21,6 @@ from pds_jax.models.up_or_down_sampling import fir_taps
 from pds_jax.models.utils import (
     check_divisible,
     check_sizes,
-    choice,
     divide_by_sigma,
     get_dtype,
     get_sigmas,
@@ -29,7 +28,7 @@ from pds_jax.models.utils import (
     register_model,
     remat_keeping_name,
 )
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, PdsError, check_choice
 
 EMBEDDINGS = ("fourier", "positional")
 RESBLOCKS = ("ddpm", "biggan")
@@ -73,11 +72,11 @@ class NCSNpp(nn.Module):
 
     def __post_init__(self) -> None:
         """Refuse unknown options before any work."""
-        choice("model.embedding_type", self.embedding_type, EMBEDDINGS)
-        choice("model.resblock_type", self.resblock_type, RESBLOCKS)
-        choice("model.progressive", self.progressive, PROGRESSIVE)
-        choice("model.progressive_input", self.progressive_input, PROGRESSIVE_INPUT)
-        choice("model.progressive_combine", self.progressive_combine, COMBINE)
+        check_choice("model.embedding_type", self.embedding_type, EMBEDDINGS)
+        check_choice("model.resblock_type", self.resblock_type, RESBLOCKS)
+        check_choice("model.progressive", self.progressive, PROGRESSIVE)
+        check_choice("model.progressive_input", self.progressive_input, PROGRESSIVE_INPUT)
+        check_choice("model.progressive_combine", self.progressive_combine, COMBINE)
         get_act(self.nonlinearity)
         fir_taps(self.fir_kernel, factor=2)
         check_sizes(self.nf, self.ch_mult, self.num_res_blocks, self.dropout)

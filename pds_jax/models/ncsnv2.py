@@ -13,7 +13,6 @@ from pds_jax.models.layers import Dtype, get_act
 from pds_jax.models.normalization import get_normalization
 from pds_jax.models.utils import (
     check_divisible,
-    choice,
     divide_by_sigma,
     get_dtype,
     get_sigmas,
@@ -21,7 +20,7 @@ from pds_jax.models.utils import (
     register_model,
     remat_keeping_name,
 )
-from pds_jax.types import Array, PdsError
+from pds_jax.types import Array, PdsError, check_choice
 
 INTERPOLATIONS = ("nearest", "linear", "bilinear", "trilinear", "triangle", "cubic", "bicubic", "tricubic",
                   "lanczos3", "lanczos5")  # fmt: skip
@@ -62,7 +61,7 @@ class NCSNv2(nn.Module):
 
     def __post_init__(self) -> None:
         """Refuse unknown options before any work."""
-        choice("model.interpolation", self.interpolation, INTERPOLATIONS)
+        check_choice("model.interpolation", self.interpolation, INTERPOLATIONS)
         get_act(self.nonlinearity)
         get_normalization(self.normalization, self.dtype, self.num_classes)
         super().__post_init__()

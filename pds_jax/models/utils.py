@@ -12,7 +12,7 @@ import numpy as np
 
 from pds_jax.data.shapes import image_size
 from pds_jax.models.layers import Dtype
-from pds_jax.types import Array, Key, PdsError, unknown_name
+from pds_jax.types import Array, Key, PdsError, check_choice
 
 Builder = Callable[[Any], nn.Module]
 MODELS: dict[str, Builder] = {}
@@ -57,7 +57,7 @@ def get_model(name: str) -> Builder:
     Raises:
       PdsError: for an unknown name.
     """
-    return MODELS[choice("model.name", name, MODELS)]
+    return MODELS[check_choice("model.name", name, sorted(MODELS))]
 
 
 def create_model(config: Any) -> nn.Module:
@@ -121,26 +121,7 @@ def get_sigmas(config: Any) -> np.ndarray:
 
 def get_dtype(config: Any) -> Dtype:
     """Compute dtype, ``model.dtype``: float32 (default) or bfloat16; parameters and output stay float32."""
-    return _DTYPES[choice("model.dtype", config.model.get("dtype", "float32"), _DTYPES)]
-
-
-def choice(what: str, value: str, known: Any) -> str:
-    """Check an option of a config.
-
-    Args:
-      what: the option's name, for the message.
-      value: its value.
-      known: the known values.
-
-    Returns:
-      The value.
-
-    Raises:
-      PdsError: if the value is not known.
-    """
-    if not isinstance(value, str) or value not in known:
-        raise PdsError(unknown_name(what, value, sorted(known)))
-    return value
+    return _DTYPES[check_choice("model.dtype", config.model.get("dtype", "float32"), sorted(_DTYPES))]
 
 
 def check_sizes(nf: int, ch_mult: Sequence[int], num_res_blocks: int, dropout: float) -> None:

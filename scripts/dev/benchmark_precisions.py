@@ -53,10 +53,9 @@ from pds_jax.cache import use_compilation_cache
 from pds_jax.cli import scripts
 from pds_jax.io import files
 from pds_jax.models import create_model, init_model
-from pds_jax.models.utils import choice
 from pds_jax.ops import batch_mul
 from pds_jax.score_fn import get_score_fn
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, check_choice
 
 # precision -> (that of matrix products, the network's dtype), in the order in which time is spent on them.
 PRECISIONS: dict[str, tuple[str, str]] = {
@@ -402,7 +401,7 @@ def everything(start: float) -> dict[str, Any]:
     found |= {"networks": [], "diffusers": [], "left_out": {}}
     for what, names, known in (("--networks", nets, NETWORKS), ("--precisions", _PRECISIONS.value, PRECISIONS)):
         for name in names:
-            choice(what, name, known)
+            check_choice(what, name, known)
 
     def add(key: str, what: str, measure: Callable[..., Rows], *words: Any) -> None:
         try:
