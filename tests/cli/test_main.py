@@ -162,7 +162,6 @@ def test_a_mistake_in_the_flags_is_one_clear_line(words, wanted, capsys, monkeyp
             (f"--eval_folder={text}", f"--eval_folder={text}: write the name of a folder in --workdir")
             for text in ("", ".", "..", "../x", "a/../../x", "/tmp/x")
         ),
-        ("--workdir=", "--workdir= is empty"),
         ("--alpha=strong", "--alpha=strong: use a number above 1"),
         ("--alpha=1", "above 1"),
         *((f"--max_batch={text}", f"--max_batch={text}: ") for text in ("0", "-1", "many", "1.5")),
@@ -180,6 +179,11 @@ def test_a_value_that_cannot_be_used_names_its_flag(word, wanted):
     assert wanted in str(refusal.value)
     with pytest.raises(PdsError, match="--labels='a': 'a' is neither a label"):
         options("--mode=class_conditional", "--workdir=x", "--labels=a")
+
+
+def test_an_empty_workdir_is_refused():
+    with pytest.raises(PdsError, match="--workdir= is empty"):
+        options(*(word for word in SAMPLE if not word.startswith("--workdir")), "--workdir=")
 
 
 @pytest.mark.parametrize(

@@ -195,10 +195,10 @@ def test_a_positional_label_indexes_the_noise_levels():
     ("option", "value", "known"),
     [
         ("embedding_type", "sinus", "fourier, positional"),
-        ("resblock_type", "resnet", "biggan, ddpm"),
+        ("resblock_type", "resnet", "ddpm, biggan"),
         ("progressive", "input_skip", "none, output_skip, residual"),
-        ("progressive_input", "output_skip", "input_skip, none, residual"),
-        ("progressive_combine", "mean", "cat, sum"),
+        ("progressive_input", "output_skip", "none, input_skip, residual"),
+        ("progressive_combine", "mean", "sum, cat"),
         ("nonlinearity", "gelu", "elu, lrelu, relu, swish"),
         ("name", "unet", "ddpm, ncsn, ncsnpp, ncsnv2_128"),
         ("dtype", "float16", "bfloat16, float32"),
