@@ -23,7 +23,7 @@ import numpy as np
 from pds_jax import adapters
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import SDE
-from pds_jax.types import Array, PdsError, ScoreFn, unknown_name
+from pds_jax.types import Array, PdsError, ScoreFn, check_choice
 
 PRECONDITIONINGS = ("edm", "ve", "vp", "iddpm")
 PARAMETRISATIONS = ("denoiser", "epsilon")
@@ -185,8 +185,7 @@ def get_denoiser(config: Any, model: Any, params: Any) -> Denoiser:
     """
     fields = config.model
     kind = fields.preconditioning
-    if kind not in PRECONDITIONINGS:
-        raise PdsError(unknown_name("model.preconditioning", kind, PRECONDITIONINGS))
+    check_choice("model.preconditioning", kind, PRECONDITIONINGS)
     levels = iddpm_levels(fields.levels, fields.c_1, fields.c_2) if kind == "iddpm" else None
     return Denoiser(
         params,

@@ -21,7 +21,7 @@ from pds_jax.scores import as_pytree
 from pds_jax.sde_lib import SDE
 from pds_jax.steps import number
 from pds_jax.time_grids import checked_times, register_grid
-from pds_jax.types import Array, PdsError, ScoreFn, unknown_name
+from pds_jax.types import Array, PdsError, ScoreFn, check_choice
 
 METRICS = ("dev", "l2", "l1")
 _VALUES = 2**27  # of the trajectories that are held at once
@@ -103,8 +103,7 @@ def cost_matrix(teacher: Any, noise: Array, score_fn: ScoreFn, metric: str = "de
     Raises:
       PdsError: unknown metric, or a teacher that adds noise or ends at the data.
     """
-    if metric not in METRICS:
-        raise PdsError(unknown_name("metric", metric, METRICS))
+    check_choice("metric", metric, METRICS)
     table = teacher.table
     if teacher.draws or np.any(table.rows.noise_before != 0) or table.rows.t_next[-1] == 0:
         raise PdsError("gits: the teacher must be a solver of the probability flow that has denoise=False")

@@ -21,7 +21,7 @@ from pds_jax.ops import batch_mul
 from pds_jax.preconditioner import Preconditioner, identity
 from pds_jax.sde_lib import SDE
 from pds_jax.steps import Step, registrar
-from pds_jax.types import Array, PdsError, Registry, ScoreFn, unknown_name
+from pds_jax.types import Array, PdsError, Registry, ScoreFn, check_choice
 
 PREDICTORS: Registry[Step] = Registry("predictor")
 VARIANTS = ("paper", "exact")
@@ -44,8 +44,7 @@ def score_drift(s: Array, m: Preconditioner, variant: str, probability_flow: boo
     Raises:
       PdsError: unknown variant, or M in an exact probability flow.
     """
-    if variant not in VARIANTS:
-        raise PdsError(unknown_name("variant", variant, VARIANTS))
+    check_choice("variant", variant, VARIANTS)
     if variant == "paper":
         return (0.5 if probability_flow else 1.0) * m.drift(s)
     if probability_flow:

@@ -22,7 +22,7 @@ import numpy as np
 from pds_jax.ops import batch_mul
 from pds_jax.sde_lib import SDE
 from pds_jax.spectral import plane_mean, wiener_step
-from pds_jax.types import Array, PdsError, ScoreFn, unknown_name
+from pds_jax.types import Array, PdsError, ScoreFn, check_choice
 
 PARAMETRISATIONS = ("score_sde", "edm", "wiener")
 LABELS = ("training", "sampler")
@@ -177,10 +177,8 @@ def get_score_fn(
       PdsError: unknown parametrisation or labels; "wiener" without statistics or "edm" without sigma_data; either of
         them with ``scale_by_sigma`` or discrete.
     """
-    if parametrisation not in PARAMETRISATIONS:
-        raise PdsError(unknown_name("parametrisation", parametrisation, PARAMETRISATIONS))
-    if labels not in LABELS:
-        raise PdsError(unknown_name("labels", labels, LABELS))
+    check_choice("parametrisation", parametrisation, PARAMETRISATIONS)
+    check_choice("labels", labels, LABELS)
     if parametrisation != "score_sde":
         _check_scaled(parametrisation, model, continuous)
     mean, power = _moments(statistics, model) if parametrisation == "wiener" else (None, None)

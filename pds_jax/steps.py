@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pds_jax.types import Array, PdsError, Registry
+from pds_jax.types import Array, PdsError, Registry, did_you_mean
 
 # Inputs a step can request: the SDE; the score at (x, t); M; the time to step to (B,), 0 for the data; (mean, power) of
 # the data; the memory from its last row; the row of the table; the mean of norms over images (``correctors.NORMS``).
@@ -183,8 +182,7 @@ def _check_form(step: Step) -> None:
             raise PdsError(f"{what}: write fn(x, t, z, *, ...), with every other argument after the *; got {signature}")
         for p in signature.parameters.values():
             if p.kind == keyword and p.default is p.empty and p.name not in (*INPUTS, *_ALWAYS_GIVEN):
-                near = difflib.get_close_matches(p.name, INPUTS, 1)
-                hint = f"; did you mean {near[0]}?" if near else f" (the inputs are {', '.join(INPUTS)})"
+                hint = did_you_mean(p.name, INPUTS) or f" (the inputs are {', '.join(INPUTS)})"
                 raise PdsError(f"{what}: keyword {p.name} is no input, so it is an option and needs a default{hint}")
     if step.multistep and step.init_memory is None:
         raise PdsError(

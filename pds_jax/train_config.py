@@ -11,7 +11,7 @@ from pds_jax import score_fn as score_fns
 from pds_jax import statistics as stats_lib
 from pds_jax.data.shapes import image_size
 from pds_jax.models import create_model
-from pds_jax.types import Array, PdsError, unknown_name
+from pds_jax.types import Array, PdsError, check_choice
 
 # Fields without which no training is described; none has a default.
 _REQUIRED = (
@@ -74,8 +74,7 @@ def check_loss(config: Any) -> None:
     """
     training = config.training
     weighting = training.get("loss_weighting", "sigma")
-    if weighting not in ("sigma", "unit"):
-        raise PdsError(unknown_name("training.loss_weighting", weighting, ("sigma", "unit")))
+    check_choice("training.loss_weighting", weighting, ("sigma", "unit"))
     likelihood = training.get("likelihood_weighting", False)
     if likelihood and weighting != "sigma":
         raise PdsError(

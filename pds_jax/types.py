@@ -30,9 +30,13 @@ def unknown_name(what: str, name: Any, known: Iterable[str]) -> str:
       known: what could be given.
     """
     names = [str(one) for one in known]
-    near = difflib.get_close_matches(str(name), names, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"unknown {what} {name!r}; known: {', '.join(names)}{hint}"
+    return f"unknown {what} {name!r}; known: {', '.join(names)}{did_you_mean(name, names)}"
+
+
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
+    """The end of an error that suggests the nearest known name; empty if none is near."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def check_choice(what: str, value: Any, known: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from pds_jax import options as options_lib
 from pds_jax.cli import flags
 from pds_jax.cli.help import EXAMPLE
 from pds_jax.cli.options import RunOptions, SamplerOptions, from_flags
-from pds_jax.types import PdsError
+from pds_jax.types import PdsError, did_you_mean
 
 # Flags of the process, which the start of the program uses up.
 _OF_THE_PROCESS = ("cache_dir", "coordinator", "num_processes", "process_id")
@@ -52,7 +52,7 @@ def read(words: Sequence[str], values: absl_flags.FlagValues) -> list[tuple[str,
     for flag in flags.table():
         if isinstance(flag.kind, tuple) and values[flag.name].value not in (None, *flag.kind):
             given = str(values[flag.name].value)
-            raise PdsError(f"--{flag.name}={given}: use one of {'|'.join(flag.kind)}{_near(given, flag.kind)}")
+            raise PdsError(f"--{flag.name}={given}: use one of {'|'.join(flag.kind)}{did_you_mean(given, flag.kind)}")
     for name, value in (("mode", "|".join(flags.MODES)), ("workdir", "FOLDER")):
         if values[name].value is None:
             raise PdsError(f"--{name} is missing: type --{name}={value}, for example\n  {EXAMPLE}")
@@ -150,12 +150,6 @@ def _check_used(given: dict[str, Any], mode: str) -> None:
     options_lib.refuse(given, reasons, "--")
 
 
-def _near(given: str, known: Sequence[str]) -> str:
-    """A question at the end of an error."""
-    near = difflib.get_close_matches(given, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _what_is_wrong(text: str, values: absl_flags.FlagValues) -> str:
     """One line of an error of absl; that of a configuration comes with its traceback."""
     last = [line.strip() for line in text.splitlines() if line.strip()][-1]
@@ -167,7 +161,7 @@ def _what_is_wrong(text: str, values: absl_flags.FlagValues) -> str:
     name, given, reason = match.groups()
     parser = values[name].parser if name in values else None
     if isinstance(parser, absl_flags.EnumParser):
-        return f"--{name}={given}: use one of {'|'.join(parser.enum_values)}{_near(given, parser.enum_values)}"
+        return f"--{name}={given}: use one of {'|'.join(parser.enum_values)}{did_you_mean(given, parser.enum_values)}"
     if "convert" in reason or "invalid literal" in reason:
         reason = f"use {getattr(parser, 'syntactic_help', 'a number')}"
     return f"--{name}={given}: {reason}"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pds_jax.types import PdsError, unknown_name
+from pds_jax.types import check_choice
 
 
 def check_split(split: str) -> str:
     """The split, if it is "train" or "test"."""
-    if split not in ("train", "test"):
-        raise PdsError(unknown_name("split", split, ("train", "test")))
-    return split
+    return check_choice("split", split, ("train", "test"))

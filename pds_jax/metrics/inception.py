@@ -25,7 +25,7 @@ import numpy as np
 from pds_jax.io import files
 from pds_jax.io.npy import read_npz
 from pds_jax.metrics.resize import resize_bilinear
-from pds_jax.types import Array, PdsError, unknown_name
+from pds_jax.types import Array, PdsError, check_choice
 
 LAYERS = ("64", "192", "768", "2048", "logits_unbiased", "logits")
 FILE_NAME = "pt_inception-2015-12-05-6726825d.pth"
@@ -267,8 +267,7 @@ def preprocess(images: Any, rule: str = "tf1") -> Array:
     Raises:
       PdsError: unknown rule, or channels that are neither gray nor RGB.
     """
-    if rule not in PREPROCESSING:
-        raise PdsError(unknown_name("resize rule", rule, PREPROCESSING))
+    check_choice("resize rule", rule, PREPROCESSING)
     pixels = jnp.asarray(images)
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
         raise PdsError(f"Inception needs images (B, H, W, 3) or (B, H, W, 1), got {pixels.shape}")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pds_jax.metrics.frechet import check_features
-from pds_jax.types import PdsError, unknown_name
+from pds_jax.types import PdsError, check_choice
 
 ESTIMATORS = ("unbiased", "biased", "u-statistic")
 _BLOCK = 2048
@@ -82,8 +82,7 @@ def mmd2(x: Any, y: Any, kernel: Kernel | None = None, estimator: str = "unbiase
 
     Source: Gretton et al. (2012), eqs. 3, 4 and 5.
     """
-    if estimator not in ESTIMATORS:
-        raise PdsError(unknown_name("estimator", estimator, ESTIMATORS))
+    check_choice("estimator", estimator, ESTIMATORS)
     first, second = _pair(x, y)
     n, m = len(first), len(second)
     if estimator == "u-statistic" and n != m:
