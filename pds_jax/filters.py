@@ -124,7 +124,7 @@ def check_even(values: np.ndarray, width: int, name: str) -> None:
     own = np.asarray(values, np.float64)[:, columns]
     difference = np.abs(own - np.roll(own[::-1], 1, axis=0))
     if difference.max() > _ASYMMETRY * np.abs(values).max():
-        h, w, c = (int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
+        h, w, c = (int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
         raise PdsError(
             f"{name} is not even: |v(k) - v(-k)| = {difference.max():.4g} at (h, w, c) = {(h, columns[w], c)}; average "
             "v with its reflection in columns 0 and W/2, or compute it with jnp.fft.rfft2 from real images"
@@ -145,7 +145,7 @@ def even(raw: np.ndarray) -> np.ndarray:
     """
     difference = np.abs(raw - reflected(raw))
     if difference.max() > _ASYMMETRY * raw.max():
-        h, w, c = (int(i) for i in np.unravel_index(difference.argmax(), raw.shape))
+        h, w, c = (int(i) for i in np.unravel_index(np.argmax(difference), raw.shape))
         raise PdsError(
             f"the frequency mask is not symmetric: |r(k) - r(-k)| = {difference.max():.4g} at (c, h, w) = {(c, h, w)} "
             "(zero frequency first); masks made from real images are, so average it with its reflection or make it "
